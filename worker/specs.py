@@ -1,0 +1,91 @@
+"""The parts of a job that a worker needs: model, sampling, image and policy, checked once and frozen."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Resolution = Literal["0.06M", "0.25M", "0.60M", "1M"]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+CfgScale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class FrozenSpec(BaseModel):
+    """Base of all specs: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ArchitectureSpec(FrozenSpec):
+    """Overrides of a preset's sizes, field by field; None keeps the preset's value."""
+
+    depth: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=1)
+    num_heads: int | None = Field(None, ge=1)
+    text_width: int | None = Field(None, ge=1)
+    codebook_dim: int | None = Field(None, ge=1, description="code bits z of the VAE")
+    spatial_patchify: bool | None = None
+    vae_base_channels: int | None = Field(None, ge=32)
+    vae_channel_multipliers: tuple[int, ...] | None = None
+
+
+class ModelSpec(FrozenSpec):
+    """Which model to run and where its files are.
+
+    Each of `transformer`, `vae` and `text_encoder` overrides the preset's file: a local path, an fsspec URL,
+    or (text encoder) a Hugging Face id. `random_weights` builds the model at full size from `weights_seed`
+    without any file.
+    """
+
+    preset: str = "tiny"
+    transformer: str | None = None
+    vae: str | None = None
+    text_encoder: str | None = None
+    architecture: ArchitectureSpec = ArchitectureSpec()
+    random_weights: bool = False
+    weights_seed: int = Field(0, ge=0)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+class SamplingSpec(FrozenSpec):
+    """How bits are drawn. A list gives one value a scale; None takes the preset's value."""
+
+    cfg_scale: CfgScale | tuple[CfgScale, ...] | None = None
+    temperature: PositiveFloat | tuple[PositiveFloat, ...] | None = None
+    top_k: int = Field(0, ge=0, description="1 is greedy; other values have no effect on single bits")
+    top_p: float = Field(0.97, ge=0, le=1, description="0 and 1 switch it off")
+    greedy: bool = False
+    cfg_insertion_layer: int = Field(
+        0, le=0, description="0: guide the logits; -k: guide the output of block depth-k"
+    )
+
+
+class ImageSpec(FrozenSpec):
+    """Size and encoding of the images. `h_div_w` is height over width, 1/3 to 3."""
+
+    resolution: Resolution | None = None
+    h_div_w: float = Field(1.0, ge=1 / 3 - 1e-3, le=3 + 1e-3)
+    format: Literal["png", "jpeg", "webp"] = "png"
+    quality: int = Field(95, ge=1, le=100, description="of jpeg and webp")
+
+
+class PolicySpec(FrozenSpec):
+    """The pruning policy by name."""
+
+    name: Literal["dense"] = "dense"
+
+
+class EngineSpec(FrozenSpec):
+    """Everything that decides what an engine generates, and nothing about where or when it runs."""
+
+    model: ModelSpec = ModelSpec()
+    sampling: SamplingSpec = SamplingSpec()
+    image: ImageSpec = ImageSpec()
+    policy: PolicySpec = PolicySpec()
+
+
+class RuntimeSpec(FrozenSpec):
+    """Where and how fast an engine runs; changing it never changes an image."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    backend: Literal["auto", "torch"] = "auto"
+    batch_size: int | None = Field(None, ge=1, description="images a batch; None fits it to the memory")
