@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Resolution = Literal["0.06M", "0.25M", "0.60M", "1M"]
+NonEmpty = Annotated[str, Field(min_length=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+HDivW = Annotated[float, Field(ge=1 / 3 - 1e-3, le=3 + 1e-3)]
 CfgScale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -37,12 +39,12 @@ class ModelSpec(FrozenSpec):
     """
 
     preset: str = "tiny"
-    transformer: str | None = None
-    vae: str | None = None
-    text_encoder: str | None = None
+    transformer: NonEmpty | None = None
+    vae: NonEmpty | None = None
+    text_encoder: NonEmpty | None = None
     architecture: ArchitectureSpec = ArchitectureSpec()
     random_weights: bool = False
-    weights_seed: int = Field(0, ge=0)
+    weights_seed: int = Field(0, ge=0, lt=2**63)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
@@ -59,13 +61,18 @@ class SamplingSpec(FrozenSpec):
     )
 
 
-class ImageSpec(FrozenSpec):
-    """Size and encoding of the images. `h_div_w` is height over width, 1/3 to 3."""
+class ImageFormatSpec(FrozenSpec):
+    """Resolution and encoding of the images; None takes the preset's resolution."""
 
     resolution: Resolution | None = None
-    h_div_w: float = Field(1.0, ge=1 / 3 - 1e-3, le=3 + 1e-3)
     format: Literal["png", "jpeg", "webp"] = "png"
     quality: int = Field(95, ge=1, le=100, description="of jpeg and webp")
+
+
+class ImageSpec(ImageFormatSpec):
+    """Size and encoding of the images. `h_div_w` is height over width, 1/3 to 3."""
+
+    h_div_w: HDivW = 1.0
 
 
 class PolicySpec(FrozenSpec):

@@ -1,5 +1,3 @@
 """Offline batch image generation with Infinity and ToProVAR pruning on Ray."""
 
-from importlib.metadata import version
-
-__version__ = version("toprovar-batch")
+__version__ = "0.1.0"

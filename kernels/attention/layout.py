@@ -1,0 +1,89 @@
+"""Which query belongs to which row of a ragged batch, and how many keys each row sees."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Queries of R rows packed into one [T, ...] tensor, row after row.
+
+    Attributes:
+        row_lengths: queries of each row, known on the host.
+        token_indices: [T] int64, each packed query's place in its scale's row-major token map; None where
+            every row holds the whole map in order (the dense case).
+        device: where the derived tensors live.
+    """
+
+    row_lengths: tuple[int, ...]
+    device: torch.device
+    token_indices: Tensor | None = None
+
+    @classmethod
+    def dense(cls, num_rows: int, length: int, device: torch.device) -> "TokenLayout":
+        """Every one of `num_rows` rows holds all `length` tokens of the scale."""
+        return cls((length,) * num_rows, device)
+
+    @classmethod
+    def ragged(cls, keep_indices: Sequence[Tensor], device: torch.device) -> "TokenLayout":
+        """Row r holds the tokens `keep_indices[r]` ([n_r] int64, any n_r >= 0) of the scale."""
+        lengths = tuple(len(indices) for indices in keep_indices)
+        return cls(lengths, device, torch.cat(list(keep_indices)).to(device))
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return len(self.row_lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return sum(self.row_lengths)
+
+    @property
+    def uniform_length(self) -> int | None:
+        """Queries a row where all rows hold equally many, else None."""
+        return self.row_lengths[0] if len(set(self.row_lengths)) == 1 else None
+
+    @cached_property
+    def row_slices(self) -> tuple[slice, ...]:
+        """Row r is packed[row_slices[r]]."""
+        return tuple(slice(*ends) for ends in pairwise((0, *accumulate(self.row_lengths))))
+
+    @cached_property
+    def row_ids(self) -> Tensor:
+        """[T] int64: the row of each packed query."""
+        lengths = torch.tensor(self.row_lengths, device=self.device)
+        return torch.repeat_interleave(
+            torch.arange(self.num_rows, device=self.device), lengths, output_size=self.num_tokens
+        )
+
+    def per_token(self, per_row: Tensor) -> Tensor:
+        """Spread [R, C] over the tokens in a shape that broadcasts against `by_row(packed)`."""
+        return per_row.unsqueeze(1) if self.uniform_length is not None else per_row[self.row_ids]
+
+    def by_row(self, packed: Tensor) -> Tensor:
+        """View [T, ...] as [R, L, ...] where the rows are equally long; ragged tensors stay packed."""
+        return packed.unflatten(0, (self.num_rows, -1)) if self.uniform_length is not None else packed
+
+
+@dataclass(frozen=True)
+class KeyLengths:
+    """How many keys each row sees; rows of a padded [R, H, N, D] tensor hold theirs at the front."""
+
+    lengths: tuple[int, ...]
+    device: torch.device
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """[R, 1, 1, N] boolean, True where a key is seen; None where all rows see all N keys."""
+        longest = max(self.lengths)
+        if min(self.lengths) == longest:
+            return None
+        lengths = torch.tensor(self.lengths, device=self.device)
+        return (torch.arange(longest, device=self.device) < lengths[:, None])[:, None, None, :]

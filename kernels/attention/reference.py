@@ -1,0 +1,80 @@
+"""Attention and its entropy in plain PyTorch: the backend of the CPU and the twin of the GPU kernel."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from .layout import KeyLengths, TokenLayout
+
+# Scores held at once by the entropy reference; bounds its memory at any map size.
+_ENTROPY_CHUNK_ELEMENTS = 1 << 25
+
+
+def attention(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    layout: TokenLayout,
+    key_lengths: KeyLengths,
+    softmax_scale: float,
+) -> Tensor:
+    """Softmax attention of packed queries over each row's own keys.
+
+    Args:
+        q: [T, H, D] packed by `layout`.
+        keys: [R, H, N, D]; row r's keys are the first `key_lengths.lengths[r]`.
+        values: [R, H, N, D].
+        layout: rows of the queries.
+        key_lengths: keys seen by each row; N is the largest of them.
+        softmax_scale: factor on the scores.
+
+    Returns:
+        [T, H, D] in the dtype of `q`.
+    """
+    if layout.uniform_length is not None:
+        out = scaled_dot_product_attention(
+            layout.by_row(q).transpose(1, 2), keys, values, attn_mask=key_lengths.mask, scale=softmax_scale
+        )
+        return out.transpose(1, 2).flatten(0, 1)
+    out = torch.empty_like(q)
+    for row, (part, seen) in enumerate(zip(layout.row_slices, key_lengths.lengths, strict=True)):
+        if part.start == part.stop:
+            continue
+        row_out = scaled_dot_product_attention(
+            q[None, part].transpose(1, 2),
+            keys[row : row + 1, :, :seen],
+            values[row : row + 1, :, :seen],
+            scale=softmax_scale,
+        )
+        out[part] = row_out[0].transpose(0, 1)
+    return out
+
+
+def attention_entropy(
+    q: Tensor, keys: Tensor, layout: TokenLayout, key_lengths: KeyLengths, softmax_scale: float
+) -> Tensor:
+    """Entropy of each query's attention distribution, averaged over heads (ToProVAR, Eq. 2).
+
+    With scores s, their maximum m and l = sum exp(s - m): H = m + log l - sum softmax(s) s.
+
+    Args:
+        q: [T, H, D] packed by `layout`.
+        keys: [R, H, N, D].
+        layout: rows of the queries.
+        key_lengths: keys seen by each row.
+        softmax_scale: factor on the scores.
+
+    Returns:
+        [T] float32, nats.
+    """
+    entropy = torch.empty(q.shape[0], dtype=torch.float32, device=q.device)
+    for row, (part, seen) in enumerate(zip(layout.row_slices, key_lengths.lengths, strict=True)):
+        row_keys = keys[row, :, :seen].float()  # [H, N, D]
+        chunk = max(1, _ENTROPY_CHUNK_ELEMENTS // (row_keys.shape[0] * row_keys.shape[1]))
+        for first in range(part.start, part.stop, chunk):
+            last = min(first + chunk, part.stop)
+            scores = q[first:last].transpose(0, 1).float() @ row_keys.mT * softmax_scale  # [H, L, N]
+            lse = scores.logsumexp(-1)
+            expected_score = (scores * torch.exp(scores - lse[..., None])).sum(-1)
+            entropy[first:last] = (lse - expected_score).mean(0)
+    return entropy

@@ -1,0 +1,36 @@
+"""Unit-length queries and keys, turned by their 2-D position, in plain PyTorch."""
+
+import torch
+from torch import Tensor
+
+from toprovar_batch.kernels.attention import TokenLayout
+
+_EPS = 1e-12
+
+
+def qk_norm_rope(
+    qkv: Tensor, q_scale: Tensor, rotation: Tensor, layout: TokenLayout
+) -> tuple[Tensor, Tensor]:
+    """L2-normalise q and k over a head, scale q per head, and rotate both.
+
+    Pairs are neighbours: (x0, x1) becomes (x0 cos - x1 sin, x0 sin + x1 cos), which is a complex product.
+
+    Args:
+        qkv: [T, 3, H, D] packed by `layout`.
+        q_scale: [H] float32, the learned factor on the queries.
+        rotation: [N, D / 2] complex64, one turn for each place of the scale's token map.
+        layout: rows of the packed tokens.
+
+    Returns:
+        q and k, each [T, H, D] in the dtype of `qkv`; computed in float32.
+    """
+    qk = qkv[:, :2].float()  # [T, 2, H, D]
+    norm = torch.linalg.vector_norm(qk, dim=-1, keepdim=True).clamp_min(_EPS)
+    factor = torch.stack((q_scale, torch.ones_like(q_scale)))[..., None]  # [2, H, 1]
+    pairs = torch.view_as_complex((qk * (factor / norm)).unflatten(-1, (-1, 2)))  # [T, 2, H, D / 2]
+    if layout.token_indices is None:
+        turned = layout.by_row(pairs) * rotation[:, None, None]
+    else:
+        turned = pairs * rotation[layout.token_indices][:, None, None]
+    q, k = torch.view_as_real(turned).reshape(qk.shape).to(qkv.dtype).unbind(1)
+    return q, k

@@ -1,0 +1,262 @@
+"""The `bench` command: how fast a model generates on this machine, and where the time goes."""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toprovar_batch import __version__
+from toprovar_batch.worker.errors import RunFailedError, UserError
+
+_PROMPTS = (
+    "a photo of a red apple on a wooden table beside a blue ceramic cup",
+    "an old lighthouse on a cliff above a stormy sea at dusk, oil painting, thick brush strokes",
+    "a crowded night market in the rain, neon signs reflected in puddles, people under umbrellas",
+    "portrait of an astronaut reading a newspaper in a small cafe, soft window light, shallow focus",
+    "three glass bottles, green, amber and clear, in a row on a marble shelf",
+    "an isometric map of a small island with a harbour, a windmill, pine trees and a winding path",
+    "a grey cat asleep on a stack of books, watercolour",
+    "macro photograph of frost on a spider web, backlit by the morning sun, very fine detail",
+)
+
+
+@dataclass
+class BatchTiming:
+    """Timings of one batch size; milliseconds are medians over the repeats.
+
+    Attributes:
+        batch: images a batch.
+        seconds: wall time of a batch, each repeat's.
+        images_per_second: from the median.
+        text_ms, transformer_ms, decode_ms, encode_ms: the split of a batch.
+        scale_ms: transformer, sampling and codes of each scale, measured on the device.
+        peak_memory_gb: of the device, weights included (GPU only), 10**9 bytes.
+        error: why there are no timings, or None.
+    """
+
+    batch: int
+    seconds: list[float] = field(default_factory=list)
+    images_per_second: float = 0.0
+    text_ms: float = 0.0
+    transformer_ms: float = 0.0
+    decode_ms: float = 0.0
+    encode_ms: float = 0.0
+    scale_ms: list[float] = field(default_factory=list)
+    peak_memory_gb: float | None = None
+    error: str | None = None
+
+
+class BatchList(click.ParamType):
+    """A list of batch sizes such as 1,4,8."""
+
+    name = "sizes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Parse the list; click reports what is wrong."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            sizes = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            sizes = ()
+        if not sizes or min(sizes) < 1:
+            self.fail(f"{value!r} is no list of positive batch sizes such as 1,4,8", param, ctx)
+        return sizes
+
+
+@click.command("bench")
+@click.option("--model", "preset", default="tiny", show_default=True, help="Preset to measure.")
+@click.option("--random-weights", is_flag=True, help="Full size, seeded random weights, no files.")
+@click.option("--batch", "batches", type=BatchList(), default="1,4,8", show_default=True)
+@click.option("--resolution", help="0.06M, 0.25M, 0.60M or 1M; the preset's where left out.")
+@click.option("--h-div-w", type=float, default=1.0, show_default=True, help="Height over width.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--warmup", type=click.IntRange(0), default=2, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def bench_command(
+    preset: str,
+    random_weights: bool,
+    batches: tuple[int, ...],
+    resolution: str | None,
+    h_div_w: float,
+    device: str,
+    repeats: int,
+    warmup: int,
+    as_json: bool,
+) -> None:
+    """Time generation at several batch sizes, and its split over text, scales, decoding and encoding."""
+    from pydantic import ValidationError  # noqa: PLC0415 - only here
+
+    from toprovar_batch.worker.engine import Engine  # noqa: PLC0415 - imports torch
+    from toprovar_batch.worker.specs import EngineSpec, ImageSpec, ModelSpec, RuntimeSpec  # noqa: PLC0415
+
+    try:
+        spec = EngineSpec(
+            model=ModelSpec(preset=preset, random_weights=random_weights),
+            image=ImageSpec.model_validate({"resolution": resolution, "h_div_w": h_div_w}),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UserError(f"{option}: {first['msg']}, got {first['input']!r}") from error
+    engine = Engine(spec, RuntimeSpec(device=device))  # type: ignore[arg-type]
+    engine.setup()
+    timings = [measure(engine, batch, h_div_w, warmup, repeats) for batch in batches]
+    record = {
+        "command": "toprovar-batch " + " ".join(sys.argv[1:]),
+        "version": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "engine": engine.describe(),
+        "batches": [asdict(timing) for timing in timings],
+    }
+    if as_json:
+        click.echo(json.dumps(record, indent=2))
+    else:
+        _print_table(record, timings)
+    if all(timing.error for timing in timings):
+        raise RunFailedError(f"no batch size could be measured: {timings[0].error}")
+
+
+def measure(engine: Any, batch: int, h_div_w: float, warmup: int, repeats: int) -> BatchTiming:
+    """Time one batch size.
+
+    The first run is checked before anything is timed: every logit finite, every picture with contrast.
+
+    Args:
+        engine: set up.
+        batch: images a batch.
+        h_div_w: height over width.
+        warmup: runs before the timed ones.
+        repeats: timed runs.
+    """
+    import torch  # noqa: PLC0415 - keeps --help fast
+
+    from toprovar_batch.worker.engine import PhaseTimes, encode_images  # noqa: PLC0415
+    from toprovar_batch.worker.request import GenerationRequest  # noqa: PLC0415
+
+    requests = [
+        GenerationRequest(f"bench-{index}", _PROMPTS[index % len(_PROMPTS)], None, index, h_div_w)
+        for index in range(batch)
+    ]
+    schedule = engine.schedule_of(h_div_w)
+    timing = BatchTiming(batch)
+    runs: list[tuple[PhaseTimes, list[float]]] = []
+    is_gpu = engine.device.type == "cuda"
+    if is_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        for run in range(1 + warmup + repeats):
+            clock = _ScaleClock(is_gpu)
+            times = PhaseTimes()
+            start = time.perf_counter()
+            pixels, _cut, finite = engine.generate_pixels(requests, schedule, times, clock)
+            encode_start = time.perf_counter()
+            encode_images(pixels, engine.image_spec)
+            end = time.perf_counter()
+            times.encode = end - encode_start
+            if run == 0:
+                _check(pixels, finite)
+            if run > warmup:
+                timing.seconds.append(end - start)
+                runs.append((times, clock.milliseconds()))
+    except torch.OutOfMemoryError:
+        timing.error = "out of GPU memory"
+        return timing
+    _summarise(timing, runs)
+    if is_gpu:
+        timing.peak_memory_gb = torch.cuda.max_memory_allocated() / 1e9
+    return timing
+
+
+def _check(pixels: Any, finite: list[bool]) -> None:
+    if not all(finite):
+        raise RunFailedError("the model gave logits that are not finite numbers; nothing was timed")
+    if any(image.std() == 0 for image in pixels):
+        raise RunFailedError("the model gave a picture of one colour; nothing was timed")
+
+
+def _summarise(timing: BatchTiming, runs: list[tuple[Any, list[float]]]) -> None:
+    median = statistics.median
+    timing.images_per_second = timing.batch / median(timing.seconds)
+    timing.text_ms = 1e3 * median(times.text for times, _ in runs)
+    timing.transformer_ms = 1e3 * median(times.sample for times, _ in runs)
+    timing.decode_ms = 1e3 * median(times.decode for times, _ in runs)
+    timing.encode_ms = 1e3 * median(times.encode for times, _ in runs)
+    timing.scale_ms = [median(values) for values in zip(*(scales for _, scales in runs), strict=True)]
+
+
+class _ScaleClock:
+    """Marks the end of each scale, on the GPU's own clock where there is one.
+
+    The first mark is made when the transformer starts on the text, so scale 0 includes that.
+    """
+
+    def __init__(self, is_gpu: bool) -> None:
+        self._is_gpu = is_gpu
+        self._marks: list[Any] = []
+
+    def __call__(self, _scale_index: int) -> None:
+        if not self._is_gpu:
+            self._marks.append(time.perf_counter())
+            return
+        import torch  # noqa: PLC0415 - keeps --help fast
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._marks.append(event)
+
+    def milliseconds(self) -> list[float]:
+        """Time between neighbouring marks; the device must be idle."""
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        if self._is_gpu:
+            return [first.elapsed_time(second) for first, second in pairs]
+        return [1e3 * (second - first) for first, second in pairs]
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this runs from, with a mark where it has changes; None outside one."""
+    here = Path(__file__).resolve().parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607 - git from the PATH
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def _print_table(record: dict[str, Any], timings: list[BatchTiming]) -> None:
+    engine = record["engine"]
+    click.echo(
+        f"{engine['preset']} ({engine['parameters'] / 1e9:.2f} billion parameters) at {engine['resolution']}, "
+        f"{engine['dtype']} on {engine['device']}, torch {engine['torch']}, commit {record['commit']}"
+    )
+    click.echo("batch  s/batch  images/s  text ms  transformer ms  decode ms  encode ms  peak GB")
+    for timing in timings:
+        if timing.error:
+            click.echo(f"{timing.batch:5d}  {timing.error}")
+            continue
+        peak = "-" if timing.peak_memory_gb is None else f"{timing.peak_memory_gb:.1f}"
+        click.echo(
+            f"{timing.batch:5d}  {statistics.median(timing.seconds):7.3f}  {timing.images_per_second:8.3f}  "
+            f"{timing.text_ms:7.1f}  {timing.transformer_ms:14.1f}  {timing.decode_ms:9.1f}  "
+            f"{timing.encode_ms:9.1f}  {peak:>7}"
+        )
+    for timing in timings:
+        if not timing.error:
+            scales = " ".join(f"{value:.1f}" for value in timing.scale_ms)
+            click.echo(f"batch {timing.batch}, ms of each scale: {scales}")

@@ -1,0 +1,55 @@
+"""The command line: one group whose commands are imported when they are called.
+
+A command lives beside the code it drives; `COMMANDS` names it and its line of help, so `--help` imports
+none of them and `validate` never pays for torch or Ray.
+"""
+
+import importlib
+from typing import Any
+
+import click
+
+from toprovar_batch import __version__
+from toprovar_batch.worker.errors import ToprovarError
+
+# name: (module under toprovar_batch and the command in it, line of help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "validate": ("orchestrator.validate:validate_command", "Check a job and its prompts without a GPU."),
+    "verify": ("orchestrator.verify:verify_command", "Compare with recorded vectors of the official model."),
+    "bench": ("orchestrator.bench:bench_command", "Time generation at several batch sizes."),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group that imports a command on its first use and prints our errors in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Names of all commands, in the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the command called `cmd_name`, or return None when there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(f"toprovar_batch.{module}"), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the list of commands from the table, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; one of our errors becomes one line on stderr and its exit code."""
+        try:
+            return super().invoke(ctx)
+        except ToprovarError as error:
+            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="toprovar-batch")
+def main() -> None:
+    """Generate an image dataset from prompts: Infinity with token pruning, sharded over GPUs by Ray."""

@@ -1,0 +1,239 @@
+"""The process that owns one GPU: takes a shard, tells what it is doing, publishes a part file.
+
+Nothing here knows Ray; `orchestrator/fleet.py` turns the class into an actor and its `run` into a stream.
+"""
+
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from toprovar_batch.worker.part_file import PartWriter, image_path, result_rows
+from toprovar_batch.worker.request import GenerationRequest, GenerationResult
+from toprovar_batch.worker.shard_stats import ShardStats
+
+if TYPE_CHECKING:
+    from toprovar_batch.worker.specs import EngineSpec, RuntimeSpec
+
+
+class GenerationEngine(Protocol):
+    """What a worker needs of an engine; `worker/engine.py` has the real one."""
+
+    def setup(self) -> None:
+        """Load the weights."""
+
+    def plan_batches(
+        self, requests: Sequence[GenerationRequest], batch_size: int | None = None
+    ) -> list[list[GenerationRequest]]:
+        """Cut requests into batches that can run together."""
+
+    def generate(self, batch: Sequence[GenerationRequest]) -> list[GenerationResult]:
+        """Generate one batch; a request that cannot be met becomes an error result."""
+
+    def describe(self) -> dict[str, Any]:
+        """Give a JSON-able record of device, versions and settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """One attempt at one shard.
+
+    Attributes:
+        shard_id: position of the shard in the job.
+        samples: its rows of the plan.
+        schema: of the dataset.
+        target: local path or fsspec URL of its part.
+        scratch: folder for the unfinished part, or None for the system's.
+        labels: columns with one value for the whole job (`model`, `policy`).
+        attempt: counted from 1.
+        isolated: generate one image at a time, so that a death names its sample.
+        poisoned: sample id -> why it must not reach the engine again.
+        kept: path of an earlier part of this shard whose good rows are kept, or None.
+    """
+
+    shard_id: int
+    samples: pa.Table
+    schema: pa.Schema
+    target: str
+    scratch: str | None
+    labels: Mapping[str, str]
+    attempt: int = 1
+    isolated: bool = False
+    poisoned: Mapping[str, str] = field(default_factory=dict)
+    kept: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """These samples are in the engine now; a death from here on is theirs."""
+
+    sample_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The samples of the last `Started` left the engine (or never had to enter it)."""
+
+    num_ok: int
+    num_error: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The shard's part is published."""
+
+    stats: ShardStats
+    num_bytes: int
+    engine: dict[str, Any]  # the engine's description after the shard
+
+
+ShardEvent = Started | Progress | Committed
+
+
+def build_engine(spec: "EngineSpec", runtime: "RuntimeSpec", num_threads: int) -> GenerationEngine:
+    """Make the engine of a worker process; imports torch, loads nothing.
+
+    Args:
+        spec: what to generate with.
+        runtime: where.
+        num_threads: CPU threads of torch in this process.
+    """
+    import torch  # noqa: PLC0415 - the driver imports this module and must stay light
+
+    from toprovar_batch.worker.engine import Engine  # noqa: PLC0415
+
+    torch.set_num_threads(num_threads)
+    return Engine(spec, runtime)
+
+
+class GenerationWorker:
+    """One engine and the shards it works through.
+
+    Args:
+        engine_factory: makes the engine; called in `setup`, so that the constructor stays cheap.
+    """
+
+    def __init__(self, engine_factory: Callable[[], GenerationEngine]) -> None:
+        self._engine_factory = engine_factory
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def setup(self) -> dict[str, Any]:
+        """Load the engine.
+
+        Returns:
+            `worker` (its name), `engine` (the engine's description) and `engine_hash`.
+
+        Raises:
+            ModelSpecError: the model cannot be built as described.
+            CheckpointError: a weight file does not fit.
+        """
+        self._engine = self._engine_factory()
+        self._engine.setup()
+        description = self._engine.describe()
+        self._engine_hash = _digest(description)
+        return {"worker": self._name, "engine_hash": self._engine_hash, "engine": description}
+
+    def run(self, task: ShardTask) -> Iterator[ShardEvent]:
+        """Work through one shard and publish its part.
+
+        Args:
+            task: the shard and how to treat it.
+
+        Yields:
+            `Started` and `Progress` for every batch, and `Committed` once the part is visible.
+
+        Raises:
+            OSError: the part cannot be written; nothing is published then.
+            RuntimeError: the engine gave other samples back than it took.
+        """
+        stats = ShardStats(attempt=task.attempt, worker=self._name, engine=self._engine_hash)
+        start = time.monotonic()
+        with PartWriter(task.target, task.schema, task.scratch) as part:
+            todo = task.samples
+            for rows in _kept_rows(task):
+                part.write(rows)
+                stats.add_rows(rows)
+                todo = todo.filter(pc.invert(pc.is_in(todo["sample_id"], rows["sample_id"].combine_chunks())))
+            stats.generated = todo.num_rows
+            for event, rows in self._generate(task, todo):
+                yield event  # before writing: a full disk is not the samples' fault
+                if rows is not None:
+                    part.write(rows)
+                    stats.add_rows(rows)
+            stats.wall_s = time.monotonic() - start
+            stats.finished = datetime.now(UTC).isoformat(timespec="seconds")
+            if stats.rows != task.samples.num_rows:
+                raise RuntimeError(f"{stats.rows} results for {task.samples.num_rows} samples")
+            num_bytes = part.publish({"shard_id": task.shard_id, **stats.to_json()})
+        yield Committed(stats, num_bytes, self._engine.describe())
+
+    def _generate(self, task: ShardTask, todo: pa.Table) -> Iterator[tuple[ShardEvent, pa.Table | None]]:
+        """Turn the samples left to do into rows, batch by batch; hopeless samples go first."""
+        positions = {sample_id: row for row, sample_id in enumerate(todo["sample_id"].to_pylist())}
+
+        def rows_of(results: Sequence[GenerationResult]) -> pa.Table:
+            samples = todo.take([positions[result.sample_id] for result in results])
+            return result_rows(samples, [self._record(result, task) for result in results], task.schema)
+
+        requests, hopeless = _split(todo, task.poisoned)
+        if hopeless:
+            yield Progress(0, len(hopeless)), rows_of(hopeless)
+        for batch in self._engine.plan_batches(requests, 1 if task.isolated else None):
+            yield Started(tuple(request.sample_id for request in batch)), None
+            results = self._engine.generate(batch)
+            num_ok = sum(result.status == "ok" for result in results)
+            yield Progress(num_ok, len(results) - num_ok), rows_of(results)
+
+    def _record(self, result: GenerationResult, task: ShardTask) -> dict[str, Any]:
+        """Give the result's columns of the dataset."""
+        record = {name: getattr(result, name) for name in _RESULT_FIELDS}
+        if result.image is not None:
+            path = image_path(result.sample_id, result.format)
+            record["image"] = {"bytes": result.image, "path": path}
+        if result.status == "error":  # nothing was measured: null, not zero
+            record = {"status": "error", "error": result.error, "prompt_truncated": result.prompt_truncated}
+        return {**record, **task.labels, "attempt": task.attempt, "worker": self._name}
+
+
+_RESULT_FIELDS = tuple(name for name in GenerationResult.__dataclass_fields__ if name != "sample_id")
+
+
+def _split(
+    samples: pa.Table, poisoned: Mapping[str, str]
+) -> tuple[list[GenerationRequest], list[GenerationResult]]:
+    """Part the samples into requests for the engine and errors that are known beforehand."""
+    requests, hopeless = [], []
+    columns = ["sample_id", "prompt", "negative_prompt", "seed", "h_div_w", "prompt_error"]
+    for row in samples.select(columns).to_pylist():
+        error = row.pop("prompt_error") or poisoned.get(row["sample_id"])
+        if error is None:
+            requests.append(GenerationRequest(**row))
+        else:
+            hopeless.append(GenerationResult(row["sample_id"], "error", error))
+    return requests, hopeless
+
+
+def _kept_rows(task: ShardTask) -> Iterator[pa.Table]:
+    """Read the good rows of the shard's earlier part, a row group at a time."""
+    if task.kept is None:
+        return
+    with fsspec.open(task.kept, "rb") as file, pq.ParquetFile(file) as part:
+        for group in range(part.num_row_groups):
+            rows = part.read_row_group(group).select(task.schema.names).cast(task.schema)
+            yield rows.filter(pc.equal(rows["status"], "ok"))
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    """Hash an engine's description, so that a footer can name the one in the run's record."""
+    text = json.dumps(description, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,396 @@
+"""Requests in, encoded images and their statistics out, on one device."""
+
+import io
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from toprovar_batch.kernels.ops import Backend, fastest_attention, resolve_backend
+
+from .errors import ModelSpecError
+from .infinity.config import get_preset, resolve_architecture
+from .infinity.flops import decoder_flops, transformer_flops
+from .infinity.kv_cache import cache_bytes
+from .infinity.schedule import ScaleSchedule, image_size, nearest_h_div_w, num_scales, scale_schedule
+from .infinity.text import EncodedText
+from .infinity.vae import to_uint8
+from .models import Model, build_model
+from .request import GenerationRequest, GenerationResult
+from .sampler import BatchState, SamplingSettings, per_scale, sample_codes, text_rows
+from .specs import EngineSpec, ImageSpec, RuntimeSpec
+
+_LARGEST_AUTO_BATCH = 16
+_CPU_BATCH = 4
+# One image fills a GPU in the decoder, whose activations are the largest tensors of all; and decoded alone, an
+# image does not depend on its batch even in the last digit.
+_DECODE_CHUNK = 1
+_ENCODE_THREADS = 8
+# Hidden states alive at the peak of a block, in multiples of the packed [T, C] one: queries, keys and
+# values in float32 and their products.
+_ACTIVATION_MULTIPLE = 24
+T = TypeVar("T")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(setting: str) -> torch.device:
+    """The device of a setting: "auto" takes a GPU where there is one.
+
+    Raises:
+        ModelSpecError: cuda is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if setting == "cuda" and not available:
+        raise ModelSpecError(
+            "runtime.device: cuda is asked for, but PyTorch sees no GPU here; use auto or cpu, or a CUDA build of torch"
+        )
+    return torch.device("cuda" if available and setting != "cpu" else "cpu")
+
+
+def resolve_settings(spec: EngineSpec, resolution: str) -> SamplingSettings:
+    """The sampling settings of a spec with its preset's values, one a scale.
+
+    Raises:
+        ModelSpecError: a per-scale list of the wrong length, or a guidance layer the model does not have.
+    """
+    preset, sampling = get_preset(spec.model.preset), spec.sampling
+    count = num_scales(resolution)
+    depth = resolve_architecture(spec.model)[0].depth
+    if -sampling.cfg_insertion_layer >= depth:
+        raise ModelSpecError(
+            f"sampling.cfg_insertion_layer: {sampling.cfg_insertion_layer} names no block of a model of depth "
+            f"{depth}; use 0 to {1 - depth}"
+        )
+    cfg_scale = preset.cfg_scale if sampling.cfg_scale is None else sampling.cfg_scale
+    temperature = preset.temperature if sampling.temperature is None else sampling.temperature
+    return SamplingSettings(
+        cfg_scale=per_scale(cfg_scale, count, "sampling.cfg_scale"),
+        temperature=per_scale(temperature, count, "sampling.temperature"),
+        top_p=sampling.top_p,
+        greedy=sampling.greedy or sampling.top_k == 1,
+        cfg_insertion_layers=(sampling.cfg_insertion_layer,),
+    )
+
+
+@dataclass
+class PhaseTimes:
+    """Seconds of a batch's phases; the device is idle at both ends of each."""
+
+    text: float = 0.0
+    sample: float = 0.0
+    decode: float = 0.0
+    encode: float = 0.0
+    scales: list[float] = field(default_factory=list)
+
+
+class Engine:
+    """A model on a device that turns batches of requests into results."""
+
+    def __init__(self, spec: EngineSpec, runtime: RuntimeSpec) -> None:
+        """Remember what to build; nothing is loaded before `setup`.
+
+        Args:
+            spec: decides the images.
+            runtime: decides where and how they are made.
+        """
+        self._spec, self._runtime = spec, runtime
+        self._resolution = spec.image.resolution or get_preset(spec.model.preset).resolution
+        self._settings = resolve_settings(spec, self._resolution)
+        self._model: Model | None = None
+        self._batch_limit: int | None = None
+        self._out_of_memory: list[dict[str, int]] = []
+        self._load_seconds = 0.0
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return resolve_device(self._runtime.device)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Compute dtype: as asked for, else bfloat16 on a GPU and float32 on a CPU."""
+        wanted = self._spec.model.dtype
+        if wanted != "auto":
+            return _DTYPES[wanted]
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    @cached_property
+    def backend(self) -> Backend:
+        """Which implementation of the kernels runs, and why."""
+        return resolve_backend(self._runtime.backend, self.device)
+
+    @property
+    def model(self) -> Model:
+        """The loaded model."""
+        if self._model is None:
+            raise RuntimeError("Engine.setup() must be called before the model is used")
+        return self._model
+
+    @property
+    def settings(self) -> SamplingSettings:
+        """How bits are drawn, one value a scale."""
+        return self._settings
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """Size and encoding of the images."""
+        return self._spec.image
+
+    def setup(self) -> None:
+        """Load the model.
+
+        Raises:
+            ModelSpecError: no such device, or a model that cannot be built.
+            CheckpointError: a weight file that cannot be had or does not fit.
+        """
+        start = time.perf_counter()
+        self._model = build_model(self._spec.model, self.device, self.dtype)
+        if self.device.type == "cuda":
+            self._model.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._synchronize()
+        self._load_seconds = time.perf_counter() - start
+
+    def schedule_of(self, h_div_w: float) -> ScaleSchedule:
+        """The scale schedule of a wished height / width at this engine's resolution."""
+        return scale_schedule(h_div_w, self._resolution)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Images a batch: as asked for, or what the free memory holds."""
+        if self._runtime.batch_size is not None:
+            return self._runtime.batch_size
+        if self.device.type != "cuda":
+            return _CPU_BATCH
+        free, _total = torch.cuda.mem_get_info(self.device)
+        schedule = self.schedule_of(self._spec.image.h_div_w)
+        sizes = self.model.transformer.sizes
+        rows = 2 if self._settings.guided else 1
+        kept = sum(h * w for h, w in schedule[:-1])
+        last = schedule[-1][0] * schedule[-1][1]
+        per_image = cache_bytes(sizes, rows, kept, self.dtype)
+        per_image += rows * last * sizes.width * self.dtype.itemsize * _ACTIVATION_MULTIPLE
+        return max(1, min(_LARGEST_AUTO_BATCH, int(0.85 * free / per_image)))
+
+    def plan_batches(
+        self, requests: Sequence[GenerationRequest], batch_size: int | None = None
+    ) -> list[list[GenerationRequest]]:
+        """Group requests by scale schedule and cut the groups into batches.
+
+        Args:
+            requests: in any order.
+            batch_size: images a batch; None takes the engine's own.
+        """
+        size = batch_size or self.batch_size
+        groups: dict[float, list[GenerationRequest]] = defaultdict(list)
+        for request in requests:
+            groups[nearest_h_div_w(request.h_div_w)].append(request)
+        return [
+            group[start : start + size] for group in groups.values() for start in range(0, len(group), size)
+        ]
+
+    def generate(self, batch: Sequence[GenerationRequest]) -> list[GenerationResult]:
+        """Generate one batch; all its requests share a scale schedule.
+
+        A request that cannot be generated becomes a result with status "error". Out of GPU memory the batch
+        is halved, for this and all later batches, down to one image.
+
+        Args:
+            batch: any number of requests.
+
+        Returns:
+            One result a request, in order.
+        """
+        start = time.perf_counter()
+        results: dict[str, GenerationResult] = {}
+        pending = []
+        for request in batch:
+            problem = _problem(request)
+            if problem is None:
+                pending.append(request)
+            else:
+                results[request.sample_id] = GenerationResult(request.sample_id, "error", problem)
+        while pending:
+            chunk = pending[: self._batch_limit]
+            try:
+                done = self._generate_chunk(chunk)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                self._out_of_memory.append({"batch_size": len(chunk)})
+                if len(chunk) > 1:
+                    self._batch_limit = len(chunk) // 2
+                    continue
+                message = "out of GPU memory even alone; use a smaller resolution or a larger GPU"
+                done = [GenerationResult(chunk[0].sample_id, "error", message)]
+            results |= {result.sample_id: result for result in done}
+            pending = pending[len(chunk) :]
+        total_ms = 1e3 * (time.perf_counter() - start)
+        for result in results.values():
+            result.total_ms = total_ms
+        return [results[request.sample_id] for request in batch]
+
+    def _generate_chunk(self, batch: Sequence[GenerationRequest]) -> list[GenerationResult]:
+        times = PhaseTimes()
+        schedule = self.schedule_of(batch[0].h_div_w)
+        pixels, truncated, finite = self.generate_pixels(batch, schedule, times)
+        encoded = self._timed(times, "encode", lambda: encode_images(pixels, self._spec.image))
+        height, width = image_size(schedule)
+        share = 1e3 / len(batch)
+        results = []
+        for request, image, cut, is_finite in zip(batch, encoded, truncated, finite, strict=True):
+            if not is_finite:
+                message = "the model gave numbers that are not finite; check its weights and dtype"
+                results.append(GenerationResult(request.sample_id, "error", message))
+                continue
+            result = GenerationResult(
+                request.sample_id,
+                "ok",
+                image=image,
+                width=width,
+                height=height,
+                format=self._spec.image.format,
+                prompt_truncated=cut,
+                text_ms=times.text * share,
+                sample_ms=times.sample * share,
+                decode_ms=times.decode * share,
+                encode_ms=times.encode * share,
+                batch_size=len(batch),
+                pruning_start_scale=len(schedule),
+                low_entropy_ratio=[None] * len(schedule),
+                keep_ratio=[1.0] * len(schedule),
+                token_layer_fraction=1.0,
+                flops=self._flops(schedule),
+            )
+            results.append(result)
+        return results
+
+    def generate_pixels(
+        self,
+        batch: Sequence[GenerationRequest],
+        schedule: ScaleSchedule,
+        times: PhaseTimes,
+        on_scale: Callable[[int], None] | None = None,
+    ) -> tuple[np.ndarray, list[bool], list[bool]]:
+        """Generate a batch up to its pixels.
+
+        Args:
+            batch: valid requests that share `schedule`.
+            schedule: token map sizes.
+            times: takes the seconds of each phase.
+            on_scale: called with -1 before the transformer starts, then with each scale's index once its
+                work is queued.
+
+        Returns:
+            [B, H, W, 3] uint8 RGB; for each image whether its text was cut; and whether all its logits were
+            finite.
+        """
+        model = self.model
+        with torch.inference_mode(), fastest_attention(self.device):
+            prompts, negatives = self._timed(times, "text", lambda: self._encode_text(batch))
+            seeds = torch.tensor([request.seed for request in batch], device=self.device)
+
+            def sample() -> tuple[Tensor, Tensor]:
+                if on_scale is not None:
+                    on_scale(-1)
+                features = [text.features for text in prompts]
+                unconditional = [text.features if text else None for text in negatives]
+                rows = text_rows(model.transformer, features, unconditional, guided=self._settings.guided)
+                state = BatchState(
+                    model.transformer,
+                    model.transformer.encode_text(rows),
+                    schedule,
+                    self._settings,
+                    codebook_dim=model.vae.sizes.codebook_dim,
+                    spatial_patchify=model.vae.sizes.spatial_patchify,
+                )
+                return sample_codes(state, seeds, on_scale), state.finite
+
+            codes, finite = self._timed(times, "sample", sample)
+            pixels = self._timed(times, "decode", lambda: self._decode(codes))
+        truncated = [
+            text.truncated or (negative is not None and negative.truncated)
+            for text, negative in zip(prompts, negatives, strict=True)
+        ]
+        return pixels, truncated, finite.tolist()
+
+    def _encode_text(
+        self, batch: Sequence[GenerationRequest]
+    ) -> tuple[list[EncodedText], list[EncodedText | None]]:
+        """Encode each distinct text of a batch once."""
+        texts = [request.prompt for request in batch]
+        negatives = [request.negative_prompt if self._settings.guided else None for request in batch]
+        distinct = list(dict.fromkeys([*texts, *filter(None, negatives)]))
+        encoded = dict(zip(distinct, self.model.text_encoder.encode(distinct), strict=True))
+        return [encoded[text] for text in texts], [encoded[text] if text else None for text in negatives]
+
+    def _decode(self, codes: Tensor) -> np.ndarray:
+        chunks = [to_uint8(self.model.vae.decode(chunk)).cpu() for chunk in codes.split(_DECODE_CHUNK)]
+        return torch.cat(chunks).numpy()
+
+    def _timed(self, times: PhaseTimes, phase: str, work: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        result = work()
+        self._synchronize()
+        setattr(times, phase, time.perf_counter() - start)
+        return result
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _flops(self, schedule: ScaleSchedule) -> float:
+        rows = 2 if self._settings.guided else 1
+        sizes = self.model.transformer.sizes
+        return transformer_flops(sizes, schedule, rows) + decoder_flops(self.model.vae.sizes, schedule)
+
+    def describe(self) -> dict[str, Any]:
+        """A record of this engine for the run's file: JSON-able."""
+        is_gpu = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if is_gpu else platform.processor() or "cpu",
+            "device_type": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "backend": self.backend.name,
+            "backend_reason": self.backend.reason,
+            "torch": torch.__version__,
+            "preset": self._spec.model.preset,
+            "parameters": sum(parameter.numel() for parameter in self.model.transformer.parameters()),
+            "resolution": self._resolution,
+            "batch_size": min(self.batch_size, self._batch_limit or self.batch_size),
+            "out_of_memory": list(self._out_of_memory),
+            "load_seconds": round(self._load_seconds, 3),
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(self.device) if is_gpu else None,
+        }
+
+
+def _problem(request: GenerationRequest) -> str | None:
+    """Why a request cannot be generated, or None."""
+    if not isinstance(request.prompt, str):
+        return f"the prompt is {type(request.prompt).__name__}, not text"
+    if not request.prompt.strip():
+        return "the prompt is empty"
+    return None
+
+
+def encode_images(pixels: np.ndarray, spec: ImageSpec) -> list[bytes]:
+    """Encode [B, H, W, 3] uint8 RGB images, several at a time (the encoders run outside the GIL)."""
+    with ThreadPoolExecutor(min(_ENCODE_THREADS, len(pixels))) as pool:
+        return list(pool.map(lambda image: _encode_image(image, spec), pixels))
+
+
+def _encode_image(pixels: np.ndarray, spec: ImageSpec) -> bytes:
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"quality": spec.quality}
+    if spec.format == "png":
+        # The lowest compression level takes a quarter of the default's time for a few percent more bytes.
+        options = {"compress_level": 1}
+    Image.fromarray(pixels).save(buffer, format=spec.format, **options)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""The Infinity text-to-image model: bitwise visual autoregressive transformer, VAE and text encoder."""

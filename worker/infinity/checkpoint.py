@@ -1,0 +1,194 @@
+"""Reading weight files of every official form, strictly, and writing our own.
+
+Forms read: one torch file, one safetensors file, or a folder of shards (.bin or .safetensors) with its index.
+Torch files are loaded with `weights_only`: nothing in a checkpoint is executed.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from toprovar_batch.worker.errors import CheckpointError
+
+StateDict = dict[str, Tensor]
+
+_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WRAPPERS = ("trainer", "gpt_fsdp", "state_dict", "model", "vae")
+_BLOCK = re.compile(r"^block_chunks\.(\d+)\.module\.(\d+)\.")
+_WRAPPED_CONV = re.compile(r"\b(conv_in|conv_out|conv\d|nin_shortcut|(?:up|down)sample\.conv)\.conv\.")
+_WRAPPED_NORM = re.compile(r"\b(norm\d|norm_out)\.norm\.")
+_IGNORED = re.compile(r"(^|\.)zero_k_bias$|^quantizer?\.lfq\.mask$")
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """Read a checkpoint as it is stored, on the CPU, memory-mapped where the form allows.
+
+    Raises:
+        CheckpointError: missing, truncated, or not a checkpoint; names the file.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder; check the path of the weights")
+    if path.is_dir():
+        return _read_folder(path)
+    return _read_file(path)
+
+
+def _read_folder(folder: Path) -> StateDict:
+    index_path = next((folder / name for name in _INDEX_FILES if (folder / name).exists()), None)
+    if index_path is None:
+        single = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.pth")])
+        if len(single) == 1:
+            return _read_file(single[0])
+        raise CheckpointError(f"{folder}: holds no weight index ({' or '.join(_INDEX_FILES)})")
+    try:
+        weight_map: dict[str, str] = json.loads(index_path.read_text())["weight_map"]
+        shards = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index_path}: not a weight index (no usable `weight_map`)") from error
+    state: StateDict = {}
+    for shard in shards:
+        if not (folder / shard).is_file():
+            raise CheckpointError(f"{folder / shard}: named by {index_path.name} but missing")
+        state |= _read_file(folder / shard)
+    absent = weight_map.keys() - state.keys()
+    if absent:
+        name = min(absent)
+        raise CheckpointError(f"{name}: missing from {folder / weight_map[name]}, where the index places it")
+    return state
+
+
+def _read_file(path: Path) -> StateDict:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except (
+        SafetensorError,
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+    ) as error:
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint (truncated, or of another format); fetch it again"
+        ) from error
+    return _unwrap(loaded, path)
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _unwrap(loaded: object, path: Path) -> StateDict:
+    """Find the state dict inside a training checkpoint or the VAE's `{"vae": ...}`."""
+    while isinstance(loaded, Mapping):
+        if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
+            return dict(loaded)
+        inner = next((name for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
+        if inner is None:
+            break
+        loaded = loaded[inner]
+    raise CheckpointError(
+        f"{path}: holds no state dict of tensors; is this a weight file of Infinity or its VAE?"
+    )
+
+
+def normalize_transformer(state: Mapping[str, Tensor]) -> StateDict:
+    """Rename an official transformer state dict to this package's names; drops what is constant."""
+    places = sorted({(int(m[1]), int(m[2])) for name in state if (m := _BLOCK.match(name))})
+    layer_of = {place: layer for layer, place in enumerate(places)}
+    renamed = {}
+    for name, tensor in state.items():
+        if _IGNORED.search(name):
+            continue
+        match = _BLOCK.match(name)
+        if match:
+            layer = layer_of[int(match[1]), int(match[2])]
+            name = f"blocks.{layer}.{name[match.end() :]}"  # noqa: PLW2901
+        renamed[name] = tensor
+    return renamed
+
+
+def normalize_vae(state: Mapping[str, Tensor]) -> StateDict:
+    """Rename an official VAE state dict (either naming) to this package's names."""
+    return {
+        _WRAPPED_NORM.sub(r"\1.", _WRAPPED_CONV.sub(r"\1.", name)): tensor
+        for name, tensor in state.items()
+        if not _IGNORED.search(name)
+    }
+
+
+def adapt_transformer(name: str, tensor: Tensor, expected: torch.Size) -> Tensor:
+    """Shapes that official files vary in: the heads' axis of the q scale, and the length of `cfg_uncond`."""
+    if name.endswith("scale_mul_1H11") and tensor.numel() == expected.numel():
+        return tensor.reshape(expected)
+    if name == "cfg_uncond" and tensor.dim() == 2 and tensor.shape[1] == expected[1]:
+        fitted = tensor.new_zeros(expected)
+        rows = min(len(tensor), expected[0])
+        fitted[:rows] = tensor[:rows]
+        return fitted
+    return tensor
+
+
+def load_into(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    device: torch.device,
+    dtype_of: Callable[[str], torch.dtype],
+    adapt: Callable[[str, Tensor, torch.Size], Tensor] = lambda _name, tensor, _shape: tensor,
+) -> None:
+    """Give a module (built on the meta device) its weights: each moved and converted once, none left over.
+
+    Args:
+        module: takes the tensors as its parameters.
+        state: name to tensor, in this package's names.
+        source: the file, for messages.
+        device: where the parameters go.
+        dtype_of: the wanted dtype of a parameter, by name.
+        adapt: makes allowed variations of a tensor fit.
+
+    Raises:
+        CheckpointError: a tensor missing, unexpected, misshapen or not of numbers; names it.
+    """
+    expected = {name: parameter.shape for name, parameter in module.named_parameters()}
+    fitted = {}
+    for name, shape in expected.items():
+        if name not in state:
+            raise CheckpointError(f"{name}: missing from {source}; is this checkpoint of the chosen model?")
+        tensor = adapt(name, state[name], shape)
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)} in {source}; "
+                "is this checkpoint of the chosen model?"
+            )
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{name}: expected floating-point numbers, got {tensor.dtype} in {source}")
+        fitted[name] = tensor.to(device=device, dtype=dtype_of(name), copy=True)
+    unexpected = sorted(state.keys() - expected.keys())
+    if unexpected:
+        more = f" (and {len(unexpected) - 1} more)" if len(unexpected) > 1 else ""
+        raise CheckpointError(
+            f"{unexpected[0]}: unexpected in {source}{more}; is this checkpoint of the chosen model?"
+        )
+    module.load_state_dict(fitted, strict=True, assign=True)
+
+
+def save_plain(module: nn.Module, path: Path) -> None:
+    """Write a module's weights as one safetensors file in this package's names, which `read_state_dict` reads."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(state, temporary)
+    temporary.replace(path)

@@ -1,0 +1,40 @@
+"""Seeded random weights at any size, for benchmarks and tests without a checkpoint."""
+
+import zlib
+
+import torch
+from torch import Tensor, nn
+
+_GAINS = {"ada_gss": 0.3, "lvl_embed.weight": 0.5, "pos_start": 0.5, "cfg_uncond": 0.5, "mat_q": 1.0}
+
+
+def initialize_randomly(module: nn.Module, seed: int) -> None:
+    """Fill every parameter so that signals keep their size through the network.
+
+    Each parameter has its own generator, seeded by `seed` and its name and living on its device, so the
+    result does not depend on the order of filling. Weights differ between a CPU and a GPU.
+
+    Args:
+        module: on its final device; changed in place.
+        seed: of the whole module.
+    """
+    for name, parameter in module.named_parameters():
+        generator = torch.Generator(parameter.device).manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
+        with torch.no_grad():
+            _fill(name, parameter, generator)
+
+
+def _fill(name: str, parameter: Tensor, generator: torch.Generator) -> None:
+    last = name.rsplit(".", maxsplit=1)[-1]
+    gain = next((gain for ending, gain in _GAINS.items() if name.endswith(ending)), None)
+    if gain is not None:
+        parameter.normal_(0, gain, generator=generator)
+    elif last == "scale_mul_1H11":
+        parameter.fill_(4.0).log_()
+    elif last == "bias" or last.endswith("_bias"):
+        parameter.normal_(0, 0.02, generator=generator)
+    elif parameter.dim() == 1:  # the weights of norms
+        parameter.fill_(1.0)
+    else:
+        fan_in = parameter[0].numel()
+        parameter.normal_(0, fan_in**-0.5, generator=generator)

@@ -1,0 +1,106 @@
+"""The T5 text encoder, through transformers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toprovar_batch.worker.errors import ModelSpecError
+
+from .config import MAX_TEXT_TOKENS, T5Architecture
+from .initialize import initialize_randomly
+
+# No token of a T5 vocabulary spans this many characters, so cutting here never changes the first 512 tokens
+# of a prompt that is not mostly white space; it keeps a prompt of megabytes from being tokenised whole.
+_MAX_CHARACTERS = MAX_TEXT_TOKENS * 64
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """Features of one prompt: [n, Ct5] float32, and whether the prompt had to be cut to 512 tokens."""
+
+    features: Tensor
+    truncated: bool
+
+
+class TextEncoder:
+    """Tokenizer and T5 encoder together."""
+
+    def __init__(self, tokenizer: Any, model: Any, device: torch.device) -> None:
+        self._tokenizer = tokenizer
+        self._model = model.to(device).eval().requires_grad_(False)
+        self._device = device
+
+    @property
+    def width(self) -> int:
+        """Channels Ct5 of the features."""
+        return int(self._model.config.d_model)
+
+    @classmethod
+    def load(cls, name: str, device: torch.device, dtype: torch.dtype) -> "TextEncoder":
+        """Load a T5 encoder folder or Hugging Face id.
+
+        Raises:
+            ModelSpecError: not a T5 encoder with its tokenizer, or not to be had; names it.
+        """
+        from transformers import AutoTokenizer, T5EncoderModel  # noqa: PLC0415 (slow to import)
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            model = T5EncoderModel.from_pretrained(name, dtype=dtype)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            kind = "folder" if Path(name).exists() else "folder or Hugging Face id"
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelSpecError(
+                f"model.text_encoder: {name!r} is no {kind} with a T5 encoder and its tokenizer ({reason})"
+            ) from error
+        return cls(tokenizer, model, device)
+
+    @classmethod
+    def random(
+        cls, sizes: T5Architecture, seed: int, device: torch.device, dtype: torch.dtype
+    ) -> "TextEncoder":
+        """A T5 encoder of the given sizes with seeded random weights, reading bytes as ByT5 does."""
+        from transformers import ByT5Tokenizer, T5Config, T5EncoderModel  # noqa: PLC0415 (slow to import)
+
+        config = T5Config(
+            d_model=sizes.d_model,
+            d_kv=sizes.d_kv,
+            d_ff=sizes.d_ff,
+            num_layers=sizes.num_layers,
+            num_heads=sizes.num_heads,
+            feed_forward_proj="gated-gelu",
+        )
+        with torch.device("meta"):
+            model = T5EncoderModel(config).to(dtype)
+        model.to_empty(device=device)
+        initialize_randomly(model, seed)
+        return cls(ByT5Tokenizer(), model, device)
+
+    def encode(self, prompts: list[str]) -> list[EncodedText]:
+        """Encode prompts together; each gets the features of its own tokens only.
+
+        Args:
+            prompts: any Unicode; cut to 512 tokens, the end token included.
+
+        Returns:
+            One EncodedText a prompt, on the encoder's device.
+        """
+        cut = [prompt[:_MAX_CHARACTERS] for prompt in prompts]
+        tokens = self._tokenizer(cut, truncation=False, verbose=False)["input_ids"]
+        truncated = [
+            len(ids) > MAX_TEXT_TOKENS or len(prompt) > _MAX_CHARACTERS
+            for ids, prompt in zip(tokens, prompts, strict=True)
+        ]
+        batch = self._tokenizer(
+            cut, truncation=True, max_length=MAX_TEXT_TOKENS, padding=True, return_tensors="pt"
+        ).to(self._device)
+        with torch.inference_mode():
+            hidden = self._model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        lengths = batch["attention_mask"].sum(1).tolist()
+        return [
+            EncodedText(row[:length].float(), cut_short)
+            for row, length, cut_short in zip(hidden.last_hidden_state, lengths, truncated, strict=True)
+        ]

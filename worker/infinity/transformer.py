@@ -1,0 +1,317 @@
+"""The Infinity transformer: text conditioning, blocks over a cache of earlier scales, and the bit head.
+
+Parameter names are those of the official checkpoints, with the blocks numbered `blocks.<layer>`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, layer_norm, linear
+
+from toprovar_batch.kernels.attention import KeyLengths, TokenLayout
+from toprovar_batch.kernels.ops import attention, attention_entropy, qk_norm_rope
+
+from .config import MAX_LEVELS, MAX_TEXT_TOKENS, TransformerArchitecture
+from .kv_cache import KVCache
+
+_EPS = 1e-6
+_MAX_LOG_Q_SCALE = math.log(100)
+
+
+class TextNorm(nn.Module):
+    """RMSNorm with weight over the text features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., Ct5] to the same shape."""
+        return nn.functional.rms_norm(features, features.shape[-1:], self.weight, _EPS)
+
+
+class TextPool(nn.Module):
+    """Attentive pooling of a prompt's features into one vector, by one learned query a head."""
+
+    def __init__(self, sizes: TransformerArchitecture) -> None:
+        super().__init__()
+        self.num_heads = sizes.text_pool_heads
+        head_dim = sizes.width // self.num_heads
+        self.mat_q = nn.Parameter(torch.empty(1, self.num_heads, head_dim))
+        self.mat_kv = nn.Linear(sizes.text_width, 2 * sizes.width, bias=False)
+        self.v_bias = nn.Parameter(torch.empty(sizes.width))
+        self.proj = nn.Linear(sizes.width, sizes.width)
+
+    def forward(self, features: Tensor, lengths: KeyLengths) -> Tensor:
+        """[R, N, Ct5] padded features to [R, C]."""
+        keys, values = self.mat_kv(features).unflatten(-1, (2, self.num_heads, -1)).unbind(2)  # [R, N, H, D]
+        values = values + self.v_bias.unflatten(0, (self.num_heads, -1))
+        rows = features.shape[0]
+        layout = TokenLayout.dense(rows, 1, features.device)
+        pooled = attention(
+            self.mat_q.expand(rows, -1, -1),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+            layout,
+            lengths,
+            self.mat_q.shape[-1] ** -0.5,
+        )
+        return self.proj(pooled.flatten(1))
+
+
+class SosProjection(nn.Module):
+    """Holds the pooling under its official name, `text_proj_for_sos.ca`."""
+
+    def __init__(self, sizes: TransformerArchitecture) -> None:
+        super().__init__()
+        self.ca = TextPool(sizes)
+
+
+class HeadModulation(nn.Module):
+    """Scale and shift of the head's input, under the official name `head_nm.ada_lin`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over the tokens of this scale and all earlier ones."""
+
+    def __init__(self, sizes: TransformerArchitecture) -> None:
+        super().__init__()
+        self.num_heads = sizes.num_heads
+        self.scale_mul_1H11 = nn.Parameter(torch.empty(1, sizes.num_heads, 1, 1))
+        self.q_bias = nn.Parameter(torch.empty(sizes.width))
+        self.v_bias = nn.Parameter(torch.empty(sizes.width))
+        self.mat_qkv = nn.Linear(sizes.width, 3 * sizes.width, bias=False)
+        self.proj = nn.Linear(sizes.width, sizes.width)
+
+    def q_scale(self) -> Tensor:
+        """[H] float32: the factor on the unit queries."""
+        return self.scale_mul_1H11.float().flatten().clamp_max(_MAX_LOG_Q_SCALE).exp()
+
+    def qkv_bias(self) -> Tensor:
+        """[3C]: keys have none."""
+        return torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+
+
+class CrossAttention(nn.Module):
+    """Attention over a prompt's own text tokens; keys have no bias."""
+
+    def __init__(self, sizes: TransformerArchitecture) -> None:
+        super().__init__()
+        self.num_heads = sizes.num_heads
+        self.mat_q = nn.Linear(sizes.width, sizes.width)
+        self.mat_kv = nn.Linear(sizes.width, 2 * sizes.width, bias=False)
+        self.v_bias = nn.Parameter(torch.empty(sizes.width))
+        self.proj = nn.Linear(sizes.width, sizes.width)
+
+    def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, N, C] padded text to keys and values [R, H, N, D]."""
+        bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
+        keys, values = linear(text, self.mat_kv.weight, bias).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        return keys.transpose(1, 2).contiguous(), values.transpose(1, 2).contiguous()
+
+    def forward(
+        self, x: Tensor, layout: TokenLayout, keys: Tensor, values: Tensor, lengths: KeyLengths
+    ) -> Tensor:
+        """[T, C] to [T, C], over text keys and values [R, H, N, D]."""
+        q = self.mat_q(x).unflatten(-1, (self.num_heads, -1))
+        return self.proj(attention(q, keys, values, layout, lengths, q.shape[-1] ** -0.5).flatten(1))
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU (tanh form), Linear."""
+
+    def __init__(self, sizes: TransformerArchitecture) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(sizes.width, sizes.mlp_width)
+        self.fc2 = nn.Linear(sizes.mlp_width, sizes.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, C] to [T, C]."""
+        return self.fc2(gelu(self.fc1(x), approximate="tanh"))
+
+
+@dataclass(frozen=True)
+class BlockContext:
+    """What a block needs of the text and of its own weights, the same at every scale.
+
+    Attributes:
+        adaln: [6, R, C]: gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2.
+        text_keys, text_values: [R, H, N, D].
+        qkv_bias: [3C].
+        q_scale: [H] float32.
+    """
+
+    adaln: Tensor
+    text_keys: Tensor
+    text_values: Tensor
+    qkv_bias: Tensor
+    q_scale: Tensor
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """The text of R rows, as the transformer uses it at every scale.
+
+    Attributes:
+        cond: [R, C] float32, the pooled text, without `pos_start`.
+        text_lengths: text tokens of each row.
+        blocks: one context a block.
+    """
+
+    cond: Tensor
+    text_lengths: KeyLengths
+    blocks: tuple[BlockContext, ...]
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and feed-forward, the outer two modulated by the text (AdaLN)."""
+
+    def __init__(self, sizes: TransformerArchitecture) -> None:
+        super().__init__()
+        self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, sizes.width))
+        self.sa = SelfAttention(sizes)
+        self.ca = CrossAttention(sizes)
+        self.ca_norm = nn.LayerNorm(sizes.width, eps=_EPS)
+        self.ffn = FeedForward(sizes)
+
+    def context(self, shared_adaln: Tensor, text: Tensor) -> BlockContext:
+        """Precompute from the shared modulation ([R, 6, C] float32) and the projected text ([R, N, C])."""
+        adaln = (shared_adaln + self.ada_gss[0]).transpose(0, 1).clone()  # [6, R, C]
+        adaln[2:4] += 1
+        keys, values = self.ca.keys_values(text)
+        return BlockContext(
+            adaln.to(text.dtype), keys, values, self.sa.qkv_bias().to(text.dtype), self.sa.q_scale()
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        context: BlockContext,
+        text_lengths: KeyLengths,
+        layout: TokenLayout,
+        rotation: Tensor,
+        cache: KVCache,
+        layer: int,
+        *,
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the block on packed tokens.
+
+        Args:
+            x: [T, C] packed by `layout`.
+            context: of this block.
+            text_lengths: text tokens of each row.
+            layout: rows of the packed tokens.
+            rotation: [N, D / 2] complex64 of the scale.
+            cache: takes this scale's keys and values.
+            layer: index of this block in the cache.
+            with_entropy: also measure the entropy of the self-attention.
+
+        Returns:
+            The new hidden state [T, C], and the entropy [T] float32 in nats (mean over heads) or None.
+        """
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = (layout.per_token(row) for row in context.adaln)
+        qkv = linear(_modulated_norm(x, scale1, shift1, layout), self.sa.mat_qkv.weight, context.qkv_bias)
+        qkv = qkv.unflatten(-1, (3, self.sa.num_heads, -1))  # [T, 3, H, D]
+        q, k = qk_norm_rope(qkv, context.q_scale, rotation, layout)
+        keys, values, key_lengths = cache.extend(layer, k, qkv[:, 2], layout)
+        entropy = attention_entropy(q, keys, layout, key_lengths, 1.0) if with_entropy else None
+        attended = attention(q, keys, values, layout, key_lengths, 1.0)
+        x = _gated_add(x, gamma1, self.sa.proj(attended.flatten(1)), layout)
+        x = x + self.ca(self.ca_norm(x), layout, context.text_keys, context.text_values, text_lengths)
+        return _gated_add(x, gamma2, self.ffn(_modulated_norm(x, scale2, shift2, layout)), layout), entropy
+
+
+def _modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, layout: TokenLayout) -> Tensor:
+    """LN(x) * scale + shift, where `scale` already holds the 1 of the official 1 + scale."""
+    normed = layer_norm(x, x.shape[-1:], eps=_EPS)
+    return torch.addcmul(shift, layout.by_row(normed), scale).reshape(x.shape)
+
+
+def _gated_add(x: Tensor, gamma: Tensor, update: Tensor, layout: TokenLayout) -> Tensor:
+    return torch.addcmul(layout.by_row(x), gamma, layout.by_row(update)).reshape(x.shape)
+
+
+class Infinity(nn.Module):
+    """The transformer that predicts the bits of a scale from the text and the earlier scales.
+
+    Blocks, the text projection and the word embedding run in the compute dtype; the small modules that
+    condition them and the head stay in float32.
+    """
+
+    def __init__(self, sizes: TransformerArchitecture) -> None:
+        super().__init__()
+        self.sizes = sizes
+        width = sizes.width
+        self.cfg_uncond = nn.Parameter(torch.empty(MAX_TEXT_TOKENS, sizes.text_width))
+        self.pos_start = nn.Parameter(torch.empty(1, 1, width))
+        self.text_norm = TextNorm(sizes.text_width)
+        self.text_proj_for_sos = SosProjection(sizes)
+        self.text_proj_for_ca = nn.Sequential(
+            nn.Linear(sizes.text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+        )
+        self.lvl_embed = nn.Embedding(MAX_LEVELS, width)
+        self.word_embed = nn.Linear(sizes.bits_per_token, width)
+        self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.depth))
+        self.head_nm = HeadModulation(width)
+        self.head = nn.Linear(width, 2 * sizes.bits_per_token)
+
+    @staticmethod
+    def computes_in_low_precision(name: str) -> bool:
+        """Whether a parameter takes the compute dtype; the others stay in float32."""
+        if name.startswith("blocks."):
+            return not name.endswith(("ada_gss", "scale_mul_1H11"))
+        return name.startswith(("text_proj_for_ca.", "word_embed."))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype."""
+        return self.word_embed.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.word_embed.weight.device
+
+    def encode_text(self, features: list[Tensor]) -> TextContext:
+        """Precompute all that depends on the text alone.
+
+        Args:
+            features: one [n_r, Ct5] float32 a row, the prompt's own tokens without padding.
+
+        Returns:
+            The context of R = len(features) rows.
+        """
+        lengths = KeyLengths(tuple(len(row) for row in features), self.device)
+        normed = self.text_norm(nn.utils.rnn.pad_sequence(features, batch_first=True))  # [R, N, Ct5]
+        cond = self.text_proj_for_sos.ca(normed, lengths)
+        text = self.text_proj_for_ca(normed.to(self.dtype))
+        shared = self.shared_ada_lin(cond).unflatten(-1, (6, -1))
+        contexts = (cast("Block", block).context(shared, text) for block in self.blocks)
+        return TextContext(cond, lengths, tuple(contexts))
+
+    def unconditional_features(self, length: int) -> Tensor:
+        """[length, Ct5] learned features that stand in for a prompt of that many tokens."""
+        return self.cfg_uncond[:length]
+
+    def embed_first(self, text: TextContext) -> Tensor:
+        """[R, C]: the one token of scale 0 of every row."""
+        return (text.cond + self.pos_start[0] + self.lvl_embed.weight[0]).to(self.dtype)
+
+    def embed(self, tokens: Tensor, scale_index: int) -> Tensor:
+        """[..., D] resized codes to [..., C] tokens of a scale after the first."""
+        return self.word_embed(tokens.to(self.dtype)) + self.lvl_embed.weight[scale_index].to(self.dtype)
+
+    def logits(self, x: Tensor, cond: Tensor, layout: TokenLayout) -> Tensor:
+        """[T, C] hidden states to [T, 2D] float32 bit logits; `cond` is [R, C]."""
+        scale, shift = self.head_nm.ada_lin(cond).chunk(2, dim=-1)
+        normed = _modulated_norm(x.float(), layout.per_token(scale + 1), layout.per_token(shift), layout)
+        return self.head(normed)

@@ -1,0 +1,241 @@
+"""From a model's description to modules on a device: files fetched, checked and loaded, or random weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import torch
+
+from .errors import CheckpointError, ModelSpecError
+from .infinity.checkpoint import (
+    adapt_transformer,
+    load_into,
+    normalize_transformer,
+    normalize_vae,
+    read_state_dict,
+)
+from .infinity.config import (
+    ModelPreset,
+    TransformerArchitecture,
+    VaeArchitecture,
+    get_preset,
+    resolve_architecture,
+)
+from .infinity.initialize import initialize_randomly
+from .infinity.text import TextEncoder
+from .infinity.transformer import Infinity
+from .infinity.vae import Vae
+from .specs import ModelSpec
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything that generation needs, on one device."""
+
+    transformer: Infinity
+    vae: Vae
+    text_encoder: TextEncoder
+    preset: ModelPreset
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model's three parts come from; None for a part that gets random weights."""
+
+    transformer: str | None
+    vae: str | None
+    text_encoder: str | None
+
+
+def model_files(spec: ModelSpec) -> ModelFiles:
+    """The files a spec asks for, the preset's where it names none.
+
+    A preset that has no released files (tiny) is random where none are named, as everything is with
+    `random_weights`.
+
+    Raises:
+        ModelSpecError: a part has no file and the preset none to offer; or files named beside random_weights.
+    """
+    preset = get_preset(spec.preset)
+    named = (spec.transformer, spec.vae, spec.text_encoder)
+    if spec.random_weights:
+        if any(named):
+            raise ModelSpecError(
+                "model.random_weights: files are named too; drop them, or set random_weights to false"
+            )
+        return ModelFiles(None, None, None)
+    files = ModelFiles(
+        spec.transformer or preset.transformer_file,
+        spec.vae or preset.vae_file,
+        spec.text_encoder or preset.text_encoder_name,
+    )
+    missing = [part for part in ("transformer", "vae", "text_encoder") if getattr(files, part) is None]
+    if missing and not (spec.preset == "tiny" and not any(named)):
+        raise ModelSpecError(
+            f"model.{missing[0]}: preset {spec.preset!r} has no released file for it; "
+            "name one, or set model.random_weights to true"
+        )
+    return files
+
+
+def fetch(location: str) -> Path:
+    """A local path for a weight file or folder: itself, or a cached copy of an fsspec URL.
+
+    Raises:
+        CheckpointError: it cannot be fetched.
+    """
+    if "://" not in location:
+        return Path(location)
+    try:
+        if location.startswith("hf://"):
+            return _fetch_from_hub(location.removeprefix("hf://"))
+        return Path(
+            fsspec.open_local(f"filecache::{location}", filecache={"cache_storage": str(_cache_folder())})
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{location}: cannot be fetched ({reason})") from error
+
+
+def _cache_folder() -> Path:
+    return Path.home() / ".cache" / "toprovar-batch" / "weights"
+
+
+def _fetch_from_hub(path: str) -> Path:
+    """owner/name/file, or owner/name/folder of shards, through the hub's own cache."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 (slow to import)
+
+    owner, name, inner = path.split("/", 2)
+    folder = snapshot_download(f"{owner}/{name}", allow_patterns=[inner, f"{inner}/*"])
+    return Path(folder) / inner
+
+
+def load_transformer(
+    sizes: TransformerArchitecture, path: Path, device: torch.device, dtype: torch.dtype
+) -> Infinity:
+    """Load a transformer of any official form or our own.
+
+    Raises:
+        CheckpointError: the file does not fit the sizes; names the tensor.
+    """
+    with torch.device("meta"):
+        model = Infinity(sizes)
+    load_into(
+        model,
+        normalize_transformer(read_state_dict(path)),
+        source=str(path),
+        device=device,
+        dtype_of=transformer_dtype(dtype),
+        adapt=adapt_transformer,
+    )
+    return model.eval().requires_grad_(False)
+
+
+def transformer_dtype(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+    """The dtype of each parameter of a transformer that computes in `dtype`."""
+    return lambda name: dtype if Infinity.computes_in_low_precision(name) else torch.float32
+
+
+def load_vae(
+    sizes: VaeArchitecture,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    with_encoder: bool = False,
+) -> Vae:
+    """Load a VAE of either official naming or our own; the encoder only where it is wanted.
+
+    Raises:
+        CheckpointError: the file does not fit the sizes; names the tensor.
+    """
+    with torch.device("meta"):
+        vae = Vae(sizes, with_encoder=with_encoder)
+    state = normalize_vae(read_state_dict(path))
+    if not with_encoder:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("encoder.")}
+    load_into(vae, state, source=str(path), device=device, dtype_of=lambda _name: dtype)
+    return vae.eval().requires_grad_(False)
+
+
+def random_transformer(
+    sizes: TransformerArchitecture, seed: int, device: torch.device, dtype: torch.dtype
+) -> Infinity:
+    """A transformer of the given sizes with seeded random weights."""
+    with torch.device("meta"):
+        model = Infinity(sizes)
+    dtype_of = transformer_dtype(dtype)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(dtype_of(name))
+    model.to_empty(device=device)
+    initialize_randomly(model, seed)
+    return model.eval().requires_grad_(False)
+
+
+def random_vae(sizes: VaeArchitecture, seed: int, device: torch.device, dtype: torch.dtype) -> Vae:
+    """A VAE decoder of the given sizes with seeded random weights."""
+    with torch.device("meta"):
+        vae = Vae(sizes).to(dtype)
+    vae.to_empty(device=device)
+    initialize_randomly(vae, seed)
+    return vae.eval().requires_grad_(False)
+
+
+def build_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Model:
+    """Load or initialise the three parts of a model.
+
+    Args:
+        spec: the model.
+        device: of all parts.
+        dtype: compute dtype of transformer, VAE and text encoder.
+
+    Raises:
+        ModelSpecError: an impossible description, or a text encoder that does not fit.
+        CheckpointError: a weight file that cannot be had or does not fit.
+    """
+    preset = get_preset(spec.preset)
+    transformer_sizes, vae_sizes = resolve_architecture(spec)
+    files = model_files(spec)
+    if files.text_encoder is None:
+        text_encoder = TextEncoder.random(preset.text_encoder, spec.weights_seed, device, dtype)
+    else:
+        text_encoder = TextEncoder.load(files.text_encoder, device, dtype)
+    if text_encoder.width != transformer_sizes.text_width:
+        raise ModelSpecError(
+            f"model.text_encoder: its width is {text_encoder.width}, "
+            f"but the transformer reads text of width {transformer_sizes.text_width}"
+        )
+    if files.transformer is None:
+        transformer = random_transformer(transformer_sizes, spec.weights_seed, device, dtype)
+    else:
+        transformer = load_transformer(transformer_sizes, fetch(files.transformer), device, dtype)
+    if files.vae is None:
+        vae = random_vae(vae_sizes, spec.weights_seed, device, dtype)
+    else:
+        vae = load_vae(vae_sizes, fetch(files.vae), device, dtype)
+    return Model(transformer, vae, text_encoder, preset)
+
+
+def check_model_files(spec: ModelSpec) -> list[str]:
+    """What can be told about a model's files without loading them.
+
+    Returns:
+        One line a part, for a person: where it comes from.
+
+    Raises:
+        ModelSpecError: an impossible description, or a missing local file; names it.
+    """
+    resolve_architecture(spec)
+    files = model_files(spec)
+    lines = []
+    for part in ("transformer", "vae", "text_encoder"):
+        location = getattr(files, part)
+        if location is None:
+            lines.append(f"{part}: random weights, seed {spec.weights_seed}")
+            continue
+        is_local = "://" not in location and (part != "text_encoder" or location.startswith((".", "/", "~")))
+        if is_local and not Path(location).exists():
+            raise ModelSpecError(f"model.{part}: {location}: no such file or folder")
+        lines.append(f"{part}: {location}")
+    return lines

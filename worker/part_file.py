@@ -1,0 +1,251 @@
+"""One shard's output: a Parquet file that exists whole or not at all.
+
+The columns of the dataset, the writer that collects rows in a file aside, and the one step that publishes it.
+`docs/dataset.md` says what every column means.
+"""
+
+import json
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+STATS_KEY = b"toprovar"
+ROW_GROUP_BYTES = 32 << 20  # a row group holds about this much; 32 images of 1 MB
+_PAGE_CHECK_ROWS = 4  # the writer looks at its page size every so many rows: keeps pages of images near 4 MB
+
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # what Hugging Face reads as Image
+
+_SAMPLE_FIELDS = (
+    pa.field("sample_id", pa.string()),
+    pa.field("prompt", pa.string()),
+    pa.field("negative_prompt", pa.string()),
+)
+_RESULT_FIELDS = (
+    pa.field("seed", pa.int64()),
+    pa.field("h_div_w", pa.float64()),
+    pa.field("image", IMAGE_TYPE),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("format", pa.string()),
+    pa.field("status", pa.string()),
+    pa.field("error", pa.string()),
+    pa.field("prompt_truncated", pa.bool_()),
+    pa.field("attempt", pa.int32()),
+    pa.field("worker", pa.string()),
+    pa.field("model", pa.string()),
+    pa.field("policy", pa.string()),
+    pa.field("text_ms", pa.float64()),
+    pa.field("sample_ms", pa.float64()),
+    pa.field("decode_ms", pa.float64()),
+    pa.field("encode_ms", pa.float64()),
+    pa.field("total_ms", pa.float64()),
+    pa.field("batch_size", pa.int32()),
+    pa.field("pruning_start_scale", pa.int32()),
+    pa.field("low_entropy_ratio", pa.list_(pa.float32())),
+    pa.field("keep_ratio", pa.list_(pa.float32())),
+    pa.field("layer_representation_score", pa.list_(pa.float32())),
+    pa.field("token_layer_fraction", pa.float64()),
+    pa.field("flops", pa.float64()),
+)
+RESULT_COLUMNS: tuple[str, ...] = tuple(field.name for field in _SAMPLE_FIELDS + _RESULT_FIELDS)
+"""Every column this package writes; a pass-through column must have another name."""
+
+_REPEATING = ("format", "status", "error", "worker", "model", "policy", "negative_prompt")
+
+
+def dataset_schema(passthrough: Iterable[pa.Field]) -> pa.Schema:
+    """Give the Arrow schema of a part file.
+
+    Args:
+        passthrough: columns taken over from the prompt source; they stand between prompt and results.
+
+    Returns:
+        The schema, whose metadata tells Hugging Face datasets that `image` is an Image. The types of the
+        other columns need no metadata there.
+    """
+    features = {"info": {"features": {"image": {"_type": "Image"}}}}
+    fields = [*_SAMPLE_FIELDS, *passthrough, *_RESULT_FIELDS]
+    return pa.schema(fields, metadata={b"huggingface": json.dumps(features).encode()})
+
+
+def image_path(sample_id: str, image_format: str) -> str:
+    """Name an image after its sample, with nothing in it that a file system or shell could trip over."""
+    stem = re.sub(r"[^\w.-]", "_", sample_id).strip(".")[:120] or "image"
+    return f"{stem}.{'jpg' if image_format == 'jpeg' else image_format}"
+
+
+def result_rows(samples: pa.Table, results: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Join samples with their results, row by row.
+
+    Args:
+        samples: rows of the plan; gives the sample and pass-through columns, whatever their types.
+        results: one mapping a sample; a column it leaves out is null.
+        schema: of the dataset.
+    """
+    columns = [
+        samples[field.name].cast(field.type)
+        if field.name in samples.column_names
+        else pa.array([result.get(field.name) for result in results], field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+class PartWriter:
+    """Collects the rows of one shard and publishes them as one Parquet file, in one step.
+
+    Rows go to a file aside; leaving the `with` block without `publish` removes it, and a killed process leaves
+    at most a file in the scratch folder that no reader looks at.
+
+    Args:
+        target: where the part shall appear: a local path or an fsspec URL.
+        schema: of the rows, from `dataset_schema`.
+        scratch: folder for the unfinished file. For a local target it must be on the target's file system.
+            None: the system's temporary folder, for remote targets.
+    """
+
+    def __init__(self, target: str, schema: pa.Schema, scratch: str | None = None) -> None:
+        self._filesystem, self._target = fsspec.core.url_to_fs(target)
+        self._schema = schema
+        self._scratch = scratch
+        self._waiting: list[pa.Table] = []
+        self._waiting_bytes = 0
+
+    def __enter__(self) -> Self:
+        self._path = _file_aside(Path(self._target).name, self._scratch)
+        leaves = _leaf_columns(self._schema)
+        self._writer = pq.ParquetWriter(
+            self._path,
+            self._schema,
+            compression={leaf: "NONE" if leaf == "image.bytes" else "ZSTD" for leaf in leaves},
+            use_dictionary=[leaf for leaf in leaves if leaf in _REPEATING],
+            write_statistics=[leaf for leaf in leaves if leaf != "image.bytes"],
+            write_batch_size=_PAGE_CHECK_ROWS,
+            write_page_checksum=True,
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._writer.is_open:
+                self._writer.close()
+        finally:
+            self._path.unlink(missing_ok=True)
+
+    def write(self, rows: pa.Table) -> None:
+        """Add rows of the writer's schema; a full row group goes to disk."""
+        self._waiting.append(rows)
+        self._waiting_bytes += rows.nbytes
+        if self._waiting_bytes >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def publish(self, stats: Mapping[str, Any]) -> int:
+        """Close the file with `stats` in its footer and make it visible under its name.
+
+        Args:
+            stats: JSON-able record of the shard, read back by `read_stats`.
+
+        Returns:
+            Size of the part in bytes.
+
+        Raises:
+            OSError: the target cannot be written; nothing is visible then.
+        """
+        self._flush()
+        self._writer.add_key_value_metadata({STATS_KEY: json.dumps(stats, ensure_ascii=False).encode()})
+        self._writer.close()
+        size = self._path.stat().st_size
+        publish_file(self._path, self._filesystem, self._target)
+        return size
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting))
+        self._waiting, self._waiting_bytes = [], 0
+
+
+def publish_file(source: Path, filesystem: fsspec.AbstractFileSystem, target: str) -> None:
+    """Move a finished local file to its target in one step that readers see whole or not at all.
+
+    Args:
+        source: the finished file; for a local target on the same file system.
+        filesystem: the target's.
+        target: path within `filesystem`.
+
+    Raises:
+        OSError: the target cannot be written.
+    """
+    if not isinstance(filesystem, LocalFileSystem):
+        filesystem.put_file(str(source), target)  # an object appears when its upload is complete
+        source.unlink()
+        return
+    folder = Path(target).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    _sync(source)
+    source.replace(target)
+    _sync(folder)
+
+
+def publish_bytes(
+    content: bytes, filesystem: fsspec.AbstractFileSystem, target: str, scratch: str | None
+) -> None:
+    """Write a small file the way parts are written: aside, then published in one step.
+
+    Args:
+        content: of the file.
+        filesystem: the target's.
+        target: path within `filesystem`.
+        scratch: folder for the unfinished file, as of `PartWriter`.
+
+    Raises:
+        OSError: the target cannot be written.
+    """
+    aside = _file_aside(Path(target).name, scratch)
+    try:
+        aside.write_bytes(content)
+        publish_file(aside, filesystem, target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_stats(metadata: pq.FileMetaData) -> dict[str, Any]:
+    """Read the shard's record from a part's footer; empty when the file has none."""
+    stats: dict[str, Any] = json.loads((metadata.metadata or {}).get(STATS_KEY, b"{}"))
+    return stats
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _file_aside(name: str, scratch: str | None) -> Path:
+    """Create an empty file of a name nobody else has, readable by whoever may read the folder."""
+    folder = Path(scratch or tempfile.gettempdir())
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.{uuid.uuid4().hex}.tmp"
+    path.touch(exist_ok=False)
+    return path
+
+
+def _leaf_columns(schema: pa.Schema) -> list[str]:
+    """Name the Parquet leaf columns of a schema, as the writer's per-column settings want them."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), buffer)
+    leaves = pq.ParquetFile(pa.BufferReader(buffer.getvalue())).schema
+    return [leaves.column(index).path for index in range(len(leaves))]

@@ -1,0 +1,103 @@
+"""What one shard amounted to: counts, times and errors, kept in its part's footer."""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+TIME_COLUMNS = ("text_ms", "sample_ms", "decode_ms", "encode_ms")
+_NAMED_SAMPLES = 3  # sample ids named for each error sentence
+_NAMED_ERRORS = 20  # error sentences told apart in one footer; the rest is counted together
+OTHER_ERRORS = "other errors"
+
+
+@dataclass(slots=True)
+class ErrorKind:
+    """Rows that failed with the same sentence: how many, and the ids of the first few."""
+
+    count: int = 0
+    sample_ids: list[str] = field(default_factory=list)
+
+    def merge(self, other: "ErrorKind") -> None:
+        """Add the rows of `other`."""
+        self.count += other.count
+        self.sample_ids = (self.sample_ids + other.sample_ids)[:_NAMED_SAMPLES]
+
+
+@dataclass(slots=True)
+class ShardStats:
+    """Sums over the rows of one shard, or of many.
+
+    Attributes:
+        rows, ok, errors: rows in all, with an image, without one.
+        generated: rows made by this attempt; the others were kept from an earlier part.
+        wall_s: seconds from the shard's arrival at its worker to its last row.
+        times_ms: summed `text_ms`, `sample_ms`, `decode_ms`, `encode_ms` of the rows with an image.
+        token_layer_fraction: summed over the `fraction_rows` rows that have one.
+        fraction_rows: rows with a `token_layer_fraction`.
+        error_kinds: failed rows by their error sentence.
+        attempt: which attempt at the shard published it, from 1.
+        worker: who published it, host:pid.
+        engine: hash of the engine's description in the run's record.
+        finished: UTC time of the publication, ISO 8601.
+    """
+
+    rows: int = 0
+    ok: int = 0
+    errors: int = 0
+    generated: int = 0
+    wall_s: float = 0.0
+    times_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TIME_COLUMNS, 0.0))
+    token_layer_fraction: float = 0.0
+    fraction_rows: int = 0
+    error_kinds: dict[str, ErrorKind] = field(default_factory=dict)
+    attempt: int = 0
+    worker: str = ""
+    engine: str = ""
+    finished: str = ""
+
+    def add_rows(self, rows: pa.Table) -> None:
+        """Count rows of the dataset's schema."""
+        good = rows.filter(pc.equal(rows["status"], "ok"))
+        self.rows += rows.num_rows
+        self.ok += good.num_rows
+        self.errors += rows.num_rows - good.num_rows
+        for column in TIME_COLUMNS:
+            self.times_ms[column] += pc.sum(good[column]).as_py() or 0.0
+        self.token_layer_fraction += pc.sum(good["token_layer_fraction"]).as_py() or 0.0
+        self.fraction_rows += good.num_rows - good["token_layer_fraction"].null_count
+        bad = rows.select(["sample_id", "error"]).filter(pc.not_equal(rows["status"], "ok"))
+        for row in bad.to_pylist():
+            self._count_error(row["error"], ErrorKind(1, [row["sample_id"]]))
+
+    def merge(self, other: "ShardStats") -> None:
+        """Add the sums of another shard; attempt, worker, engine and finished stay."""
+        self.rows += other.rows
+        self.ok += other.ok
+        self.errors += other.errors
+        self.generated += other.generated
+        self.wall_s += other.wall_s
+        for column in TIME_COLUMNS:
+            self.times_ms[column] += other.times_ms[column]
+        self.token_layer_fraction += other.token_layer_fraction
+        self.fraction_rows += other.fraction_rows
+        for sentence, kind in other.error_kinds.items():
+            self._count_error(sentence, kind)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give a JSON-able record that `from_json` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Self:
+        """Read a record of `to_json`; unknown keys of a newer version are left out."""
+        known = {item.name for item in fields(cls)}
+        stats = cls(**{name: value for name, value in record.items() if name in known})
+        stats.error_kinds = {name: ErrorKind(**kind) for name, kind in stats.error_kinds.items()}  # type: ignore[arg-type]
+        return stats
+
+    def _count_error(self, sentence: str, kind: ErrorKind) -> None:
+        if sentence not in self.error_kinds and len(self.error_kinds) >= _NAMED_ERRORS:
+            sentence = OTHER_ERRORS
+        self.error_kinds.setdefault(sentence, ErrorKind()).merge(kind)

@@ -1,0 +1,249 @@
+"""Comparison with recorded vectors of the official implementation.
+
+A folder holds `meta.json` (model, schedule, sampling), a checkpoint, a VAE and `io.safetensors` with, for
+each scale, the official logits, bits and entropies, and the final image.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .errors import CheckpointError, ModelSpecError
+from .infinity.bsq import code_maps_to_tokens
+from .infinity.config import TransformerArchitecture, VaeArchitecture
+from .infinity.schedule import SCHEDULES_1M, ScaleSchedule
+from .infinity.vae import to_uint8
+from .models import load_transformer, load_vae
+from .sampler import BatchState, SamplingSettings, per_scale, text_rows
+
+_MARGIN = 1e-4
+MAX_LOGIT_ERROR = 1e-5
+MAX_ENTROPY_ERROR = 1e-4
+MAX_PIXEL_DIFFERENCE = 1
+MAX_PIXEL_FRACTION = 3e-3
+
+
+@dataclass(frozen=True)
+class ScaleReport:
+    """Agreement at one scale, fed with the recorded bits of the earlier ones.
+
+    Attributes:
+        scale_index: counted from 0.
+        size: (height, width) of the token map.
+        logit_error: largest absolute error over the largest absolute recorded logit.
+        bits_differing: bits unlike the recorded ones where the guided margin exceeds 1e-4.
+        num_bits: bits of the scale.
+    """
+
+    scale_index: int
+    size: tuple[int, int]
+    logit_error: float
+    bits_differing: int
+    num_bits: int
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Agreement with a folder of recorded vectors.
+
+    Attributes:
+        scales: one report a scale.
+        entropy_error: largest absolute error of any entropy, nats.
+        latent_error: largest absolute error of the summed codes.
+        pixel_difference: largest difference of a pixel value, of 255 levels.
+        pixel_fraction: fraction of pixel values that differ at all.
+    """
+
+    scales: tuple[ScaleReport, ...]
+    entropy_error: float
+    latent_error: float
+    pixel_difference: int
+    pixel_fraction: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything is within the tolerances; NaN never is."""
+        return (
+            all(scale.logit_error <= MAX_LOGIT_ERROR and scale.bits_differing == 0 for scale in self.scales)
+            and self.entropy_error <= MAX_ENTROPY_ERROR
+            and self.latent_error <= MAX_LOGIT_ERROR
+            and self.pixel_difference <= MAX_PIXEL_DIFFERENCE
+            and self.pixel_fraction <= MAX_PIXEL_FRACTION
+        )
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A folder's description, parsed."""
+
+    folder: Path
+    transformer: TransformerArchitecture
+    vae: VaeArchitecture
+    schedule: ScaleSchedule
+    settings: SamplingSettings
+    prompts: list[Tensor]
+    negatives: list[Tensor | None]
+    recorded: dict[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.recorded:
+            raise CheckpointError(f"{self.folder / 'io.safetensors'}: the tensor {name!r} is missing")
+        return self.recorded[name]
+
+
+def verify_folder(folder: Path) -> VerifyReport:
+    """Run the model of a folder on its recorded text and bits, float32 on the CPU, and compare.
+
+    Raises:
+        ModelSpecError: the folder or its description is incomplete; names the file and the key.
+        CheckpointError: a weight file or recorded tensor does not fit.
+    """
+    case = _read_case(folder)
+    cpu = torch.device("cpu")
+    model = load_transformer(case.transformer, _weight_file(folder, vae=False), cpu, torch.float32)
+    vae = load_vae(case.vae, _weight_file(folder, vae=True), cpu, torch.float32)
+    with torch.inference_mode():
+        rows = text_rows(model, case.prompts, case.negatives, guided=case.settings.guided)
+        state = BatchState(
+            model,
+            model.encode_text(rows),
+            case.schedule,
+            case.settings,
+            codebook_dim=case.vae.codebook_dim,
+            spatial_patchify=case.vae.spatial_patchify,
+        )
+        scales, entropy_error = [], 0.0
+        for scale_index in range(len(case.schedule)):
+            report, entropy = _compare_scale(case, state, scale_index)
+            scales.append(report)
+            entropy_error = max(entropy_error, entropy)
+        image = to_uint8(vae.decode(state.codes.summed_codes)).int()
+    difference = (image.flip(-1) - _expect(case["image_bgr"], image.shape, "image_bgr").int()).abs()
+    latent = _expect(case["latent"], state.codes.summed_codes.shape, "latent")
+    return VerifyReport(
+        scales=tuple(scales),
+        entropy_error=entropy_error,
+        latent_error=(state.codes.summed_codes - latent).abs().max().item(),
+        pixel_difference=int(difference.max()),
+        pixel_fraction=(difference > 0).float().mean().item(),
+    )
+
+
+def _compare_scale(case: _Case, state: BatchState, scale_index: int) -> tuple[ScaleReport, float]:
+    output = state.run_scale(scale_index, with_entropy=True)
+    recorded_logits = case[f"logits.{scale_index}"]
+    # A recording may hold the conditional rows alone where only they are needed.
+    rows = min(len(recorded_logits), len(output.logits))
+    recorded_logits = _expect(recorded_logits[:rows], output.logits[:rows].shape, f"logits.{scale_index}")
+    error = (output.logits[:rows] - recorded_logits).abs().max() / recorded_logits.abs().max()
+    maps = case[f"bits.{scale_index}"][:, 0].permute(0, 3, 1, 2)  # [B, z, h, w]
+    recorded_bits = code_maps_to_tokens(maps.float(), state.spatial_patchify).bool()
+    zero, one = output.guided.unflatten(-1, (-1, 2)).unbind(-1)
+    wrong = (one > zero) != _expect(recorded_bits, one.shape, f"bits.{scale_index}")
+    differing = int((wrong & ((one - zero).abs() > _MARGIN)).sum())
+    state.add_bits(scale_index, recorded_bits)
+    entropy_error = torch.stack(
+        [
+            (entropy - _expect(case[name], entropy.shape, name)).abs().max()
+            for layer, entropy in enumerate(output.entropies)
+            for name in [f"entropy.{layer}.{scale_index}"]
+        ]
+    ).max()
+    report = ScaleReport(scale_index, case.schedule[scale_index], error.item(), differing, wrong.numel())
+    return report, entropy_error.item()
+
+
+def _expect(tensor: Tensor, shape: torch.Size, name: str) -> Tensor:
+    if tensor.shape != shape:
+        raise CheckpointError(
+            f"io.safetensors: {name} has shape {tuple(tensor.shape)} where the model gives {tuple(shape)}"
+        )
+    return tensor
+
+
+def _weight_file(folder: Path, *, vae: bool) -> Path:
+    """The VAE's file (vae.*), or the transformer's: the one other weight file, else the folder of shards."""
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in {".pth", ".safetensors"}]
+    files = [path for path in files if path.name != "io.safetensors" and (path.stem == "vae") == vae]
+    has_index = any(folder.glob("*.index.json"))
+    if len(files) == 1 and (vae or not has_index):
+        return files[0]
+    if has_index and not vae:
+        return folder
+    part = "VAE named vae.pth or vae.safetensors" if vae else "transformer checkpoint"
+    raise ModelSpecError(f"{folder}: needs exactly one {part}")
+
+
+def _read_case(folder: Path) -> _Case:
+    meta_file = folder / "meta.json"
+    try:
+        meta = json.loads(meta_file.read_text())
+        recorded = load_file(folder / "io.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelSpecError(f"{folder}: needs a readable meta.json and io.safetensors ({error})") from error
+    try:
+        return _parse_case(folder, meta, recorded)
+    except (KeyError, TypeError) as error:
+        raise ModelSpecError(f"{meta_file}: the key {error} is missing or of the wrong kind") from error
+
+
+def _parse_case(folder: Path, meta: Mapping[str, Any], recorded: dict[str, Tensor]) -> _Case:
+    model, sampling = meta["model"], meta["sampling"]
+    vae = VaeArchitecture(
+        codebook_dim=meta["vae"]["z_channels"],
+        base_channels=meta["vae"]["base_ch"],
+        channel_multipliers=tuple(meta["vae"]["ch_mult"]),
+        spatial_patchify=bool(model["apply_spatial_patchify"]),
+    )
+    transformer = TransformerArchitecture(
+        depth=model["depth"],
+        width=model["embed_dim"],
+        num_heads=model["num_heads"],
+        text_width=model["text_channels"],
+        bits_per_token=vae.bits_per_token,
+    )
+    schedule = tuple((int(h), int(w)) for h, w in meta["schedule"])
+    if not any(full[: len(schedule)] == schedule for full in SCHEDULES_1M.values()):
+        raise ModelSpecError(f"{folder / 'meta.json'}: its schedule is none of the official ones")
+    insertion = sampling.get("insertion", [0])
+    settings = SamplingSettings(
+        cfg_scale=per_scale(sampling["cfg_list"], len(schedule), "cfg_list"),
+        temperature=per_scale(sampling["tau"], len(schedule), "tau"),
+        greedy=True,
+        cfg_insertion_layers=tuple(insertion) if isinstance(insertion, list) else (insertion,),
+    )
+    prompts = list(recorded["text_features"].float().split(_text_lengths(meta)))
+    negatives: list[Tensor | None] = [None] * len(prompts)
+    if "negative_text_features" in recorded:
+        features = recorded["negative_text_features"].float()
+        negatives = list(features.split(_negative_lengths(folder, meta, len(features), len(prompts))))
+    return _Case(folder, transformer, vae, schedule, settings, prompts, negatives, recorded)
+
+
+def _text_lengths(meta: Mapping[str, Any]) -> list[int]:
+    return list(meta["text_lens"] if "text_lens" in meta else meta["sampling"]["lens"])
+
+
+def _negative_lengths(folder: Path, meta: Mapping[str, Any], total: int, count: int) -> list[int]:
+    """Lengths of the negative prompts: recorded under a name that says so, or what the count leaves open."""
+    places = {**meta, **meta["sampling"]}
+    for name, value in places.items():
+        if (
+            "neg" in name
+            and isinstance(value, list)
+            and len(value) == count
+            and all(type(n) is int for n in value)
+        ):
+            return value
+    if count == 1:
+        return [total]
+    if sum(_text_lengths(meta)) == total:
+        return _text_lengths(meta)
+    raise ModelSpecError(f"{folder / 'meta.json'}: the lengths of the {count} negative prompts are missing")
