@@ -14,6 +14,11 @@ from toprovar_batch.worker.errors import ToprovarError
 
 # name: (module under toprovar_batch and the command in it, line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
+    "submit": (
+        "orchestrator.submit:submit_command",
+        "Generate the dataset of a job, or what is missing of it.",
+    ),
+    "status": ("orchestrator.status:status_command", "Say how far a dataset is; --verify reads it all."),
     "validate": ("orchestrator.validate:validate_command", "Check a job and its prompts without a GPU."),
     "verify": ("orchestrator.verify:verify_command", "Compare with recorded vectors of the official model."),
     "bench": ("orchestrator.bench:bench_command", "Time generation at several batch sizes."),
@@ -45,7 +50,9 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except ToprovarError as error:
-            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            line = " ".join(str(error).split())
+            # A file name or JSON key may hold what UTF-8 cannot.
+            click.echo(f"Error: {line.encode(errors='backslashreplace').decode()}", err=True)
             ctx.exit(error.exit_code)
 
 

@@ -1,0 +1,67 @@
+"""Checks across the fields of a job that need neither a GPU nor any weights."""
+
+from collections.abc import Iterator
+
+import fsspec
+
+from toprovar_batch.orchestrator.job import JobSpec
+from toprovar_batch.worker.errors import ModelSpecError
+from toprovar_batch.worker.specs import ModelSpec
+
+
+def check_job(job: JobSpec) -> list[str]:
+    """Check what a job says about its model, sampling and image size, and that local model files exist.
+
+    Returns:
+        One line a part of the model: where it comes from.
+
+    Raises:
+        ModelSpecError: an unknown preset, an impossible architecture, a per-scale list of the wrong length, a
+            guidance layer that the model lacks, or a missing local file.
+    """
+    # PyTorch takes seconds to import, and a job with a misspelled key does not get here.
+    from toprovar_batch.worker.engine import Engine  # noqa: PLC0415
+    from toprovar_batch.worker.models import check_model_files  # noqa: PLC0415
+
+    Engine(job.engine_spec(), job.runtime)
+    return check_model_files(job.model)
+
+
+def check_remote_files(model: ModelSpec) -> Iterator[str]:
+    """Look for the model files that are URLs or Hugging Face ids.
+
+    Yields:
+        One sentence for each file whose server cannot be asked: it may still be in a worker's cache.
+
+    Raises:
+        ModelSpecError: a server says that it has no such file.
+    """
+    from toprovar_batch.worker.models import model_files  # noqa: PLC0415
+
+    files = model_files(model)
+    for part in ("transformer", "vae", "text_encoder"):
+        location: str | None = getattr(files, part)
+        if location is None:
+            continue
+        url = location
+        if "://" not in location:
+            if part != "text_encoder" or location.startswith((".", "/", "~")):
+                continue
+            url = f"hf://{location}/config.json"
+        try:
+            found = _exists(url)
+        except Exception as error:  # noqa: BLE001 - every file system raises errors of its own kind
+            yield f"model.{part}: {location} could not be looked up ({type(error).__name__})"
+            continue
+        if not found:
+            raise ModelSpecError(f"model.{part}: {location}: there is no such file")
+
+
+def _exists(url: str) -> bool:
+    """Whether a file or folder is there; raises whatever its file system does when it cannot tell."""
+    filesystem, path = fsspec.core.url_to_fs(url)
+    try:
+        filesystem.info(path)
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,181 @@
+"""Finding and reading prompt files: local or by URL, plain or compressed, one file, a folder or a glob."""
+
+import bz2
+import gzip
+import lzma
+import posixpath
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+import fsspec
+import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+
+from toprovar_batch.worker.errors import PromptSourceError
+
+FORMATS = {
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".txt": "txt",
+    ".json": "mjhq",
+}
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+_DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.decompress,
+    "bz2": bz2.decompress,
+    "xz": lzma.decompress,
+    "zstd": lambda raw: pa.CompressedInputStream(pa.BufferReader(raw), "zstd").read(),
+}
+_MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+_EXTRAS = {"s3": "toprovar-batch[s3]", "s3a": "toprovar-batch[s3]"}
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFile:
+    """One prompt file, found but not read yet.
+
+    Attributes:
+        filesystem: that holds it.
+        path: within the file system.
+        label: what the user calls it, for errors.
+    """
+
+    filesystem: fsspec.AbstractFileSystem
+    path: str
+    label: str
+
+    @property
+    def suffix(self) -> str:
+        """Extension in lower case, without that of the compression; ".jsonl" for a.jsonl.gz?download=true."""
+        return posixpath.splitext(_split_compression(self.path)[0])[1].lower()
+
+    @property
+    def compression(self) -> str | None:
+        """Name of the compression, by the last extension."""
+        return _split_compression(self.path)[1]
+
+    def read(self) -> bytes:
+        """All bytes, decompressed.
+
+        Raises:
+            PromptSourceError: the file cannot be read, or is not compressed as its extension says.
+        """
+        with self.open() as file:
+            try:
+                raw: bytes = file.read()
+            except Exception as error:  # every file system raises errors of its own kind
+                raise _unreadable(self.label, error) from error
+        if self.compression is None:
+            return raw
+        try:
+            return _DECOMPRESSORS[self.compression](raw)
+        except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
+            problem = f"is not a whole {self.compression} file: {first_line(error)}"
+            raise PromptSourceError(f"{self.label} {problem}") from error
+
+    def open(self) -> IO[bytes]:
+        """Open it for reading as it is, compressed or not.
+
+        Raises:
+            PromptSourceError: the file is missing or cannot be opened.
+        """
+        try:
+            file: IO[bytes] = self.filesystem.open(self.path, "rb")
+        except Exception as error:  # every file system raises errors of its own kind
+            raise _unreadable(self.label, error) from error
+        return file
+
+    def text(self) -> str:
+        """All of it as UTF-8 text, without a byte order mark.
+
+        Raises:
+            PromptSourceError: as `read`, or it is no UTF-8 text; names the line.
+        """
+        raw = self.read()
+        for magic, kind in _MAGIC.items():
+            if raw.startswith(magic):
+                raise PromptSourceError(f"{self.label} holds {kind} data, not {self.suffix or 'text'}")
+        try:
+            return raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = raw[: error.start].count(b"\n") + 1
+            raise PromptSourceError(f"{self.label}, line {line}: not UTF-8 text") from error
+
+
+def find_files(source: str) -> list[PromptFile]:
+    """Resolve a prompt source into its files, sorted by path.
+
+    Args:
+        source: path or fsspec URL of a file, of a folder with prompt files in it, or a glob.
+
+    Returns:
+        At least one file.
+
+    Raises:
+        PromptSourceError: nothing is there, or its file system cannot be used.
+    """
+    protocol = urlsplit(source).scheme
+    try:
+        filesystem, path = fsspec.core.url_to_fs(source)
+        paths = list(_resolve(filesystem, path, is_web=protocol in {"http", "https"}))
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        mend = f"pip install {extra}" if extra else first_line(error)
+        raise PromptSourceError(f"{source}: {protocol}:// needs another package: {mend}") from error
+    except Exception as error:  # every file system raises errors of its own kind
+        raise _unreadable(source, error) from error
+    if not paths:
+        raise PromptSourceError(f"{source}: no prompt file is there (known: {', '.join(FORMATS)})")
+    if paths == [path]:
+        return [PromptFile(filesystem, path, source)]
+    is_local = isinstance(filesystem, LocalFileSystem)
+    labels = {name: name if is_local else filesystem.unstrip_protocol(name) for name in paths}
+    return [PromptFile(filesystem, name, labels[name]) for name in sorted(paths)]
+
+
+def _resolve(filesystem: fsspec.AbstractFileSystem, path: str, *, is_web: bool) -> Iterator[str]:
+    """Paths behind one path; a file whose name looks like a glob is taken as it is."""
+    if is_web or filesystem.isfile(path):
+        yield path
+    elif filesystem.isdir(path):
+        for name in filesystem.ls(path, detail=False):
+            hidden = posixpath.basename(name).startswith((".", "_"))
+            if not hidden and posixpath.splitext(_split_compression(name)[0])[1].lower() in FORMATS:
+                yield name
+    elif any(character in path for character in "*?["):
+        yield from (name for name in filesystem.glob(path) if filesystem.isfile(name))
+    else:
+        raise FileNotFoundError(path)
+
+
+def _split_compression(path: str) -> tuple[str, str | None]:
+    """Path without query and compression suffix, and the compression's name."""
+    plain = path.partition("?")[0] if "://" in path else path
+    stem, suffix = posixpath.splitext(plain)
+    compression = _COMPRESSIONS.get(suffix.lower())
+    return (stem, compression) if compression else (plain, None)
+
+
+def _unreadable(label: str, error: Exception) -> PromptSourceError:
+    """One sentence for whatever a file system raised."""
+    if isinstance(error, FileNotFoundError):
+        return PromptSourceError(f"{label}: the prompt file does not exist")
+    if isinstance(error, PermissionError):
+        return PromptSourceError(f"{label}: no permission to read the prompt file")
+    return PromptSourceError(f"{label} cannot be read: {type(error).__name__}: {first_line(error)}")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text."""
+    return next(iter(str(error).splitlines()), "no details")
+
+
+def describe_json(value: Any) -> str:
+    """What kind of JSON value this is, in a user's words."""
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")

@@ -1,0 +1,192 @@
+"""The prompt formats: each reader takes one file and gives its rows."""
+
+import json
+from collections import Counter
+from itertools import chain, islice
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from toprovar_batch.orchestrator.prompt_files import FORMATS, PromptFile, describe_json, first_line
+from toprovar_batch.worker.errors import PromptSourceError
+
+Row = dict[str, Any]
+Column: TypeAlias = list[Any] | pa.ChunkedArray
+
+
+class SourceRows:
+    """The rows of all files of a prompt source: Arrow columns, or JSON objects with values of any kind.
+
+    Args:
+        table: rows of a typed format, or
+        rows: rows of a JSON format.
+    """
+
+    def __init__(self, *, table: pa.Table | None = None, rows: list[Row] | None = None) -> None:
+        self._table = table
+        self._rows = rows or []
+        names = dict.fromkeys(chain.from_iterable(self._rows)) if table is None else table.column_names
+        self.names: list[str] = list(names)
+        self.num_rows: int = len(self._rows) if table is None else table.num_rows
+
+    def column(self, name: str) -> Column:
+        """One column; a key that an object lacks is None."""
+        if self._table is not None:
+            return self._table.column(name)
+        return [row.get(name) for row in self._rows]
+
+
+def format_of(file: PromptFile, wanted: str) -> str:
+    """The format of a file: the wanted one, or by its extension where that is `auto`.
+
+    Raises:
+        PromptSourceError: the extension says nothing.
+    """
+    if wanted != "auto":
+        return wanted
+    if file.suffix not in FORMATS:
+        ending = f"the extension {file.suffix!r}" if file.suffix else "a name without extension"
+        raise PromptSourceError(
+            f"{file.label}: {ending} does not tell the format; set prompts.format to one of parquet, jsonl, "
+            "csv, txt, mjhq"
+        )
+    return FORMATS[file.suffix]
+
+
+def read_table(file: PromptFile, kind: str, text_columns: list[str], limit: int | None) -> pa.Table:
+    """Read a Parquet or CSV file; see `read_parquet` and `read_csv`."""
+    return read_parquet(file, limit) if kind == "parquet" else read_csv(file, text_columns, limit)
+
+
+def read_rows(file: PromptFile, kind: str, prompt_column: str, limit: int | None) -> list[Row]:
+    """Read a JSONL, TXT or MJHQ file; see `read_jsonl`, `read_txt` and `read_mjhq`."""
+    if kind == "txt":
+        return read_txt(file, prompt_column, limit)
+    return read_jsonl(file, limit) if kind == "jsonl" else read_mjhq(file, limit)
+
+
+def read_parquet(file: PromptFile, limit: int | None) -> pa.Table:
+    """Read a Parquet file, no further than the row group where `limit` is reached.
+
+    Raises:
+        PromptSourceError: it is no Parquet file, is cut short, or holds invalid text.
+    """
+    # Parquet is read from its end, which a compressed stream cannot do.
+    with pa.BufferReader(file.read()) if file.compression else file.open() as handle:
+        try:
+            parquet = pq.ParquetFile(handle)
+            groups, rows = 0, 0
+            while groups < parquet.num_row_groups and (limit is None or rows < limit):
+                rows += parquet.metadata.row_group(groups).num_rows
+                groups += 1
+            table = parquet.read_row_groups(list(range(groups)))
+            table.validate(full=True)
+        except (pa.ArrowException, OSError) as error:
+            problem = f"is not a readable Parquet file: {first_line(error)}"
+            raise PromptSourceError(f"{file.label} {problem}") from error
+    bare = [field.remove_metadata() for field in table.schema]
+    return pa.Table.from_arrays(table.columns, schema=pa.schema(bare)).slice(0, limit)
+
+
+def read_csv(file: PromptFile, text_columns: list[str], limit: int | None) -> pa.Table:
+    """Read a CSV file with a header; the types of columns not in `text_columns` are inferred.
+
+    Raises:
+        PromptSourceError: it is empty, or a row has more or fewer fields than the header; names the row.
+    """
+    raw = file.text().encode()
+    ragged: list[Any] = []
+
+    def note(row: Any) -> str:
+        ragged.append(row)
+        return "skip"
+
+    try:
+        table = pa_csv.read_csv(
+            pa.BufferReader(raw),
+            # One block: types are inferred from all rows, and the row handler learns row numbers.
+            pa_csv.ReadOptions(use_threads=False, block_size=min(len(raw) + 1, 2**31 - 1)),
+            pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note),
+            pa_csv.ConvertOptions(column_types=dict.fromkeys(text_columns, pa.string())),
+        )
+    except pa.ArrowException as error:
+        raise PromptSourceError(f"{file.label} is not a readable CSV file: {first_line(error)}") from error
+    if ragged:
+        row = ragged[0]
+        where = f"row {row.number - 1}" if row.number is not None else "a row"
+        raise PromptSourceError(
+            f"{file.label}: {where} has {row.actual_columns} fields and the header {row.expected_columns}; "
+            'text with a comma needs "quotes"'
+        )
+    return table.slice(0, limit)
+
+
+def read_jsonl(file: PromptFile, limit: int | None) -> list[Row]:
+    """Read JSON objects, one a line; blank lines are skipped.
+
+    Raises:
+        PromptSourceError: a line is no JSON object; names the line.
+    """
+    rows: list[Row] = []
+    for number, line in enumerate(file.text().split("\n"), start=1):
+        if not line.strip():
+            continue
+        row = _parse_json(line, f"{file.label}, line {number}")
+        if not isinstance(row, dict):
+            raise PromptSourceError(
+                f"{file.label}, line {number}: expected a JSON object with a prompt, got {describe_json(row)}"
+            )
+        rows.append(row)
+        if len(rows) == limit:
+            break
+    return rows
+
+
+def read_txt(file: PromptFile, prompt_column: str, limit: int | None) -> list[Row]:
+    """Read prompts, one a line; blank lines are skipped and spaces around a prompt dropped."""
+    # splitlines() would also cut at U+2028 and other characters that may stand in a prompt.
+    prompts = (line.strip() for line in file.text().split("\n"))
+    return [{prompt_column: prompt} for prompt in islice(filter(None, prompts), limit)]
+
+
+def read_mjhq(file: PromptFile, limit: int | None) -> list[Row]:
+    """Read the `meta_data.json` of MJHQ-30K: `{id: {"category": ..., "prompt": ...}}`; the id becomes a column.
+
+    Raises:
+        PromptSourceError: it has another form, or an id is there twice.
+    """
+
+    def refuse_repeats(pairs: list[tuple[str, Any]]) -> Row:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+            raise PromptSourceError(f"{file.label}: the key {key!r} is there twice")
+        return row
+
+    entries = _parse_json(file.text(), file.label, refuse_repeats)
+    if not isinstance(entries, dict):
+        raise PromptSourceError(
+            f"{file.label}: expected the form of MJHQ-30K, one object {{id: {{category, prompt}}}}, "
+            f"got {describe_json(entries)}; other prompts can come as JSONL"
+        )
+    rows: list[Row] = []
+    for key, entry in islice(entries.items(), limit):
+        if not isinstance(entry, dict):
+            raise PromptSourceError(
+                f"{file.label}: expected an object with a prompt under {key!r}, got {describe_json(entry)}"
+            )
+        rows.append({**entry, "id": key})
+    return rows
+
+
+def _parse_json(text: str, where: str, pairs_hook: Any = None) -> Any:
+    """Parse one JSON value; `where` names it in errors."""
+    try:
+        return json.loads(text, object_pairs_hook=pairs_hook)
+    except json.JSONDecodeError as error:
+        spot = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise PromptSourceError(f"{where}: broken JSON at {spot}: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise PromptSourceError(f"{where}: broken JSON: {first_line(error)}") from error

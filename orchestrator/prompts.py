@@ -1,0 +1,205 @@
+"""Prompts from a source into one table, with bad rows marked instead of refused."""
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from toprovar_batch.orchestrator.job import AUTO_ID, PromptSpec
+from toprovar_batch.orchestrator.prompt_cells import (
+    Cells,
+    as_column,
+    h_div_w_cells,
+    seed_cells,
+    text_cells,
+    without_surrogates,
+)
+from toprovar_batch.orchestrator.prompt_files import PromptFile, find_files, first_line
+from toprovar_batch.orchestrator.prompt_formats import Row, SourceRows, format_of, read_rows, read_table
+from toprovar_batch.orchestrator.prompt_ids import id_cells
+from toprovar_batch.orchestrator.spec_errors import nearest
+from toprovar_batch.worker.errors import PromptSourceError
+from toprovar_batch.worker.part_file import RESULT_COLUMNS
+
+RESERVED_COLUMNS = (*RESULT_COLUMNS, "prompt_error", "prompt_id", "image_index")
+_AUTO_IDS = ("sample_id", "id")
+
+
+class Origins:
+    """Which file and row each row of the whole came from."""
+
+    def __init__(self, files: Sequence[PromptFile], counts: Sequence[int]) -> None:
+        self._spans = list(zip(files, counts, strict=True))
+
+    def describe(self, index: int) -> str:
+        """Name a row, counted from 1 in its file; header and blank lines do not count."""
+        for file, count in self._spans:
+            if index < count:
+                return f"{file.label}, row {index + 1}"
+            index -= count
+        raise IndexError(index)
+
+
+def read_prompts(spec: PromptSpec) -> pa.Table:
+    """Read all prompts of a source.
+
+    Args:
+        spec: where they are and which column means what.
+
+    Returns:
+        One row a prompt: `prompt` (string, null where it was none), `prompt_error` (string, null where the
+        row is good), then for the columns that the spec names or that `id_column: auto` found `sample_id`
+        (string), `negative_prompt` (string), `h_div_w` (float64), `seed` (int64), then the columns passed
+        through, in their own types.
+
+    Raises:
+        PromptSourceError: the source is missing, unreadable, empty, not what its extension says, lacks a
+            column, has missing or repeated ids, a column that the dataset needs for itself, or no good row.
+    """
+    rows, origins = _read_source(spec)
+    if rows.num_rows == 0:
+        raise PromptSourceError(f"{spec.source}: there are no prompts in it")
+    id_column = _id_column(spec, rows)
+    _check_columns(spec, rows, id_column)
+    cells = _role_cells(spec, rows)
+    errors = pc.coalesce(*(checked.errors for checked in cells.values()))
+    if errors.null_count == 0:
+        first = f"{origins.describe(0)}: {errors[0].as_py()}"
+        raise PromptSourceError(f"{spec.source}: none of its {rows.num_rows} prompts can be used; {first}")
+
+    columns = {"prompt": cells.pop("prompt").values, "prompt_error": errors}
+    if id_column is not None:
+        columns["sample_id"] = id_cells(rows.column(id_column), id_column, origins.describe)
+    columns |= {name: checked.values for name, checked in cells.items()}
+    for name in _passed_columns(spec, rows, id_column):
+        columns[name] = as_column(rows.column(name), _label(spec, name))
+        _check_storable(columns[name], _label(spec, name))
+    return pa.table(columns)
+
+
+def _role_cells(spec: PromptSpec, rows: SourceRows) -> dict[str, Cells]:
+    """Check the columns that mean something, the prompt's first."""
+    prompts = rows.column(spec.prompt_column)
+    cells = {"prompt": text_cells(prompts, _label(spec, spec.prompt_column), "prompt", required=True)}
+    if (column := spec.negative_prompt_column) is not None:
+        cells["negative_prompt"] = text_cells(rows.column(column), _label(spec, column), "negative prompt")
+    if spec.h_div_w_column is not None:
+        cells["h_div_w"] = h_div_w_cells(rows.column(spec.h_div_w_column))
+    if spec.seed_column is not None:
+        cells["seed"] = seed_cells(rows.column(spec.seed_column))
+    return cells
+
+
+def _label(spec: PromptSpec, column: str) -> str:
+    """A column in errors."""
+    return f"{spec.source}: the column {column!r}"
+
+
+def _read_source(spec: PromptSpec) -> tuple[SourceRows, Origins]:
+    """Read the files of a source until `limit` is reached."""
+    files = find_files(spec.source)
+    kinds = {format_of(file, spec.format): file for file in files}
+    if len(kinds) > 1:
+        raise PromptSourceError(
+            f"{spec.source}: holds files of several formats ({', '.join(kinds)}); name one kind with a glob"
+        )
+    [kind] = kinds
+    text_columns = [
+        spec.prompt_column,
+        *_AUTO_IDS,
+        *filter(None, [spec.id_column, spec.negative_prompt_column]),
+    ]
+    tables: list[pa.Table] = []
+    rows: list[Row] = []
+    counts: list[int] = []
+    for file in files:
+        rest = None if spec.limit is None else spec.limit - sum(counts)
+        if rest == 0:
+            break
+        if kind in {"parquet", "csv"}:
+            tables.append(read_table(file, kind, text_columns, rest))
+            counts.append(tables[-1].num_rows)
+        else:
+            before = len(rows)
+            rows += read_rows(file, kind, spec.prompt_column, rest)
+            counts.append(len(rows) - before)
+    origins = Origins(files[: len(counts)], counts)
+    return (SourceRows(table=_concat(tables, spec.source)) if tables else SourceRows(rows=rows)), origins
+
+
+def _concat(tables: list[pa.Table], source: str) -> pa.Table:
+    """One table of all files; a column that a file lacks is null there."""
+    for table in tables:
+        repeated = [name for name, count in Counter(table.column_names).items() if count > 1]
+        if repeated:
+            raise PromptSourceError(f"{source}: the column {repeated[0]!r} is there twice")
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise PromptSourceError(f"{source}: its files do not fit together: {first_line(error)}") from error
+
+
+def _id_column(spec: PromptSpec, rows: SourceRows) -> str | None:
+    """The column of the ids, found where the spec leaves it open; None: ids come from the content."""
+    if spec.id_column != AUTO_ID:
+        return spec.id_column
+    return next((name for name in _AUTO_IDS if name in rows.names), None)
+
+
+def _check_columns(spec: PromptSpec, rows: SourceRows, id_column: str | None) -> None:
+    """Refuse a column that is asked for and not there."""
+    wanted = {
+        "prompt_column": spec.prompt_column,
+        "id_column": id_column,
+        "negative_prompt_column": spec.negative_prompt_column,
+        "h_div_w_column": spec.h_div_w_column,
+        "seed_column": spec.seed_column,
+    }
+    named = [(key, name) for key, name in wanted.items() if name is not None]
+    for key, name in [*named, *(("columns", name) for name in spec.columns or ())]:
+        if name in rows.names:
+            continue
+        near = nearest(name, rows.names)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise PromptSourceError(
+            f"{spec.source}: there is no column {name!r} (prompts.{key}), only {', '.join(rows.names)}{hint}"
+        )
+
+
+def _passed_columns(spec: PromptSpec, rows: SourceRows, id_column: str | None) -> list[str]:
+    """Columns to pass through: those asked for, or all that have no other role."""
+    roles = {
+        spec.prompt_column,
+        id_column,
+        spec.negative_prompt_column,
+        spec.h_div_w_column,
+        spec.seed_column,
+    }
+    others = [name for name in rows.names if name not in roles]
+    passed = others if spec.columns is None else list(dict.fromkeys(spec.columns))
+    for name in passed:
+        if without_surrogates(name) != name:
+            raise PromptSourceError(
+                f"{spec.source}: the column name {name!r} holds half a character (a lone surrogate); rename it"
+            )
+        if name not in RESERVED_COLUMNS:
+            continue
+        rest = ", ".join(other for other in passed if other not in RESERVED_COLUMNS)
+        raise PromptSourceError(
+            f"{spec.source}: the column {name!r} has the name of a column that the dataset gets itself; "
+            f"rename it, or leave it out with prompts.columns: [{rest}]"
+        )
+    return passed
+
+
+def _check_storable(column: pa.ChunkedArray, label: str) -> None:
+    """Refuse a type that Parquet cannot hold before a worker meets it."""
+    try:
+        pq.write_table(pa.table({"column": column.slice(0, 0)}), io.BytesIO())
+    except (pa.ArrowException, NotImplementedError) as error:
+        raise PromptSourceError(
+            f"{label} cannot be stored in Parquet ({first_line(error)}); leave it out with prompts.columns"
+        ) from error

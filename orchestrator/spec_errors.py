@@ -1,0 +1,178 @@
+"""What pydantic found wrong in a job, said in one sentence that names the key and the mend."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+EXPECTED = {
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "finite_number": "a finite number",
+    "model_type": "a group of keys",
+    "model_attributes_type": "a group of keys",
+}
+LIMITS = {"greater_than_equal": "ge", "greater_than": "gt", "less_than_equal": "le", "less_than": "lt"}
+LIMIT_WORDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+
+
+def nearest(name: str, options: Iterable[str]) -> str | None:
+    """The option spelled most like `name`, or None when none is close."""
+    lowered = {option.lower(): option for option in options}
+    found = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    return lowered[found[0]] if found else None
+
+
+def field_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted paths of every key that `model` takes, groups before what they hold."""
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        group = _group_of(field.annotation)
+        if group is not None:
+            yield from field_paths(group, f"{prefix}{name}.")
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
+    """Translate the first failure of a validation.
+
+    Args:
+        error: what `model.model_validate` raised.
+        model: the model that refused its input.
+
+    Returns:
+        The dotted key it is about and a sentence without a full stop that starts with that key; failures
+        at other keys are counted at its end.
+    """
+    by_key: dict[str, list[tuple[str, Any]]] = {}
+    for detail in error.errors(include_url=False):
+        key, item = _key_of(detail["loc"], model)
+        by_key.setdefault(key, []).append((item, detail))
+    key, details = next(iter(by_key.items()))
+    sentence = _sentence(key, details, model)
+    others = len(by_key) - 1
+    return key, f"{sentence} (and {others} more)" if others else sentence
+
+
+def describe_value(value: Any) -> str:
+    """A value as a user would call it: kind and short text."""
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a group of keys"
+    if isinstance(value, list | tuple):
+        return f"the list {_shorten(str(list(value)))}"
+    if isinstance(value, int | float):
+        return _shorten(str(value))
+    return (
+        f"the text {_shorten(value)!r}" if isinstance(value, str) else f"the {type(value).__name__} {value}"
+    )
+
+
+def _group_of(annotation: Any) -> type[BaseModel] | None:
+    """The model behind an annotation, also behind `Model | None`."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _key_of(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, str]:
+    """Split pydantic's location into the dotted key and the index inside a list value ("" or "[2]").
+
+    Locations also hold the names of union members (`cfg_scale.float`), which mean nothing to a user.
+    """
+    keys: list[str] = []
+    group: type[BaseModel] | None = model
+    rest = list(location)
+    while rest and group is not None:
+        key = str(rest.pop(0))
+        keys.append(key)
+        field = group.model_fields.get(key)
+        group = None if field is None else _group_of(field.annotation)
+    return ".".join(keys), "".join(f"[{part}]" for part in rest if isinstance(part, int))
+
+
+def _sentence(key: str, details: list[tuple[str, Any]], model: type[BaseModel]) -> str:
+    """One sentence from all failures of one key; a union gives one failure for each member."""
+    # What failed deepest, and by its value rather than by its type, is what the user meant.
+    item, detail = max(details, key=lambda pair: (bool(pair[0]), not pair[1]["type"].endswith("_type")))
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown_key(key, model)
+    if kind == "missing":
+        return f"{key} is missing and has no default"
+    if kind == "value_error":
+        return f"{key}{item}: {context['error']}".removeprefix(": ")  # a rule about several keys has no key
+    if kind in {"string_too_short", "too_short"}:
+        return f"{key}{item} must not be empty"
+    if kind == "literal_error":
+        expected = _choices(context["expected"])
+    elif kind in LIMITS:
+        limit = context[LIMITS[kind]]
+        expected = (
+            f"{LIMIT_WORDS[LIMITS[kind]]} {format(limit, '.2g') if isinstance(limit, float) else limit}"
+        )
+    else:
+        kinds = dict.fromkeys(EXPECTED.get(d["type"], d["msg"]) for i, d in details if i == item)
+        expected = " or ".join(kinds)
+    return f"{key}{item} must be {expected}, got {describe_value(value)}{_hint(value, expected)}"
+
+
+def _unknown_key(key: str, model: type[BaseModel]) -> str:
+    """Name the unknown key and the existing one it most resembles, in its own group first."""
+    group, _, leaf = key.rpartition(".")
+    paths = list(field_paths(model))
+    siblings = [path.rpartition(".")[2] for path in paths if path.rpartition(".")[0] == group]
+    elsewhere = {path.rpartition(".")[2]: path for path in reversed(paths)}
+    near_sibling, near_elsewhere = nearest(leaf, siblings), nearest(leaf, elsewhere)
+    if leaf in elsewhere:
+        near = elsewhere[leaf]
+    elif near_sibling is not None:
+        near = f"{group}.{near_sibling}" if group else near_sibling
+    elif near_elsewhere is not None:
+        near = elsewhere[near_elsewhere]
+    else:
+        return f"unknown key {key}; {group or 'a job'} takes {', '.join(siblings)}"
+    return f"unknown key {key}; did you mean {near}?"
+
+
+def _choices(expected: str) -> str:
+    """The allowed values of a literal, as "one of a, b, c"."""
+    options = [option.strip("'") for option in expected.replace(" or ", ", ").split(", ")]
+    return f"one of {', '.join(options)}" if len(options) > 1 else options[0]
+
+
+def _hint(value: Any, expected: str) -> str:
+    """Where YAML 1.1 reads something else than the user wrote, or a choice is misspelled: what to write."""
+    if isinstance(value, str) and expected.startswith("one of "):
+        near = nearest(value, expected.removeprefix("one of ").split(", "))
+        return f"; did you mean {near}?" if near else ""
+    if isinstance(value, str) and "number" in expected:
+        return _number_hint(value)
+    if expected == "text" and isinstance(value, bool):
+        return "; YAML reads yes, no, on, off, true and false as booleans, put the text in quotes"
+    quotable = expected == "text" and value is not None and not isinstance(value, dict | list | tuple)
+    return "; put it in quotes" if quotable else ""
+
+
+def _number_hint(text: str) -> str:
+    """How to write the number that `text` was meant to be; empty when it is none."""
+    try:
+        number = float(text)
+    except ValueError:
+        return ""
+    if not isinstance(yaml.safe_load(text), str):
+        return "; write it without quotes"
+    return f"; YAML reads {text} as text, write {int(number) if number.is_integer() else number}"
+
+
+def _shorten(text: str, limit: int = 60) -> str:
+    """Text cut to `limit` characters."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

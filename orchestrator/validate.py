@@ -1,0 +1,47 @@
+"""`toprovar-batch validate`: everything about a job that can be checked without a GPU."""
+
+import click
+
+from toprovar_batch.orchestrator.checks import check_job, check_remote_files
+from toprovar_batch.orchestrator.job import JobSpec, load_job
+from toprovar_batch.orchestrator.output_check import check_output
+from toprovar_batch.orchestrator.plan import Plan, plan_job
+
+_LABEL_WIDTH = 9
+
+
+@click.command("validate")
+@click.argument("job_file", metavar="JOB")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in sampling.seed=7."
+)
+@click.option("--output", metavar="DIR", help="Folder or URL of the dataset, instead of the job's.")
+def validate_command(job_file: str, overrides: tuple[str, ...], output: str | None) -> None:
+    """Check the job file JOB, its prompts, model files and output folder, without a GPU."""
+    job = load_job(job_file, overrides, output=output)
+    model_lines = check_job(job)
+    plan = plan_job(job)
+    output_state = check_output(job, plan)
+    warnings = [*plan.warnings, *check_remote_files(job.model)]
+    for label, text in _summary(job, plan, model_lines, output_state):
+        click.echo(f"{label:<{_LABEL_WIDTH}}{text}")
+    for warning in warnings:
+        click.echo(f"{'warning':<{_LABEL_WIDTH}}{warning}")
+    click.echo("The job is valid.")
+
+
+def _summary(job: JobSpec, plan: Plan, model_lines: list[str], output_state: str) -> list[tuple[str, str]]:
+    """Lines of the report, each with its label."""
+    model = [("", line) for line in model_lines]
+    shards = f"{plan.num_shards:,} shard{'s' if plan.num_shards != 1 else ''} of up to {plan.shard_size}"
+    return [
+        ("job", str(job.name)),
+        (
+            "prompts",
+            f"{plan.num_prompts:,} from {job.prompts.source}, {plan.num_bad_prompts:,} of them unusable",
+        ),
+        ("samples", f"{plan.samples.num_rows:,} in {shards}"),
+        ("model", job.model.preset),
+        *model,
+        ("output", f"{job.output} ({output_state})"),
+    ]

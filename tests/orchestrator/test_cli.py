@@ -1,0 +1,118 @@
+"""The command line: fast help, and one line for every mistake."""
+
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from toprovar_batch.orchestrator import cli
+from toprovar_batch.worker.errors import PromptSourceError, RunFailedError
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Write a job (and other files) into an empty folder, and run a command there."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_command(*arguments, job="", **files):
+        for name, content in files.items():
+            path = tmp_path / name.replace("__", ".")
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        (tmp_path / "job.yaml").write_text(job)
+        return CliRunner().invoke(cli.main, arguments, prog_name="toprovar-batch")
+
+    return run_command
+
+
+def test_help_names_every_command_and_imports_none():
+    code = (
+        "import sys; from click.testing import CliRunner; from toprovar_batch.orchestrator.cli import main, COMMANDS\n"
+        "text = CliRunner().invoke(main, ['--help']).output\n"
+        "assert all(name in text for name in COMMANDS), text\n"
+        "heavy = {'torch', 'ray', 'pyarrow', 'pydantic', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_in_the_table_exists(name):
+    assert isinstance(cli.main.get_command(click.Context(cli.main), name), click.Command)
+
+
+def test_an_unknown_command_is_refused(run):
+    result = run("valdate")
+    assert result.exit_code == 2
+    assert "No such command 'valdate'" in result.stderr
+
+
+@pytest.mark.parametrize(("error", "code"), [(PromptSourceError, 2), (RunFailedError, 1)])
+def test_an_error_is_one_line_with_its_exit_code(monkeypatch, error, code):
+    @click.command()
+    def failing():
+        raise error("p\udcff.txt:\n  it   broke")
+
+    monkeypatch.setattr(cli.LazyGroup, "get_command", lambda *_: failing)
+    result = CliRunner().invoke(cli.main, ["failing"])
+    assert (result.exit_code, result.stderr, result.stdout) == (code, "Error: p\\udcff.txt: it broke\n", "")
+
+
+def test_an_unforeseen_error_is_not_hidden(monkeypatch):
+    @click.command()
+    def failing():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli.LazyGroup, "get_command", lambda *_: failing)
+    assert isinstance(CliRunner().invoke(cli.main, ["failing"]).exception, ZeroDivisionError)
+
+
+BASE = "prompts: {source: p.txt}\noutput: out\n"
+MISTAKES = {
+    "missing job file": (["none.yaml"], BASE, {}, "none.yaml: there is no such job file"),
+    "empty job file": ([], "", {}, "job.yaml: the job file is empty"),
+    "unreadable YAML": ([], "a: [1\nb: 2", {}, "job.yaml, line 2: not readable as YAML"),
+    "a key twice": ([], BASE + "output: x", {}, "job.yaml, line 3: not readable as YAML: the key 'output' is there twice"),
+    "unknown key": ([], BASE + "sampling: {sead: 1}", {}, "unknown key sampling.sead; did you mean sampling.seed?"),
+    "wrong type": ([], BASE + "shard_size: many", {}, "shard_size must be a whole number, got the text 'many'"),
+    "invalid h/w": ([], BASE + "image: {h_div_w: 9}", {}, "image.h_div_w must be at most 3, got 9"),
+    "invalid resolution": ([], BASE + "image: {resolution: 4M}", {}, "image.resolution must be one of 0.06M, 0.25M, 0.60M, 1M"),
+    "wrong override": (["--set", "sampling.seed=x"], BASE, {}, "--set: sampling.seed must be a whole number"),
+    "missing prompt file": ([], BASE, {}, "p.txt: the prompt file does not exist"),
+    "empty prompt file": ([], BASE, {"p__txt": ""}, "p.txt: there are no prompts in it"),
+    "unknown column": (["--set", "prompts.source=p.csv"], BASE, {"p__csv": "promt\nx"}, "there is no column 'prompt'"),
+    "broken JSONL": (["--set", "prompts.source=p.jsonl"], BASE, {"p__jsonl": "{}\n{"}, "p.jsonl, line 2: broken JSON"),
+    "ragged CSV": (["--set", "prompts.source=p.csv"], BASE, {"p__csv": "prompt,n\nx"}, "row 1 has 1 fields and the header 2"),
+    "foreign Parquet": (["--set", "prompts.source=p.parquet"], BASE, {"p__parquet": "x"}, "p.parquet is not a readable Parquet file"),
+    "bad UTF-8": ([], BASE, {"p__txt": b"\xff"}, "p.txt, line 1: not UTF-8 text"),
+    "ids twice": (["--set", "prompts.source=p.csv"], BASE, {"p__csv": "id,prompt\n1,x\n1,y"}, "row 2: the id '1' in the column 'id' is already that of"),
+    "a reserved column": (["--set", "prompts.source=p.csv"], BASE, {"p__csv": "prompt,width\nx,1"}, "the column 'width' has the name of a column"),
+    "no good row": (["--set", "prompts.source=p.csv"], BASE, {"p__csv": 'prompt,n\n"",1'}, "none of its 1 prompts can be used"),
+    "unknown preset": (["--set", "model.preset=infinity-2"], BASE, {}, "did you mean 'infinity-2b'?"),
+    "impossible width": (["--set", "model.architecture.width=383"], BASE, {}, "model.architecture.width: 383 is not divisible by num_heads 6"),
+    "odd head size": (["--set", "model.architecture.width=36"], BASE, {}, "the head size 6 (width / num_heads) must be divisible by 4"),
+    "guidance per scale": (["--set", "sampling.cfg_scale=[1, 2]"], BASE, {}, "sampling.cfg_scale: the schedule has 7 scales, but 2 values are given"),
+    "temperature per scale": (["--set", "sampling.temperature=[1, 2]", "--set", "image.resolution=1M"], BASE, {}, "sampling.temperature: the schedule has 13 scales, but 2"),
+    "guidance layer": (["--set", "sampling.cfg_insertion_layer=-99"], BASE, {}, "sampling.cfg_insertion_layer: -99 names no block"),
+    "missing model file": (["--set", "model={transformer: t.pth, vae: v.pth, text_encoder: ./t5}"], BASE, {"p__txt": "x"}, "model.transformer: "),
+    "missing model URL": (["--set", "model={transformer: 'memory://no.pth', vae: 'memory://no.pth', text_encoder: './'}"], BASE, {"p__txt": "x"}, "model.transformer: memory://no.pth: there is no such file"),
+    "output is a file": (["--output", "p.txt"], BASE, {"p__txt": "x"}, "p.txt"),
+    "output cannot be written": (["--output", "/proc/out"], BASE, {"p__txt": "x"}, "/proc/out: /proc cannot be written"),
+    "output holds something else": (["--output", "."], BASE, {"p__txt": "x"}, "holds other files (job.yaml, p.txt)"),
+    "unknown output protocol": (["--output", "foo://x"], BASE, {"p__txt": "x"}, "foo://x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_validate_says_every_mistake_in_one_line(run, mistake):
+    options, job, files, message = MISTAKES[mistake]
+    path, options = (
+        (options[0], options[1:]) if options and not options[0].startswith("--") else ("job.yaml", options)
+    )
+    result = run("validate", path, *options, job=job, **files)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert result.stdout == ""
