@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -53,12 +53,14 @@ class BatchTiming:
     error: str | None = None
 
 
-class BatchList(click.ParamType):
+class BatchList(click.ParamType[tuple[int, ...]]):
     """A list of batch sizes such as 1,4,8."""
 
     name = "sizes"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
         """Parse the list; click reports what is wrong."""
         if isinstance(value, tuple):
             return value
@@ -87,7 +89,7 @@ def bench_command(
     batches: tuple[int, ...],
     resolution: str | None,
     h_div_w: float,
-    device: str,
+    device: Literal["auto", "cpu", "cuda"],
     repeats: int,
     warmup: int,
     as_json: bool,
@@ -107,7 +109,7 @@ def bench_command(
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise UserError(f"{option}: {first['msg']}, got {first['input']!r}") from error
-    engine = Engine(spec, RuntimeSpec(device=device))  # type: ignore[arg-type]
+    engine = Engine(spec, RuntimeSpec(device=device))
     engine.setup()
     timings = [measure(engine, batch, h_div_w, warmup, repeats) for batch in batches]
     record = {

@@ -220,22 +220,30 @@ class Engine:
                 results[request.sample_id] = GenerationResult(request.sample_id, "error", problem)
         while pending:
             chunk = pending[: self._batch_limit]
-            try:
-                done = self._generate_chunk(chunk)
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                self._out_of_memory.append({"batch_size": len(chunk)})
-                if len(chunk) > 1:
-                    self._batch_limit = len(chunk) // 2
-                    continue
-                message = "out of GPU memory even alone; use a smaller resolution or a larger GPU"
-                done = [GenerationResult(chunk[0].sample_id, "error", message)]
+            done = self._attempt(chunk)
+            if done is None:
+                continue
             results |= {result.sample_id: result for result in done}
             pending = pending[len(chunk) :]
         total_ms = 1e3 * (time.perf_counter() - start)
         for result in results.values():
             result.total_ms = total_ms
         return [results[request.sample_id] for request in batch]
+
+    def _attempt(self, chunk: Sequence[GenerationRequest]) -> list[GenerationResult] | None:
+        """Generate a chunk; None where it must be tried again with the new, halved limit."""
+        try:
+            return self._generate_chunk(chunk)
+        except torch.OutOfMemoryError:
+            self._out_of_memory.append({"batch_size": len(chunk)})
+        # Only here, past the handler, are the failed attempt's tensors free.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(chunk) > 1:
+            self._batch_limit = len(chunk) // 2
+            return None
+        message = "out of GPU memory even alone; use a smaller resolution or a larger GPU"
+        return [GenerationResult(chunk[0].sample_id, "error", message)]
 
     def _generate_chunk(self, batch: Sequence[GenerationRequest]) -> list[GenerationResult]:
         times = PhaseTimes()

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
 import torch
 
-from .errors import CheckpointError, ModelSpecError
+from .errors import ModelSpecError
+from .fetch import fetch
 from .infinity.checkpoint import (
     adapt_transformer,
     load_into,
@@ -77,38 +77,6 @@ def model_files(spec: ModelSpec) -> ModelFiles:
             "name one, or set model.random_weights to true"
         )
     return files
-
-
-def fetch(location: str) -> Path:
-    """A local path for a weight file or folder: itself, or a cached copy of an fsspec URL.
-
-    Raises:
-        CheckpointError: it cannot be fetched.
-    """
-    if "://" not in location:
-        return Path(location)
-    try:
-        if location.startswith("hf://"):
-            return _fetch_from_hub(location.removeprefix("hf://"))
-        return Path(
-            fsspec.open_local(f"filecache::{location}", filecache={"cache_storage": str(_cache_folder())})
-        )
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{location}: cannot be fetched ({reason})") from error
-
-
-def _cache_folder() -> Path:
-    return Path.home() / ".cache" / "toprovar-batch" / "weights"
-
-
-def _fetch_from_hub(path: str) -> Path:
-    """owner/name/file, or owner/name/folder of shards, through the hub's own cache."""
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 (slow to import)
-
-    owner, name, inner = path.split("/", 2)
-    folder = snapshot_download(f"{owner}/{name}", allow_patterns=[inner, f"{inner}/*"])
-    return Path(folder) / inner
 
 
 def load_transformer(
@@ -200,7 +168,7 @@ def build_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Mo
     if files.text_encoder is None:
         text_encoder = TextEncoder.random(preset.text_encoder, spec.weights_seed, device, dtype)
     else:
-        text_encoder = TextEncoder.load(files.text_encoder, device, dtype)
+        text_encoder = TextEncoder.load(_text_encoder_name(files.text_encoder), device, dtype)
     if text_encoder.width != transformer_sizes.text_width:
         raise ModelSpecError(
             f"model.text_encoder: its width is {text_encoder.width}, "
@@ -215,6 +183,13 @@ def build_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Mo
     else:
         vae = load_vae(vae_sizes, fetch(files.vae), device, dtype)
     return Model(transformer, vae, text_encoder, preset)
+
+
+def _text_encoder_name(location: str) -> str:
+    """A local folder or a Hugging Face id: an id stays one, also as hf://owner/name; URLs are fetched."""
+    if location.startswith("hf://") and location.count("/") == 3:
+        return location.removeprefix("hf://")
+    return str(fetch(location)) if "://" in location else location
 
 
 def check_model_files(spec: ModelSpec) -> list[str]:

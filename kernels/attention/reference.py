@@ -55,7 +55,7 @@ def attention_entropy(
 ) -> Tensor:
     """Entropy of each query's attention distribution, averaged over heads (ToProVAR, Eq. 2).
 
-    With scores s, their maximum m and l = sum exp(s - m): H = m + log l - sum softmax(s) s.
+    With scores s less their maximum: H = log sum exp(s) - sum softmax(s) s.
 
     Args:
         q: [T, H, D] packed by `layout`.
@@ -74,6 +74,7 @@ def attention_entropy(
         for first in range(part.start, part.stop, chunk):
             last = min(first + chunk, part.stop)
             scores = q[first:last].transpose(0, 1).float() @ row_keys.mT * softmax_scale  # [H, L, N]
+            scores -= scores.amax(-1, keepdim=True)  # the difference below cancels least around 0
             lse = scores.logsumexp(-1)
             expected_score = (scores * torch.exp(scores - lse[..., None])).sum(-1)
             entropy[first:last] = (lse - expected_score).mean(0)

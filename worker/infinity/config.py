@@ -196,6 +196,10 @@ def _check_transformer(sizes: TransformerArchitecture) -> None:
     field = "model.architecture"
     if sizes.width % sizes.num_heads:
         raise ModelSpecError(f"{field}.width: {sizes.width} is not divisible by num_heads {sizes.num_heads}")
+    if not sizes.mlp_width:
+        raise ModelSpecError(
+            f"{field}.width: {sizes.width} is too small; the feed-forward needs more than 32"
+        )
     if sizes.head_dim % 4:
         raise ModelSpecError(
             f"{field}.num_heads: the head size {sizes.head_dim} (width / num_heads) must be divisible by 4"

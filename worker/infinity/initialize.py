@@ -19,7 +19,7 @@ def initialize_randomly(module: nn.Module, seed: int) -> None:
         seed: of the whole module.
     """
     for name, parameter in module.named_parameters():
-        generator = torch.Generator(parameter.device).manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
+        generator = torch.Generator(parameter.device).manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
         with torch.no_grad():
             _fill(name, parameter, generator)
 

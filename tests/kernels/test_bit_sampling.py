@@ -1,0 +1,77 @@
+"""The noise generator against its published vectors, and the draws it gives."""
+
+import pytest
+import torch
+
+from toprovar_batch.kernels.bit_sampling import philox_4x32, sample_bits, uniform_noise
+
+# Known answers of Philox-4x32-10, published with Random123: counter, key, output.
+KNOWN_ANSWERS = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+def _words(text):
+    return [torch.tensor(int(word, 16)) for word in text.split()]
+
+
+@pytest.mark.parametrize(("counter", "key", "output"), KNOWN_ANSWERS)
+def test_philox_gives_its_known_answers(counter, key, output):
+    assert [int(word) for word in philox_4x32(_words(counter), _words(key))] == [
+        int(w) for w in _words(output)
+    ]
+
+
+def test_noise_of_a_seed_does_not_depend_on_the_batch():
+    seeds = torch.tensor([7, 2**62 + 5, 0, 123456789])
+    together = uniform_noise(seeds, 3, 10, 13)
+    for row, seed in enumerate(seeds):
+        assert torch.equal(uniform_noise(seed[None], 3, 10, 13)[0], together[row])
+
+
+def test_noise_of_a_token_and_bit_does_not_depend_on_how_many_there_are():
+    seed = torch.tensor([42])
+    assert torch.equal(uniform_noise(seed, 0, 100, 32)[:, :7, :5], uniform_noise(seed, 0, 7, 5))
+
+
+def test_noise_is_uniform_and_differs_by_seed_scale_token_and_bit():
+    noise = uniform_noise(torch.arange(8), 0, 512, 32)
+    assert 0 < noise.min() < noise.max() < 1
+    assert noise.mean().item() == pytest.approx(0.5, abs=3e-3)
+    assert noise.var().item() == pytest.approx(1 / 12, abs=2e-3)
+    assert noise.unique().numel() > 0.98 * noise.numel()
+    other_scale = uniform_noise(torch.arange(8), 1, 512, 32)
+    assert (noise == other_scale).float().mean() < 1e-4
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.3, 0.5, 0.9])
+def test_bits_come_up_as_often_as_their_probability(probability):
+    logit = torch.tensor(probability).logit()
+    logits = torch.stack((torch.zeros(4, 1000, 16), logit.expand(4, 1000, 16)), dim=-1).flatten(-2)
+    bits = sample_bits(logits, torch.arange(4), 2, top_p=0, greedy=False)
+    assert bits.float().mean().item() == pytest.approx(probability, abs=6e-3)
+
+
+def test_top_p_makes_unlikely_values_impossible():
+    probabilities = torch.tensor([0.02, 0.029, 0.05, 0.95, 0.98])
+    logits = torch.stack((torch.zeros(5), probabilities.logit()), dim=-1).flatten().expand(64, 500, 10)
+    often = sample_bits(logits, torch.arange(64), 0, top_p=0.97, greedy=False).float().mean((0, 1))
+    assert often[0] == often[1] == 0
+    assert often[4] == 1
+    assert often[2].item() == pytest.approx(0.05, abs=5e-3)
+    assert often[3].item() == pytest.approx(0.95, abs=5e-3)
+
+
+@pytest.mark.parametrize("top_p", [0.0, 1.0])
+def test_top_p_of_zero_or_one_is_off(top_p):
+    logits = torch.tensor([0.0, -5.0]).expand(64, 500, 2)  # probability 0.7%
+    assert sample_bits(logits, torch.arange(64), 0, top_p=top_p, greedy=False).any()
+
+
+def test_greedy_takes_the_likelier_value_and_zero_on_a_tie():
+    logits = torch.tensor([[[0.0, 1e-6, 1.0, 0.5, 2.0, 2.0]]])
+    assert sample_bits(logits, torch.tensor([1]), 0, top_p=0.97, greedy=True).tolist() == [
+        [[True, False, False]]
+    ]

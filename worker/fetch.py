@@ -1,0 +1,79 @@
+"""Weight files from anywhere: local paths as they are, URLs through a cache on this machine."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from .errors import CheckpointError
+
+
+def cache_folder() -> Path:
+    """Where fetched weights are kept: $TOPROVAR_CACHE, or a folder under ~/.cache."""
+    return Path(os.environ.get("TOPROVAR_CACHE") or Path.home() / ".cache" / "toprovar-batch")
+
+
+def fetch(location: str) -> Path:
+    """A local path of a weight file or a folder of shards.
+
+    Args:
+        location: a local path, an fsspec URL, or hf://owner/name/path (through the hub's own cache).
+
+    Raises:
+        CheckpointError: it cannot be fetched; names it.
+    """
+    if "://" not in location:
+        return Path(location).expanduser()
+    try:
+        if location.startswith("hf://"):
+            return _fetch_from_hub(location.removeprefix("hf://"))
+        return _fetch_url(location)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{location}: cannot be fetched ({reason})") from error
+
+
+def _fetch_from_hub(path: str) -> Path:
+    """owner/name/file, or owner/name/folder of shards."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 (slow to import)
+
+    parts = path.split("/", 2)
+    if len(parts) < 3:
+        raise ValueError("expected hf://owner/name/file")
+    folder = snapshot_download("/".join(parts[:2]), allow_patterns=[parts[2], f"{parts[2]}/*"])
+    return Path(folder) / parts[2]
+
+
+def _fetch_url(location: str) -> Path:
+    """Copy a file or a folder into the cache, whole or not at all; a changed source gets a new copy."""
+    file_system, path = fsspec.core.url_to_fs(location)
+    files = _files_under(file_system, path)
+    versions = [file_system.ukey(file) for file in files.values()]
+    key = hashlib.sha256("\n".join([location, *map(str, versions)]).encode()).hexdigest()[:16]
+    target = cache_folder() / key / location.rstrip("/").rsplit("/", 1)[-1]
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=target.parent)) / "partial"
+    try:
+        for name, file in files.items():
+            place = partial / name if name else partial
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file_system.get_file(file, str(place))
+        # Another worker of this machine may have been faster; its copy is the same.
+        if not target.exists():
+            partial.rename(target)
+    finally:
+        shutil.rmtree(partial.parent, ignore_errors=True)
+    return target
+
+
+def _files_under(file_system: Any, path: str) -> dict[str, str]:
+    """Relative name to path of every file of a folder; a file itself has the empty name."""
+    if not file_system.isdir(path):
+        return {"": path}
+    return {str(file)[len(path) :].strip("/"): str(file) for file in file_system.find(path)}
