@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import fsspec
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import PartWriter, image_path, result_rows
 from toprovar_batch.worker.request import GenerationRequest, GenerationResult
 from toprovar_batch.worker.shard_stats import ShardStats
@@ -58,7 +60,8 @@ class ShardTask:
         attempt: counted from 1.
         isolated: generate one image at a time, so that a death names its sample.
         poisoned: sample id -> why it must not reach the engine again.
-        kept: path of an earlier part of this shard whose good rows are kept, or None.
+        kept: address of an earlier part of this shard whose good rows are kept, or None.
+        witness: a file in the output folder that must be visible here; None for remote outputs.
     """
 
     shard_id: int
@@ -71,6 +74,7 @@ class ShardTask:
     isolated: bool = False
     poisoned: Mapping[str, str] = field(default_factory=dict)
     kept: str | None = None
+    witness: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +158,14 @@ class GenerationWorker:
 
         Raises:
             OSError: the part cannot be written; nothing is published then.
+            OutputFolderError: the output is a folder of another machine.
             RuntimeError: the engine gave other samples back than it took.
         """
+        if task.witness is not None and not Path(task.witness).exists():
+            raise OutputFolderError(
+                f"{task.witness}: not visible to worker {self._name}; a cluster needs an output that all nodes "
+                "share, such as s3://"
+            )
         stats = ShardStats(attempt=task.attempt, worker=self._name, engine=self._engine_hash)
         start = time.monotonic()
         with PartWriter(task.target, task.schema, task.scratch) as part:

@@ -9,7 +9,9 @@ import torch
 from .errors import ModelSpecError
 from .fetch import fetch
 from .infinity.checkpoint import (
+    StateDict,
     adapt_transformer,
+    fit_state,
     load_into,
     normalize_transformer,
     normalize_vae,
@@ -79,6 +81,24 @@ def model_files(spec: ModelSpec) -> ModelFiles:
     return files
 
 
+def _read_transformer(sizes: TransformerArchitecture, path: Path) -> tuple[Infinity, StateDict]:
+    """A transformer without storage, and its checked weights as they are stored."""
+    with torch.device("meta"):
+        model = Infinity(sizes)
+    state = normalize_transformer(read_state_dict(path))
+    return model, fit_state(model, state, source=str(path), adapt=adapt_transformer)
+
+
+def _read_vae(sizes: VaeArchitecture, path: Path, *, with_encoder: bool) -> tuple[Vae, StateDict]:
+    """A VAE without storage, and its checked weights as they are stored."""
+    with torch.device("meta"):
+        vae = Vae(sizes, with_encoder=with_encoder)
+    state = normalize_vae(read_state_dict(path))
+    if not with_encoder:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("encoder.")}
+    return vae, fit_state(vae, state, source=str(path))
+
+
 def load_transformer(
     sizes: TransformerArchitecture, path: Path, device: torch.device, dtype: torch.dtype
 ) -> Infinity:
@@ -87,16 +107,8 @@ def load_transformer(
     Raises:
         CheckpointError: the file does not fit the sizes; names the tensor.
     """
-    with torch.device("meta"):
-        model = Infinity(sizes)
-    load_into(
-        model,
-        normalize_transformer(read_state_dict(path)),
-        source=str(path),
-        device=device,
-        dtype_of=transformer_dtype(dtype),
-        adapt=adapt_transformer,
-    )
+    model, fitted = _read_transformer(sizes, path)
+    load_into(model, fitted, device, transformer_dtype(dtype))
     return model.eval().requires_grad_(False)
 
 
@@ -118,12 +130,8 @@ def load_vae(
     Raises:
         CheckpointError: the file does not fit the sizes; names the tensor.
     """
-    with torch.device("meta"):
-        vae = Vae(sizes, with_encoder=with_encoder)
-    state = normalize_vae(read_state_dict(path))
-    if not with_encoder:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("encoder.")}
-    load_into(vae, state, source=str(path), device=device, dtype_of=lambda _name: dtype)
+    vae, fitted = _read_vae(sizes, path, with_encoder=with_encoder)
+    load_into(vae, fitted, device, lambda _name: dtype)
     return vae.eval().requires_grad_(False)
 
 
@@ -193,15 +201,19 @@ def _text_encoder_name(location: str) -> str:
 
 
 def check_model_files(spec: ModelSpec) -> list[str]:
-    """What can be told about a model's files without loading them.
+    """What can be told about a model's files without loading them: of local checkpoints, names and shapes.
+
+    Args:
+        spec: the model.
 
     Returns:
         One line a part, for a person: where it comes from.
 
     Raises:
         ModelSpecError: an impossible description, or a missing local file; names it.
+        CheckpointError: a local checkpoint that does not fit; names the tensor.
     """
-    resolve_architecture(spec)
+    transformer_sizes, vae_sizes = resolve_architecture(spec)
     files = model_files(spec)
     lines = []
     for part in ("transformer", "vae", "text_encoder"):
@@ -210,7 +222,11 @@ def check_model_files(spec: ModelSpec) -> list[str]:
             lines.append(f"{part}: random weights, seed {spec.weights_seed}")
             continue
         is_local = "://" not in location and (part != "text_encoder" or location.startswith((".", "/", "~")))
-        if is_local and not Path(location).exists():
+        if is_local and not Path(location).expanduser().exists():
             raise ModelSpecError(f"model.{part}: {location}: no such file or folder")
+        if is_local and part == "transformer":
+            _read_transformer(transformer_sizes, fetch(location))
+        if is_local and part == "vae":
+            _read_vae(vae_sizes, fetch(location), with_encoder=False)
         lines.append(f"{part}: {location}")
     return lines

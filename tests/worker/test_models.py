@@ -1,9 +1,11 @@
 """From a model's description to modules: presets, files, overrides and what is refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from toprovar_batch.worker.errors import ModelSpecError
+from toprovar_batch.worker.errors import CheckpointError, ModelSpecError
 from toprovar_batch.worker.infinity.config import PRESETS, get_preset, resolve_architecture
 from toprovar_batch.worker.infinity.transformer import Infinity
 from toprovar_batch.worker.models import build_model, check_model_files, model_files, random_transformer
@@ -83,6 +85,25 @@ def test_missing_local_files_are_named(tmp_path):
     spec = ModelSpec(preset="infinity-2b", transformer=str(tmp_path / "gone.pth"))
     with pytest.raises(ModelSpecError, match=r"model\.transformer: .*gone\.pth: no such file"):
         check_model_files(spec)
+
+
+def test_a_foreign_local_checkpoint_is_refused_before_anything_is_loaded():
+    golden = Path(__file__).parents[1] / "data" / "golden"
+    sizes = ArchitectureSpec(depth=4, width=64, num_heads=2, vae_channel_multipliers=(1, 1, 1, 2, 2))
+    vae = str(golden / "square" / "vae.pth")
+    good = {
+        "transformer": str(golden / "square" / "infinity.pth"),
+        "vae": vae,
+        "text_encoder": "google/flan-t5-xl",
+    }
+    assert len(check_model_files(ModelSpec(architecture=sizes, **good))) == 3
+    for part, file, message in (
+        ("transformer", str(golden / "patchify"), r"cfg_uncond: expected shape \(512, 256\)"),
+        ("transformer", vae, r"cfg_uncond: missing"),
+        ("vae", str(golden / "patchify" / "vae.pth"), r"decoder\.\S+: expected shape"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            check_model_files(ModelSpec(architecture=sizes, **(good | {part: file})))
 
 
 def test_random_weights_depend_on_their_seed_alone():

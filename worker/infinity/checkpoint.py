@@ -141,24 +141,23 @@ def adapt_transformer(name: str, tensor: Tensor, expected: torch.Size) -> Tensor
     return tensor
 
 
-def load_into(
+def fit_state(
     module: nn.Module,
     state: Mapping[str, Tensor],
     *,
     source: str,
-    device: torch.device,
-    dtype_of: Callable[[str], torch.dtype],
     adapt: Callable[[str, Tensor, torch.Size], Tensor] = lambda _name, tensor, _shape: tensor,
-) -> None:
-    """Give a module (built on the meta device) its weights: each moved and converted once, none left over.
+) -> StateDict:
+    """Check that a state dict is a module's, tensor by tensor, none missing and none left over.
 
     Args:
-        module: takes the tensors as its parameters.
+        module: on any device, the meta device too.
         state: name to tensor, in this package's names.
         source: the file, for messages.
-        device: where the parameters go.
-        dtype_of: the wanted dtype of a parameter, by name.
         adapt: makes allowed variations of a tensor fit.
+
+    Returns:
+        The tensors in the module's shapes, in their stored dtypes.
 
     Raises:
         CheckpointError: a tensor missing, unexpected, misshapen or not of numbers; names it.
@@ -176,14 +175,34 @@ def load_into(
             )
         if not tensor.is_floating_point():
             raise CheckpointError(f"{name}: expected floating-point numbers, got {tensor.dtype} in {source}")
-        fitted[name] = tensor.to(device=device, dtype=dtype_of(name), copy=True)
+        fitted[name] = tensor
     unexpected = sorted(state.keys() - expected.keys())
     if unexpected:
         more = f" (and {len(unexpected) - 1} more)" if len(unexpected) > 1 else ""
         raise CheckpointError(
             f"{unexpected[0]}: unexpected in {source}{more}; is this checkpoint of the chosen model?"
         )
-    module.load_state_dict(fitted, strict=True, assign=True)
+    return fitted
+
+
+def load_into(
+    module: nn.Module,
+    fitted: Mapping[str, Tensor],
+    device: torch.device,
+    dtype_of: Callable[[str], torch.dtype],
+) -> None:
+    """Give a module (built on the meta device) its weights, each moved and converted once.
+
+    Args:
+        module: takes the tensors as its parameters.
+        fitted: from `fit_state`.
+        device: where the parameters go.
+        dtype_of: the wanted dtype of a parameter, by name.
+    """
+    weights = {
+        name: tensor.to(device=device, dtype=dtype_of(name), copy=True) for name, tensor in fitted.items()
+    }
+    module.load_state_dict(weights, strict=True, assign=True)
 
 
 def save_plain(module: nn.Module, path: Path) -> None:

@@ -1,0 +1,39 @@
+# The commands of a contributor. Each makes the virtual environment it needs on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install dev demo test check format
+
+help:
+	@echo "make demo    generate the demo dataset on this machine"
+	@echo "make test    run the tests (CPU only)"
+	@echo "make check   lint, formatting and types"
+	@echo "make format  format the code and mend what the linter can"
+
+.venv/install.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/dev.stamp: .venv/install.stamp
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+install: .venv/install.stamp
+dev: .venv/dev.stamp
+
+demo: install
+	$(BIN)/toprovar-batch submit jobs/demo.yaml
+
+test: dev
+	$(BIN)/python -m pytest
+
+check: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

@@ -1,0 +1,233 @@
+"""The output folder: which job it belongs to, which shards are done. `docs/dataset.md` shows its layout."""
+
+import json
+import posixpath
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from toprovar_batch.orchestrator.dataset_card import dataset_card
+from toprovar_batch.orchestrator.job import JobSpec, differing_fields
+from toprovar_batch.orchestrator.plan import Plan
+from toprovar_batch.orchestrator.run_lock import RunLock
+from toprovar_batch.worker.errors import OutputFolderError
+from toprovar_batch.worker.part_file import publish_bytes
+
+JOB_FOLDER = "_job"
+PLAN_COLUMNS = ("sample_id", "prompt", "negative_prompt", "seed", "h_div_w", "prompt_error")
+_PART_NAME = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
+_VERSIONED = ("toprovar-batch", "torch", "ray", "pyarrow", "transformers")
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """Names and listings of one job's output.
+
+    Attributes:
+        url: as the user gave it.
+        filesystem: behind it.
+        path: of the folder within `filesystem`.
+    """
+
+    url: str
+    filesystem: fsspec.AbstractFileSystem
+    path: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether files can be renamed into place."""
+        return isinstance(self.filesystem, LocalFileSystem)
+
+    @property
+    def scratch(self) -> str | None:
+        """Folder of unfinished files, on the same file system; None for remote outputs."""
+        return self.inside(JOB_FOLDER, "tmp") if self.is_local else None
+
+    def inside(self, *names: str) -> str:
+        """Path of something in the folder, within `filesystem`."""
+        return posixpath.join(self.path, *names)
+
+    def part(self, shard_id: int, num_shards: int) -> str:
+        """Path of a shard's part file, within `filesystem`."""
+        return self.inside("data", f"part-{shard_id:05d}-of-{num_shards:05d}.parquet")
+
+    def part_url(self, shard_id: int, num_shards: int) -> str:
+        """The part's address for a process that has only fsspec."""
+        return str(self.filesystem.unstrip_protocol(self.part(shard_id, num_shards)))
+
+    def finished(self, num_shards: int) -> list[int]:
+        """Ids of the shards whose part is there, ascending: the only record of what is done."""
+        self.filesystem.invalidate_cache()
+        try:
+            listing = self.filesystem.ls(self.inside("data"), detail=False)
+        except FileNotFoundError:
+            return []
+        names = (_PART_NAME.fullmatch(posixpath.basename(name)) for name in listing)
+        return sorted(int(name[1]) for name in names if name and int(name[2]) == num_shards)
+
+    def publish(self, content: str | bytes, *names: str) -> None:
+        """Write a small file in one visible step."""
+        content = content.encode() if isinstance(content, str) else content
+        publish_bytes(content, self.filesystem, self.inside(*names), self.scratch)
+
+    def read_job(self) -> dict[str, Any] | None:
+        """Read the record of the job that owns the folder; None when no job has begun here.
+
+        Raises:
+            OutputFolderError: the record is damaged.
+        """
+        try:
+            record = json.loads(self.filesystem.cat_file(self.inside(JOB_FOLDER, "job.json")))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise OutputFolderError(f"{self.url}: _job/job.json is damaged; use another folder") from error
+        if not isinstance(record, dict) or not {"identity", "num_shards"} <= record.keys():
+            raise OutputFolderError(f"{self.url}: _job/job.json is not of this program; use another folder")
+        return record
+
+
+def locate_output(url: str) -> OutputFolder:
+    """Find the file system behind an output address.
+
+    Raises:
+        OutputFolderError: no file system answers to it.
+    """
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise OutputFolderError(f"{url}: {error}; for s3 install toprovar-batch[s3]") from error
+    except ValueError as error:
+        raise OutputFolderError(f"{url}: not a folder or URL that can be written: {error}") from error
+    return OutputFolder(url, filesystem, path.rstrip("/") or "/")
+
+
+@contextmanager
+def open_output(job: JobSpec, plan: Plan, schema: pa.Schema) -> Iterator[OutputFolder]:
+    """Begin a job's output folder, or continue it.
+
+    While the block runs, no other driver on this file system gets the same folder.
+
+    Args:
+        job: names the folder.
+        plan: its samples, frozen into the folder at the first run.
+        schema: of the dataset, for its card.
+
+    Yields:
+        The folder.
+
+    Raises:
+        OutputFolderError: it cannot be written, holds something else or another job, or another driver.
+    """
+    folder = locate_output(job.output)
+    with ExitStack() as held:
+        try:
+            refuse_strangers(folder)
+            if folder.is_local:
+                Path(folder.inside(JOB_FOLDER)).mkdir(parents=True, exist_ok=True)
+                held.enter_context(RunLock(Path(folder.inside(JOB_FOLDER, "driver.lock"))))
+            identity = job.identity(plan)
+            record = folder.read_job()
+            if record is None:
+                _freeze(folder, job, plan, identity)
+            else:
+                refuse_other_job(folder, record, identity)
+            if not folder.filesystem.exists(folder.inside("README.md")):
+                folder.publish(dataset_card(job, schema, plan.samples.num_rows), "README.md")
+            held.callback(_sweep, folder)
+            _sweep(folder)
+        except storage_errors() as error:
+            raise OutputFolderError(f"{job.output}: cannot be written: {error}") from error
+        yield folder
+
+
+def storage_errors() -> tuple[type[Exception], ...]:
+    """Exceptions by which file systems say that they cannot be reached or written."""
+    botocore = sys.modules.get("botocore.exceptions")  # there once s3fs is in use
+    return (OSError, NotImplementedError, *([botocore.BotoCoreError] if botocore else []))
+
+
+def refuse_strangers(folder: OutputFolder) -> None:
+    """Keep out of folders that hold something else.
+
+    Raises:
+        OutputFolderError: there are files, and no job's record.
+    """
+    try:
+        names = [
+            posixpath.basename(name.rstrip("/")) for name in folder.filesystem.ls(folder.path, detail=False)
+        ]
+    except FileNotFoundError:
+        return
+    strangers = sorted(set(names) - {JOB_FOLDER, ""})
+    if strangers and folder.read_job() is None:
+        raise OutputFolderError(
+            f"{folder.url}: holds other files ({', '.join(strangers[:3])}); choose an empty or new folder"
+        )
+
+
+def refuse_other_job(folder: OutputFolder, record: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Keep out of the folder of a job that would give another dataset.
+
+    Args:
+        folder: the output.
+        record: of the job that owns it, from `read_job`.
+        identity: of the job at hand.
+
+    Raises:
+        OutputFolderError: they differ; names the fields and both values.
+    """
+    fields = differing_fields(record["identity"], identity)
+    if not fields:
+        return
+    shown = "; ".join(
+        f"{field} ({_shown(record['identity'], field)} there, {_shown(identity, field)} here)"
+        for field in fields[:5]
+    )
+    more = f" and {len(fields) - 5} more fields" if len(fields) > 5 else ""
+    raise OutputFolderError(
+        f"{folder.url}: belongs to another job, which differs in {shown}{more}; choose another output"
+    )
+
+
+def _sweep(folder: OutputFolder) -> None:
+    """Remove the unfinished files of workers that were killed; nobody else is writing under the lock."""
+    if folder.scratch is not None:
+        for leftover in Path(folder.scratch).glob("*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
+def _freeze(folder: OutputFolder, job: JobSpec, plan: Plan, identity: dict[str, Any]) -> None:
+    """Write the job into an empty folder; job.json comes last and makes the folder this job's."""
+    frozen = pa.BufferOutputStream()
+    # A row group a shard: whoever wants one shard's samples reads only those.
+    pq.write_table(plan.samples, frozen, row_group_size=plan.shard_size, compression="zstd")
+    folder.publish(frozen.getvalue().to_pybytes(), JOB_FOLDER, "samples.parquet")
+    record = {
+        "name": job.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "num_samples": plan.samples.num_rows,
+        "num_shards": plan.num_shards,
+        "shard_size": plan.shard_size,
+        "identity": identity,
+        "job": job.model_dump(mode="json"),
+        "versions": {name: version(name) for name in _VERSIONED},
+    }
+    folder.publish(json.dumps(record, indent=2, ensure_ascii=False), JOB_FOLDER, "job.json")
+
+
+def _shown(identity: dict[str, Any], field: str) -> str:
+    """Write a value so that a person sees the difference, not a page."""
+    text = json.dumps(identity[field], ensure_ascii=False) if field in identity else "nothing"
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,66 @@
+"""Ray, joined where there is a cluster and started quietly where there is none."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from toprovar_batch.orchestrator.job import RuntimeJobSpec
+from toprovar_batch.worker.errors import JobSpecError
+
+_OBJECT_STORE_BYTES = 256 << 20  # events and prompts only: images never pass through it
+
+
+def cluster_address(runtime: RuntimeJobSpec) -> str | None:
+    """Address of the cluster that a job shall run on; None: this machine."""
+    return runtime.ray_address or os.environ.get("RAY_ADDRESS")
+
+
+@contextlib.contextmanager
+def ray_session(runtime: RuntimeJobSpec) -> Iterator[None]:
+    """Give a connection to Ray for the length of the block.
+
+    The cluster is that of `runtime.ray_address`, else of RAY_ADDRESS (which `ray job submit` sets), else one on
+    this machine that ends with the block. A connection that exists already is used and left alone.
+
+    Args:
+        runtime: address, workers and device.
+
+    Raises:
+        JobSpecError: no cluster answers at the address.
+    """
+    # Ray prints the news of its nodes to stdout whatever one asks of it; what matters of them we say ourselves.
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        if ray.is_initialized():
+            yield
+            return
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        address = cluster_address(runtime)
+        settings = {"address": address} if address else _local_settings(runtime)
+        try:
+            ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError) as error:
+            reason = str(error).split("\n", maxsplit=1)[0]
+            raise JobSpecError(
+                f"runtime.ray_address: no Ray cluster answers at {address}: {reason}"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _local_settings(runtime: RuntimeJobSpec) -> dict[str, Any]:
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns about its old default
+    cpus = len(os.sched_getaffinity(0))
+    settings = {
+        "address": "local",  # a bare init may join somebody's cluster
+        "num_cpus": max(cpus, (runtime.num_workers or 1) * runtime.cpus_per_worker),
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        "include_dashboard": False,
+    }
+    return settings | ({"num_gpus": 0} if runtime.device == "cpu" else {})

@@ -1,0 +1,57 @@
+"""One driver at a time on a local output folder."""
+
+import fcntl
+import json
+import os
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from toprovar_batch.worker.errors import OutputFolderError
+
+
+class RunLock:
+    """A lock on a file that ends with the process that holds it, however that ends.
+
+    Two drivers in one folder would harm nothing, since parts have fixed names and appear whole; they would
+    only do the same work twice. So a file system without locks is used without one.
+
+    Args:
+        path: of the lock file; it stays behind, and says who held it last.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = self._holder()
+            self._file.close()
+            raise OutputFolderError(
+                f"{self._path.parents[1]}: another run is writing here ({holder}); wait for it or stop it"
+            ) from None
+        except OSError:  # the file system knows no locks
+            return self
+        self._file.truncate(0)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": now}, self._file)
+        self._file.flush()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _holder(self) -> str:
+        self._file.seek(0)
+        try:
+            record = json.loads(self._file.read())
+        except json.JSONDecodeError:  # the holder is just writing it
+            return "just started"
+        return f"process {record['pid']} on {record['host']} since {record['since']}"

@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM as something the main loop asks about instead of something that hits it."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignals:
+    """Counts requests to stop while its block runs: the first asks to drain, the second to stop now.
+
+    Enter the block after `ray.init`, which installs a SIGTERM handler of its own. Outside the main thread no
+    handler can be installed; the caller's own then stay.
+    """
+
+    def __init__(self) -> None:
+        self._former: dict[signal.Signals, Any] = {}
+        self.count = 0
+        self.last: signal.Signals | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Finish what is under way, begin nothing."""
+        return self.count >= 1
+
+    @property
+    def stopping(self) -> bool:
+        """Drop everything now."""
+        return self.count >= 2
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {name: signal.signal(name, self._note) for name in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name, handler in self._former.items():
+            signal.signal(name, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of handlers
+        self.count += 1
+        self.last = signal.Signals(number)

@@ -1,0 +1,247 @@
+"""`toprovar-batch submit`: from a job file to a dataset."""
+
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import click
+import pyarrow as pa
+import ray
+
+from toprovar_batch.orchestrator.checks import check_job
+from toprovar_batch.orchestrator.dataset import read_footers
+from toprovar_batch.orchestrator.dispatch import Dispatcher, Outcome
+from toprovar_batch.orchestrator.fleet import Fleet
+from toprovar_batch.orchestrator.job import JobSpec, load_job
+from toprovar_batch.orchestrator.ledger import Assignment, LoadGuard, ShardLedger
+from toprovar_batch.orchestrator.manifest import JOB_FOLDER, PLAN_COLUMNS, OutputFolder, open_output
+from toprovar_batch.orchestrator.plan import Plan, plan_job
+from toprovar_batch.orchestrator.progress import ProgressBar
+from toprovar_batch.orchestrator.ray_session import cluster_address, ray_session
+from toprovar_batch.orchestrator.summary import RunSummary, stats_record, total
+from toprovar_batch.worker.actor import GenerationEngine, ShardTask, build_engine
+from toprovar_batch.worker.errors import JobSpecError, RunFailedError
+from toprovar_batch.worker.part_file import dataset_schema
+from toprovar_batch.worker.shard_stats import ShardStats
+
+EngineFactory = Callable[[], GenerationEngine]
+
+
+def submit(
+    job_path: str,
+    *,
+    overrides: Sequence[str] = (),
+    output: str | None = None,
+    retry_errors: bool = False,
+    engine_factory: EngineFactory | None = None,
+) -> RunSummary:
+    """Generate a job's dataset, or what is missing of it.
+
+    Args:
+        job_path: the job file.
+        overrides: `key=value` each; they win over the file.
+        output: stands in for the job's output.
+        retry_errors: also generate the error rows of published shards again; their good rows stay.
+        engine_factory: makes the engine in each worker; None makes the job's own.
+
+    Returns:
+        How it ended; samples that failed and shards that were given up are in it, not raised.
+
+    Raises:
+        UserError: something in the job, its prompts, its model or its output must be mended.
+        RunFailedError: no worker could be started.
+    """
+    job = load_job(job_path, overrides, output=output)
+    if engine_factory is None and not cluster_address(job.runtime):
+        check_job(
+            job
+        )  # says in a second what a worker would say in twenty; in a cluster only workers can tell
+    plan = plan_job(job)
+    for warning in plan.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    schema = dataset_schema(field for field in plan.samples.schema if field.name not in PLAN_COLUMNS)
+    with open_output(job, plan, schema) as folder:
+        published, damaged = read_footers(folder, folder.finished(plan.num_shards), plan.num_shards)
+        todo = shards_to_do(plan.num_shards, published, damaged, retry_errors=retry_errors)
+        started = datetime.now(UTC)
+        clock = time.monotonic()
+        outcome = _dispatch(job, plan, schema, folder, todo, published, engine_factory) if todo else Outcome()
+        summary = _summarise(job, plan, published | outcome.committed, outcome, damaged, clock)
+        if todo:
+            record = _run_record(summary, outcome, started)
+            name = f"{started:%Y%m%dT%H%M%SZ}-{os.getpid()}.json"
+            folder.publish(json.dumps(record, indent=2, ensure_ascii=False), JOB_FOLDER, "runs", name)
+    return summary
+
+
+def shards_to_do(
+    num_shards: int, published: dict[int, ShardStats], damaged: Iterable[int], *, retry_errors: bool
+) -> list[int]:
+    """Choose the shards of a run: those without a part and, if wished, those whose part has error rows.
+
+    Unreadable parts are left alone: they may be worth a look, and deleting them is the user's decision.
+    """
+    done = {shard_id for shard_id, stats in published.items() if not (retry_errors and stats.errors)}
+    return [shard_id for shard_id in range(num_shards) if shard_id not in done | set(damaged)]
+
+
+def _dispatch(
+    job: JobSpec,
+    plan: Plan,
+    schema: pa.Schema,
+    folder: OutputFolder,
+    todo: Sequence[int],
+    published: dict[int, ShardStats],
+    engine_factory: EngineFactory | None,
+) -> Outcome:
+    """Run shards over Ray workers, with a progress bar."""
+    runtime = job.runtime
+    labels = {"model": job.model.preset, "policy": job.policy.name}
+
+    def make_task(assignment: Assignment) -> ShardTask:
+        shard_id = assignment.shard_id
+        target = folder.part_url(shard_id, plan.num_shards)
+        return ShardTask(
+            shard_id=shard_id,
+            samples=plan.shard(shard_id),
+            schema=schema,
+            target=target,
+            scratch=folder.scratch,
+            labels=labels,
+            attempt=assignment.attempt,
+            isolated=assignment.isolated,
+            poisoned=assignment.poisoned,
+            kept=target if shard_id in published else None,
+            witness=folder.inside(JOB_FOLDER, "job.json") if folder.is_local else None,
+        )
+
+    kept = total(published.values())
+    errors_again = total(stats for shard_id, stats in published.items() if shard_id in set(todo)).errors
+    with ray_session(runtime):
+        on_gpus = _on_gpus(job)
+        fleet = Fleet(
+            engine_factory or _engine_factory(job, on_gpus=on_gpus),
+            on_gpus=on_gpus,
+            num_workers=runtime.num_workers,
+            cpus_per_worker=runtime.cpus_per_worker,
+            stall_timeout_s=runtime.stall_timeout_s,
+        )
+        done = kept.rows - errors_again
+        with closing(ProgressBar(plan.samples.num_rows, done, kept.errors - errors_again)) as bar:
+            ledger = ShardLedger(todo, runtime.max_shard_attempts)
+            return Dispatcher(ledger, fleet, LoadGuard(runtime.max_load_failures), make_task, bar).run()
+
+
+def _on_gpus(job: JobSpec) -> bool:
+    """Decide between GPU and CPU workers, once Ray is there.
+
+    Raises:
+        JobSpecError: the job wants GPUs and the local machine has none. (A cluster may still grow some.)
+    """
+    num_gpus = ray.cluster_resources().get("GPU", 0)
+    if job.runtime.device == "cuda" and not num_gpus and not cluster_address(job.runtime):
+        raise JobSpecError(
+            "runtime.device: cuda is asked for, but Ray finds no GPU on this machine; use auto or cpu"
+        )
+    return job.runtime.device == "cuda" or (job.runtime.device == "auto" and num_gpus > 0)
+
+
+def _engine_factory(job: JobSpec, *, on_gpus: bool) -> EngineFactory:
+    # "auto" is settled here, for all workers alike: a worker with a GPU must not fall back to its CPU unseen.
+    runtime = job.runtime.model_copy(update={"device": "cuda" if on_gpus else "cpu"})
+    return partial(build_engine, job.engine_spec(), runtime, job.runtime.cpus_per_worker)
+
+
+def _summarise(
+    job: JobSpec,
+    plan: Plan,
+    published: dict[int, ShardStats],
+    outcome: Outcome,
+    damaged: dict[int, str],
+    clock: float,
+) -> RunSummary:
+    return RunSummary(
+        output=job.output,
+        num_samples=plan.samples.num_rows,
+        num_shards=plan.num_shards,
+        dataset=total(published.values()),
+        this_run=total(outcome.committed.values()),
+        finished_shards=len(published),
+        wall_s=time.monotonic() - clock,
+        num_workers=outcome.num_workers,
+        num_lost=sum(incident["kind"] != "load" for incident in outcome.incidents),
+        failed=outcome.failed,
+        damaged=damaged,
+        stopped_by=outcome.stopped_by.name if outcome.stopped_by else None,
+    )
+
+
+def _run_record(summary: RunSummary, outcome: Outcome, started: datetime) -> dict[str, Any]:
+    """Put on file what a run did and with what."""
+    return {
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(summary.wall_s, 3),
+        "images_per_second": round(summary.this_run.generated / summary.wall_s, 4),
+        "stopped_by": summary.stopped_by,
+        "shards": sorted(outcome.committed),
+        "failed_shards": outcome.failed,
+        "workers": summary.num_workers,
+        "bytes": outcome.num_bytes,
+        "totals": stats_record(summary.this_run),
+        "incidents": outcome.incidents,
+        "engines": {
+            name: {"hash": outcome.engine_hashes[name], **engine} for name, engine in outcome.engines.items()
+        },
+    }
+
+
+@click.command()
+@click.argument("job", type=str)
+@click.option("--output", metavar="DIR", help="Output folder or URL, in place of the job's.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the job; may be repeated.",
+)
+@click.option("--retry-errors", is_flag=True, help="Generate the error rows of finished shards again.")
+def submit_command(job: str, output: str | None, overrides: tuple[str, ...], retry_errors: bool) -> None:
+    """Generate the dataset of a JOB file; run it again to go on where it stopped."""
+    summary = submit(job, overrides=overrides, output=output, retry_errors=retry_errors)
+    finish(summary, resume_command(job, output, overrides))
+
+
+def resume_command(job: str, output: str | None, overrides: Sequence[str]) -> str:
+    """Write the command line that continues a job."""
+    words = ["toprovar-batch", "submit", job]
+    words += ["--output", output] if output else []
+    for override in overrides:
+        words += ["--set", override]
+    return shlex.join(words)
+
+
+def finish(summary: RunSummary, go_on: str) -> None:
+    """Print the summary and leave with the run's exit code.
+
+    0: every sample has its row; 128 + the signal's number: stopped by it, as shells have it; else 1.
+
+    Raises:
+        RunFailedError: shards were given up or parts are unreadable.
+    """
+    for line in summary.lines(go_on):
+        click.echo(line)
+    if summary.stopped_by:
+        sys.exit(128 + signal.Signals[summary.stopped_by])
+    if not summary.is_complete:
+        raise RunFailedError(
+            f"{len(summary.failed)} shards were given up, {len(summary.damaged)} parts are unreadable"
+        )

@@ -1,0 +1,117 @@
+"""What a run, or a whole dataset, amounts to in a few lines."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from toprovar_batch.worker.shard_stats import ShardStats
+
+
+def total(stats: Iterable[ShardStats]) -> ShardStats:
+    """Add the stats of shards up."""
+    sums = ShardStats()
+    for shard in stats:
+        sums.merge(shard)
+    return sums
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended.
+
+    Attributes:
+        output: the folder.
+        num_samples: of the job.
+        num_shards: of the job.
+        dataset: sums over all published parts, also those of earlier runs.
+        this_run: sums over the parts that this run published.
+        finished_shards: published parts.
+        wall_s: seconds this run generated, its loading included.
+        num_workers: most workers that were loaded at one time in this run.
+        num_lost: attempts of this run whose worker died, hung or raised.
+        failed: shard id -> why it was given up.
+        damaged: shard id -> why its part cannot be read.
+        stopped_by: name of the signal that ended the run early, or None.
+    """
+
+    output: str
+    num_samples: int
+    num_shards: int
+    dataset: ShardStats
+    this_run: ShardStats
+    finished_shards: int
+    wall_s: float
+    num_workers: int
+    num_lost: int
+    failed: dict[int, str] = field(default_factory=dict)
+    damaged: dict[int, str] = field(default_factory=dict)
+    stopped_by: str | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Every shard has a readable part."""
+        return self.finished_shards == self.num_shards and not self.damaged
+
+    def lines(self, go_on: str) -> Iterator[str]:
+        """Write the summary for a person, line by line; `go_on` is the command that continues the job."""
+        data = self.dataset
+        yield f"{data.ok:,} images, {data.errors:,} failed, of {self.num_samples:,} samples; {self.finished_shards} of {self.num_shards} shards"
+        yield from error_lines(data)
+        yield from self._speed_lines()
+        for name, shards in (("given up", self.failed), ("unreadable", self.damaged)):
+            for shard_id, reason in sorted(shards.items())[:5]:
+                yield f"  shard {shard_id} {name}: {reason}"
+        if self.stopped_by:
+            yield f"stopped by {self.stopped_by}; what is finished stays"
+        if self.damaged:
+            yield "delete the unreadable parts and run again"
+        if not self.is_complete:
+            yield f"go on with: {go_on}"
+        elif data.errors:
+            yield f"try the failed samples again with: {go_on} --retry-errors"
+        yield f"dataset: {self.output}"
+        if self.is_complete:
+            yield f"look at it: python -c 'from datasets import load_dataset; print(load_dataset(\"{self.output}\"))'"
+
+    def _speed_lines(self) -> Iterator[str]:
+        run = self.this_run
+        if not run.generated:
+            return
+        per_worker = (
+            f"{run.generated / run.wall_s:.2f} a worker" if run.wall_s else "too fast to tell a worker"
+        )
+        deaths = f", {self.num_lost} lost attempts" if self.num_lost else ""
+        yield (
+            f"this run: {run.generated:,} samples in {self.wall_s:.0f} s with {self.num_workers} workers: "
+            f"{run.generated / self.wall_s:.2f} images/s, {per_worker}{deaths}"
+        )
+        yield from time_lines(run)
+
+
+def time_lines(stats: ShardStats) -> Iterator[str]:
+    """Say where an image's time went, and what the policy saved."""
+    if stats.ok:
+        split = ", ".join(f"{name[:-3]} {value / stats.ok:.0f}" for name, value in stats.times_ms.items())
+        yield f"milliseconds an image: {split}"
+    if stats.fraction_rows:
+        saved = 1 - stats.token_layer_fraction / stats.fraction_rows
+        if saved > 0:
+            yield f"token-layers saved by the policy: {saved:.1%}"
+
+
+def error_lines(stats: ShardStats) -> Iterator[str]:
+    """Name the most frequent errors, each with its first samples."""
+    kinds = sorted(stats.error_kinds.items(), key=lambda item: -item[1].count)
+    for sentence, kind in kinds[:5]:
+        more = " ..." if kind.count > len(kind.sample_ids) else ""
+        yield f"  {kind.count:,} x {sentence[:160]} ({', '.join(kind.sample_ids)}{more})"
+    if len(kinds) > 5:
+        yield f"  and {len(kinds) - 5} other kinds of errors"
+
+
+def stats_record(stats: ShardStats) -> dict[str, Any]:
+    """Give the sums that mean something over many shards, JSON-able."""
+    record = stats.to_json()
+    for name in ("attempt", "worker", "engine", "finished"):
+        del record[name]
+    return record

@@ -1,0 +1,101 @@
+"""An engine that misbehaves on order, for tests of what surrounds engines.
+
+Its module is shipped to Ray workers by value, so it imports nothing of the tests.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from toprovar_batch.worker.errors import CheckpointError
+from toprovar_batch.worker.request import GenerationResult
+
+# The smallest PNG of one red pixel that every decoder takes.
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108020000009077"
+    "53de0000000c49444154789c63f8cfc0000003010100c9fe92ef0000000049454e44ae426082"
+)
+
+
+class FakeEngine:
+    """Gives a red pixel for every prompt, and obeys prompts that name a disaster.
+
+    `exit`: the process ends at once, every time. `raise`: an exception, every time. `refuse`: an error result.
+    `hang`: it never answers. `kill-once NAME`: SIGKILL, the first time only (a file in `folder` remembers).
+    `hiccup-once NAME`: an exception, the first time only.
+    """
+
+    def __init__(
+        self, folder, seconds_an_image=0.0, batch_size=4, broken=None, refusing=True, in_the_way=None
+    ):
+        self.folder = Path(folder)
+        self.seconds_an_image = seconds_an_image
+        self.batch_size = batch_size
+        self.broken = broken  # how `setup` fails
+        self.refusing = refusing  # whether "refuse" is obeyed
+        self.in_the_way = in_the_way  # a folder made where a part shall go
+
+    def setup(self):
+        if self.broken == "checkpoint":
+            raise CheckpointError("weights.pth: truncated")
+        if self.broken == "exit":
+            os._exit(1)
+        if self.in_the_way is not None:
+            self.in_the_way.mkdir(parents=True, exist_ok=True)
+
+    def plan_batches(self, requests, batch_size=None):
+        size = batch_size or self.batch_size
+        return [requests[start : start + size] for start in range(0, len(requests), size)]
+
+    def generate(self, batch):
+        for request in batch:
+            self._note(request.sample_id)
+            self._obey(request.prompt)
+        time.sleep(self.seconds_an_image * len(batch))
+        return [
+            GenerationResult(request.sample_id, "error", "refused")
+            if request.prompt == "refuse" and self.refusing
+            else GenerationResult(
+                request.sample_id,
+                "ok",
+                image=PIXEL,
+                width=1,
+                height=1,
+                format="png",
+                sample_ms=1.0,
+                batch_size=len(batch),
+                low_entropy_ratio=[None, 0.5],
+                keep_ratio=[1.0, 0.5],
+                token_layer_fraction=0.75,
+            )
+            for request in batch
+        ]
+
+    def describe(self):
+        return {"device": "fake", "batch_size": self.batch_size}
+
+    def _note(self, sample_id):
+        """Leave a line for every generation, so that a test can count them."""
+        with (self.folder / "generated.log").open("a") as log:
+            log.write(f"{sample_id}\n")
+
+    def _obey(self, prompt):
+        order, _, name = prompt.partition(" ")
+        if order == "exit":
+            os._exit(3)
+        if order == "raise":
+            raise ValueError("no such colour")
+        if order == "hang":
+            signal.pause()
+        if order == "kill-once" and self._first(name):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if order == "hiccup-once" and self._first(name):
+            raise ValueError("hiccup")
+
+    def _first(self, name):
+        try:
+            (self.folder / name).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True

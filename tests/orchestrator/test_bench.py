@@ -1,0 +1,74 @@
+"""The bench command: its record, its table, and no speed where the result is wrong."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from toprovar_batch.orchestrator.bench import measure
+from toprovar_batch.orchestrator.cli import main
+from toprovar_batch.worker.engine import Engine
+from toprovar_batch.worker.errors import RunFailedError
+from toprovar_batch.worker.specs import ArchitectureSpec, EngineSpec, ModelSpec, RuntimeSpec
+
+
+def _bench(*arguments):
+    return CliRunner().invoke(main, ["bench", "--device", "cpu", *arguments])
+
+
+def test_json_has_every_batch_with_its_split():
+    result = _bench("--batch", "1,2", "--repeats", "2", "--warmup", "0", "--random-weights", "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert [timing["batch"] for timing in record["batches"]] == [1, 2]
+    for timing in record["batches"]:
+        assert len(timing["seconds"]) == 2
+        assert len(timing["scale_ms"]) == 7
+        assert 0 < sum(timing["scale_ms"]) <= timing["transformer_ms"] * 1.5
+        parts = sum(timing[f"{part}_ms"] for part in ("text", "transformer", "decode", "encode"))
+        assert 0 < parts <= 1.5e3 * max(timing["seconds"])
+        assert timing["images_per_second"] > 0
+        assert timing["peak_memory_gb"] is None
+    assert record["engine"]["device_type"] == "cpu"
+    assert record["engine"]["torch"] == torch.__version__
+    assert "python" in record
+
+
+def test_table_names_model_device_and_every_batch():
+    result = _bench("--batch", "1", "--repeats", "1", "--warmup", "0")
+    assert result.exit_code == 0, result.output
+    first, header, row, scales = result.stdout.splitlines()
+    assert first.startswith("tiny")
+    assert "float32 on" in first
+    assert header.split()[0] == "batch"
+    assert row.split()[0] == "1"
+    assert scales.startswith("batch 1, ms of each scale")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--batch", "1,x"], "--batch"),
+        (["--batch", "0"], "--batch"),
+        (["--model", "infinity-2c"], "infinity-2b"),
+        (["--resolution", "2M"], "--resolution"),
+        (["--h-div-w", "9"], "--h-div-w"),
+    ],
+)
+def test_bad_options_are_named(arguments, named):
+    result = _bench(*arguments)
+    assert result.exit_code == 2
+    assert named in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_nothing_is_timed_when_the_model_gives_no_numbers():
+    engine = Engine(
+        EngineSpec(model=ModelSpec(architecture=ArchitectureSpec(depth=1, width=64, num_heads=2))),
+        RuntimeSpec(device="cpu"),
+    )
+    engine.setup()
+    engine.model.transformer.head.weight[0] = float("nan")
+    with pytest.raises(RunFailedError, match="not finite"):
+        measure(engine, 1, 1.0, 0, 1)

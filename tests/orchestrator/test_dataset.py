@@ -1,0 +1,109 @@
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pytest
+import yaml
+from datasets import Image, load_dataset
+
+from toprovar_batch.orchestrator.dataset import read_footers, verify_parts
+from toprovar_batch.orchestrator.dataset_card import dataset_card
+from toprovar_batch.orchestrator.job import load_job
+from toprovar_batch.orchestrator.manifest import PLAN_COLUMNS, open_output
+from toprovar_batch.orchestrator.plan import plan_job
+from toprovar_batch.orchestrator.summary import total
+from toprovar_batch.worker.part_file import PartWriter, dataset_schema, result_rows
+from toprovar_batch.worker.shard_stats import OTHER_ERRORS, ShardStats
+
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108020000009077"
+    "53de0000000c49444154789c63f8cfc0000003010100c9fe92ef0000000049454e44ae426082"
+)
+
+
+def publish(folder, plan, schema, shard_id, num_rows=None):
+    samples = plan.shard(shard_id).slice(0, num_rows)
+    results = [
+        {"status": "ok", "image": {"bytes": PIXEL, "path": "x.png"}, "keep_ratio": [1.0]}
+    ] * samples.num_rows
+    rows = result_rows(samples, results, schema)
+    stats = ShardStats()
+    stats.add_rows(rows)
+    with PartWriter(folder.part_url(shard_id, plan.num_shards), schema, folder.scratch) as part:
+        part.write(rows)
+        part.publish(stats.to_json())
+
+
+@pytest.fixture
+def output(write_job):
+    """An open folder of a job of two shards, both published."""
+    job = load_job(write_job())
+    plan = plan_job(job)
+    schema = dataset_schema(field for field in plan.samples.schema if field.name not in PLAN_COLUMNS)
+    with open_output(job, plan, schema) as folder:
+        for shard_id in range(plan.num_shards):
+            publish(folder, plan, schema, shard_id)
+        yield SimpleNamespace(folder=folder, plan=plan, schema=schema)
+
+
+def test_load_dataset_reads_the_folder(output, tmp_path):
+    data = load_dataset(output.folder.path, split="train", cache_dir=str(tmp_path / "cache"))
+    assert data.num_rows == 8
+    assert isinstance(data.features["image"], Image)
+    assert data[0]["image"].size == (1, 1)
+    assert set(data.column_names) == set(output.schema.names)
+
+
+def test_footers_add_up(output):
+    stats, damaged = read_footers(output.folder, [0, 1], 2)
+    assert damaged == {}
+    assert (total(stats.values()).rows, total(stats.values()).ok) == (8, 8)
+
+
+def test_whole_parts_verify(output):
+    assert verify_parts(output.folder, [0, 1], 2) == {}
+
+
+@pytest.mark.parametrize(
+    ("damage", "seen_in_footer"),
+    [
+        (lambda content: b"", True),
+        (lambda content: content[: len(content) // 2], True),
+        (lambda content: content.replace(PIXEL, b"X" * len(PIXEL), 1), False),
+    ],
+    ids=["emptied", "cut", "flipped"],
+)
+def test_a_damaged_part_is_found(output, tmp_path, damage, seen_in_footer):
+    path = tmp_path / "out/data/part-00001-of-00002.parquet"
+    path.write_bytes(damage(path.read_bytes()))
+    assert list(verify_parts(output.folder, [0, 1], 2)) == [1]
+    assert list(read_footers(output.folder, [0, 1], 2)[1]) == ([1] if seen_in_footer else [])
+
+
+def test_a_part_with_a_missing_row_is_found(output):
+    publish(output.folder, output.plan, output.schema, 0, num_rows=3)
+    assert verify_parts(output.folder, [0, 1], 2) == {0: "its 3 rows are not the 4 samples of its shard"}
+
+
+def test_a_part_of_other_samples_is_found(output, tmp_path):
+    data = tmp_path / "out/data"
+    (data / "part-00000-of-00002.parquet").replace(data / "part-00001-of-00002.parquet")
+    assert list(verify_parts(output.folder, [1], 2)) == [1]
+
+
+def test_a_column_type_without_a_short_form_leaves_the_types_to_the_parts(output, write_job):
+    job = load_job(write_job())
+    header = lambda schema: yaml.safe_load(dataset_card(job, schema, 8).split("---")[1])  # noqa: E731
+    assert "dataset_info" in header(output.schema)
+    nested = output.schema.append(pa.field("nested", pa.struct([("a", pa.int64())])))
+    assert "dataset_info" not in header(nested)
+
+
+def test_errors_are_counted_by_sentence_up_to_a_limit():
+    schema = dataset_schema([])
+    rows = [{"sample_id": f"s{i}", "status": "error", "error": f"error {i % 30}"} for i in range(90)]
+    stats = ShardStats()
+    stats.add_rows(pa.Table.from_pylist(rows, schema=schema))
+    assert stats.error_kinds["error 0"].count == 3
+    assert sum(kind.count for kind in stats.error_kinds.values()) == 90
+    assert stats.error_kinds[OTHER_ERRORS].count == 30
+    assert ShardStats.from_json(stats.to_json()) == stats

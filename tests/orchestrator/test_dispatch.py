@@ -1,0 +1,214 @@
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+
+from toprovar_batch.orchestrator.dispatch import Dispatcher
+from toprovar_batch.orchestrator.fleet import Loaded, LoadFailed, Lost, Reported, Worker
+from toprovar_batch.orchestrator.ledger import LoadGuard, ShardLedger
+from toprovar_batch.worker.actor import Committed, Progress
+from toprovar_batch.worker.errors import CheckpointError, OutputFolderError, RunFailedError
+from toprovar_batch.worker.shard_stats import ShardStats
+
+
+class ScriptedFleet:
+    """Workers that load and finish a shard at once, unless `script` says otherwise.
+
+    `script` maps the number of a `wait` call to something to do in it, or to events to give instead.
+    """
+
+    def __init__(self, room=1, script=None):
+        self.workers = []
+        self.started = []
+        self.most_workers = 0
+        self.missing = None
+        self._room = room
+        self._script = script or {}
+        self._waits = 0
+
+    def room(self):
+        return self._room
+
+    def starving_for(self):
+        return self.missing
+
+    def start_worker(self):
+        self.workers.append(Worker(actor=None, source=None, phase="loading"))
+        self.most_workers = max(self.most_workers, len(self.workers))
+
+    def in_phase(self, *phases):
+        return [worker for worker in self.workers if worker.phase in phases]
+
+    def start_shard(self, worker, task):
+        assert worker.phase == "idle"
+        worker.phase, worker.shard_id = "busy", task.shard_id
+        self.started.append(task.shard_id)
+
+    def wait(self, timeout_s):
+        self._waits += 1
+        action = self._script.get(self._waits)
+        if action is not None:
+            yield from action(self) or ()
+            return
+        for worker in list(self.workers):
+            if worker.phase == "loading":
+                worker.phase, worker.name = "idle", f"worker-{self.workers.index(worker)}"
+                yield Loaded(worker, {"worker": worker.name, "engine": {}, "engine_hash": "h"})
+            elif worker.phase == "busy":
+                worker.phase = "idle"
+                yield Reported(worker, worker.shard_id, Progress(1, 0))
+                yield Reported(worker, worker.shard_id, Committed(ShardStats(rows=1, ok=1), 10, {}))
+
+    def dismiss_all(self):
+        self.workers.clear()
+
+
+class Sayings(list):
+    """An observer that remembers."""
+
+    def progress(self, shard_id, num_ok, num_error):
+        self.append(("progress", shard_id))
+
+    def restarted(self, shard_id, reason):
+        self.append(("restarted", shard_id))
+
+    def say(self, sentence):
+        self.append(sentence)
+
+
+def make_dispatcher(fleet, num_shards=3, max_load_failures=2):
+    ledger = ShardLedger(range(num_shards), max_attempts=2)
+    observer = Sayings()
+    make_task = lambda assignment: SimpleNamespace(shard_id=assignment.shard_id)  # noqa: E731
+    return Dispatcher(ledger, fleet, LoadGuard(max_load_failures), make_task, observer), observer
+
+
+def fail_to_load(mistake=None):
+    def action(fleet):
+        worker = fleet.workers.pop()
+        yield LoadFailed(worker, "no memory", mistake)
+
+    return action
+
+
+def lose(fleet):
+    worker = fleet.workers.pop()
+    yield Lost(worker, worker.shard_id, ("a",), raised=False, reason="its process died")
+
+
+def press(times):
+    def action(_fleet):
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return action
+
+
+def test_every_shard_is_published_once_by_a_worker_with_one_shard_at_a_time():
+    fleet = ScriptedFleet(room=2)
+    outcome = make_dispatcher(fleet, num_shards=5)[0].run()
+    assert fleet.started == [0, 1, 2, 3, 4]
+    assert sorted(outcome.committed) == [0, 1, 2, 3, 4]
+    assert (outcome.num_bytes, outcome.num_workers, outcome.stopped_by) == (50, 2, None)
+
+
+@pytest.mark.parametrize(("room", "num_shards", "most"), [(8, 3, 3), (2, 3, 2), (1, 1, 1)])
+def test_no_more_workers_than_room_or_shards(room, num_shards, most):
+    fleet = ScriptedFleet(room)
+    make_dispatcher(fleet, num_shards)[0].run()
+    assert fleet.most_workers == most
+
+
+def test_nodes_that_join_get_workers():
+    def grow(fleet):
+        fleet._room = 3
+
+    fleet = ScriptedFleet(room=1, script={2: grow})
+    make_dispatcher(fleet, num_shards=9)[0].run()
+    assert fleet.most_workers == 3
+
+
+def test_waiting_for_a_node_is_said_once():
+    fleet = ScriptedFleet()
+    fleet.missing = "a GPU"
+    dispatcher, observer = make_dispatcher(fleet)
+    dispatcher.run()
+    assert observer.count("still waiting for a GPU") == 1
+
+
+def test_a_lost_worker_is_replaced_and_its_shard_done_again():
+    fleet = ScriptedFleet(script={2: lose})
+    dispatcher, observer = make_dispatcher(fleet)
+    outcome = dispatcher.run()
+    assert fleet.started == [0, 1, 2, 0]
+    assert sorted(outcome.committed) == [0, 1, 2]
+    assert ("restarted", 0) in observer
+    assert [incident["kind"] for incident in outcome.incidents] == ["death"]
+
+
+def test_a_shard_that_keeps_dying_is_given_up_after_the_others_are_done():
+    fleet = ScriptedFleet(script={2: lose, 6: lose})
+    outcome = make_dispatcher(fleet)[0].run()
+    assert fleet.started == [0, 1, 2, 0]
+    assert sorted(outcome.committed) == [1, 2]
+    assert outcome.failed == {0: "2 attempts failed, the last one because its process died"}
+
+
+def test_the_first_signal_finishes_what_is_under_way():
+    fleet = ScriptedFleet(room=2, script={2: press(1)})
+    dispatcher, observer = make_dispatcher(fleet, num_shards=9)
+    outcome = dispatcher.run()
+    assert sorted(outcome.committed) == [0, 1]
+    assert outcome.stopped_by is signal.SIGINT
+    assert observer[0] == "draining: finishing 2 shards under way; press again to stop now"
+    assert fleet.workers == []
+
+
+def test_the_second_signal_stops_at_once():
+    fleet = ScriptedFleet(room=2, script={2: press(2)})
+    outcome = make_dispatcher(fleet, num_shards=9)[0].run()
+    assert outcome.committed == {}
+    assert outcome.stopped_by is signal.SIGINT
+
+
+def test_a_signal_during_the_last_shard_changes_nothing():
+    outcome = make_dispatcher(ScriptedFleet(script={2: press(1)}), num_shards=1)[0].run()
+    assert outcome.stopped_by is None
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    make_dispatcher(ScriptedFleet())[0].run()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_mistake_in_the_model_reaches_the_user_at_once():
+    fleet = ScriptedFleet(script={1: fail_to_load(CheckpointError("w.pth: truncated"))})
+    with pytest.raises(CheckpointError, match="truncated"):
+        make_dispatcher(fleet)[0].run()
+    assert fleet.workers == []
+
+
+def test_a_mistake_on_one_node_does_not_end_a_run_that_works_elsewhere():
+    def lose_and_fail(fleet):
+        yield from lose(fleet)
+
+    fleet = ScriptedFleet(script={2: lose_and_fail, 3: fail_to_load(CheckpointError("no such file"))})
+    outcome = make_dispatcher(fleet)[0].run()
+    assert sorted(outcome.committed) == [0, 1, 2]
+
+
+def test_an_output_that_workers_cannot_see_reaches_the_user_at_once():
+    def lose(fleet):
+        worker = fleet.workers.pop()
+        yield Lost(worker, 0, (), raised=True, reason="?", mistake=OutputFolderError("out: not visible"))
+
+    with pytest.raises(OutputFolderError, match="not visible"):
+        make_dispatcher(ScriptedFleet(script={2: lose}))[0].run()
+
+
+def test_workers_that_never_load_end_the_run():
+    fleet = ScriptedFleet(script={1: fail_to_load(), 2: fail_to_load()})
+    with pytest.raises(RunFailedError, match="2 workers in a row could not load: no memory"):
+        make_dispatcher(fleet)[0].run()

@@ -1,0 +1,144 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from toprovar_batch.orchestrator.job import load_job
+from toprovar_batch.orchestrator.manifest import PLAN_COLUMNS, open_output
+from toprovar_batch.orchestrator.plan import plan_job
+from toprovar_batch.worker.errors import OutputFolderError
+from toprovar_batch.worker.part_file import dataset_schema
+
+
+def opened(path, *overrides):
+    job = load_job(path, overrides)
+    plan = plan_job(job)
+    schema = dataset_schema(field for field in plan.samples.schema if field.name not in PLAN_COLUMNS)
+    return open_output(job, plan, schema)
+
+
+def test_a_new_folder_gets_job_plan_and_card(write_job, tmp_path):
+    with opened(write_job()) as folder:
+        assert folder.finished(2) == []
+    record = json.loads((tmp_path / "out/_job/job.json").read_text())
+    assert (record["num_samples"], record["num_shards"], record["shard_size"]) == (8, 2, 4)
+    frozen = pq.ParquetFile(tmp_path / "out/_job/samples.parquet")
+    assert (frozen.metadata.num_rows, frozen.num_row_groups) == (8, 2)
+    assert (tmp_path / "out/README.md").read_text().startswith("---\n")
+
+
+def test_the_same_job_continues(write_job, tmp_path):
+    path = write_job()
+    with opened(path):
+        pass
+    before = (tmp_path / "out/_job/job.json").read_bytes()
+    with opened(path, "runtime.num_workers=1"):
+        pass
+    assert (tmp_path / "out/_job/job.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("sampling.seed=7", r"sampling.seed \(0 there, 7 here\)"),
+        ("shard_size=3", r"shard_size \(4 there, 3 here\)"),
+        ("prompts.limit=5", r"prompts \(number of samples\) \(8 there, 5 here\)"),
+        ("image.format=jpeg", r'image.format \("png" there, "jpeg" here\)'),
+    ],
+)
+def test_another_job_is_refused_by_the_names_of_its_fields(write_job, override, field):
+    path = write_job()
+    with opened(path):
+        pass
+    with pytest.raises(OutputFolderError, match=field), opened(path, override):
+        pass
+
+
+def test_changed_prompts_are_another_job(write_job):
+    with opened(write_job(["a", "b"])):
+        pass
+    with pytest.raises(OutputFolderError, match="prompts \\(content\\)"), opened(write_job(["a", "c"])):
+        pass
+
+
+def test_a_folder_with_other_files_is_refused(write_job, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.tex").touch()
+    with pytest.raises(OutputFolderError, match=r"holds other files \(thesis.tex\)"), opened(write_job()):
+        pass
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_first_run_that_was_killed_early_begins_again(write_job, tmp_path):
+    (tmp_path / "out/_job/tmp").mkdir(parents=True)
+    (tmp_path / "out/_job/tmp/job.json.1.tmp").touch()
+    (tmp_path / "out/_job/samples.parquet").write_bytes(b"half")
+    with opened(write_job()):
+        assert pq.read_metadata(tmp_path / "out/_job/samples.parquet").num_rows == 8
+        assert not list((tmp_path / "out/_job/tmp").iterdir())
+
+
+def test_a_missing_card_is_written_again(write_job, tmp_path):
+    path = write_job()
+    with opened(path):
+        pass
+    (tmp_path / "out/README.md").unlink()
+    with opened(path):
+        assert (tmp_path / "out/README.md").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_damaged_record_is_refused(write_job, tmp_path, content):
+    path = write_job()
+    with opened(path):
+        pass
+    (tmp_path / "out/_job/job.json").write_text(content)
+    with pytest.raises(OutputFolderError, match=r"job\.json is"), opened(path):
+        pass
+
+
+@pytest.mark.parametrize("output", ["/proc/nowhere/out", "{tmp}/prompts.txt/out", "nosuch://bucket/out"])
+def test_an_output_that_cannot_be_written_is_named(write_job, tmp_path, output):
+    output = output.format(tmp=tmp_path)
+    with pytest.raises(OutputFolderError, match=output), opened(write_job(output=output)):
+        pass
+
+
+def test_only_parts_of_this_job_count_as_finished(write_job, tmp_path):
+    with opened(write_job()) as folder:
+        (tmp_path / "out/data").mkdir()
+        for name in (
+            "part-00001-of-00002.parquet",
+            "part-00000-of-00009.parquet",
+            "part-00000.parquet",
+            "x.tmp",
+        ):
+            (tmp_path / "out/data" / name).touch()
+        assert folder.finished(2) == [1]
+
+
+def test_a_second_driver_is_told_about_the_first(write_job):
+    path = write_job()
+    with (
+        opened(path),
+        pytest.raises(OutputFolderError, match=r"another run is writing here \(process \d+ on "),
+        opened(path),
+    ):
+        pass
+
+
+def test_the_lock_of_a_killed_driver_is_free(write_job, tmp_path):
+    path = write_job()
+    lock = tmp_path / "out/_job/driver.lock"
+    lock.parent.mkdir(parents=True)
+    code = (
+        "import os, sys; from pathlib import Path; from toprovar_batch.orchestrator.run_lock import RunLock\n"
+        "with RunLock(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(lock)], check=False).returncode == -9
+    assert json.loads(lock.read_text())["pid"] > 0
+    with opened(path):
+        assert json.loads(Path(lock).read_text())["pid"]

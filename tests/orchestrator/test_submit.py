@@ -1,0 +1,173 @@
+import json
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from toprovar_batch.orchestrator.cli import main
+from toprovar_batch.orchestrator.submit import finish, submit
+from toprovar_batch.worker.errors import CheckpointError, JobSpecError, RunFailedError
+
+
+def read_rows(folder):
+    return pa.concat_tables(pq.read_table(part) for part in sorted((folder / "data").iterdir())).to_pylist()
+
+
+def generated(folder):
+    """How often each sample reached the engine."""
+    return Counter((folder / "generated.log").read_text().split())
+
+
+@pytest.fixture
+def run_cli(ray_cluster):
+    def run(*arguments):
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    return run
+
+
+def test_prompts_in_images_out_with_the_real_engine(write_job, tmp_path, run_cli):
+    prompts = ["a cat", "猫 \U0001f408 e\u0301", "word " * 200_000, "", 7]
+    source = tmp_path / "prompts.jsonl"
+    source.write_text("".join(json.dumps({"prompt": prompt, "mood": "calm"}) + "\n" for prompt in prompts))
+    job = write_job(shard_size=3)
+    result = run_cli("submit", job, "--set", f"prompts.source={source}", "--set", "image.format=jpeg")
+    assert result.exit_code == 0, result.output
+    assert "3 images, 2 failed, of 5 samples; 2 of 2 shards" in result.output
+    rows = {str(row["prompt"])[:3]: row for row in read_rows(tmp_path / "out")}
+    assert sorted(rows) == sorted(["a c", "猫 \U0001f408", "wor", "", "Non"])
+    assert rows["a c"]["image"]["bytes"][:3] == b"\xff\xd8\xff"
+    assert (rows["a c"]["width"], rows["a c"]["height"], rows["a c"]["mood"]) == (256, 256, "calm")
+    assert [rows[start]["prompt_truncated"] for start in ("a c", "wor")] == [False, True]
+    assert [rows[start]["status"] for start in ("", "Non")] == ["error", "error"]
+    assert rows["wor"]["sample_ms"] > 0
+
+
+def test_a_second_run_generates_nothing(write_job, tmp_path, make_engine_factory):
+    factory = make_engine_factory()
+    first = submit(write_job(), engine_factory=factory)
+    before = generated(tmp_path)
+    second = submit(write_job(), engine_factory=factory)
+    assert generated(tmp_path) == before
+    assert set(before.values()) == {1}
+    assert (first.this_run.generated, second.this_run.generated) == (8, 0)
+    assert (second.dataset.ok, second.is_complete) == (8, True)
+    assert len(list((tmp_path / "out/_job/runs").iterdir())) == 1
+
+
+def test_only_missing_shards_are_generated(write_job, tmp_path, make_engine_factory):
+    factory = make_engine_factory()
+    submit(write_job(), engine_factory=factory)
+    lost = tmp_path / "out/data/part-00001-of-00002.parquet"
+    lost_ids = pq.read_table(lost)["sample_id"].to_pylist()
+    lost.unlink()
+    submit(write_job(), engine_factory=factory)
+    assert {sample_id for sample_id, count in generated(tmp_path).items() if count == 2} == set(lost_ids)
+
+
+def test_retry_errors_generates_only_the_failed_rows_again(write_job, tmp_path, make_engine_factory):
+    path = write_job(["a", "refuse", "b", "c", "d", "e", "f", "g"])
+    submit(path, engine_factory=make_engine_factory())
+    good = {row["sample_id"]: row for row in read_rows(tmp_path / "out") if row["status"] == "ok"}
+    summary = submit(path, engine_factory=make_engine_factory(refusing=False), retry_errors=True)
+    rows = read_rows(tmp_path / "out")
+    assert (summary.dataset.ok, summary.dataset.errors, summary.this_run.generated) == (8, 0, 1)
+    assert {row["sample_id"]: row for row in rows if row["sample_id"] in good} == good
+    assert (len(good), len(rows)) == (7, 8)
+    assert sorted(generated(tmp_path).values()) == [1] * 7 + [2]
+
+
+def test_the_run_is_on_record(write_job, tmp_path, make_engine_factory):
+    submit(write_job(["a", "refuse", "c", "raise"]), engine_factory=make_engine_factory())
+    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "out/_job/runs").iterdir())
+    assert record["totals"]["rows"] == 4
+    assert record["totals"]["errors"] == 2
+    assert set(record["totals"]["error_kinds"]) == {"refused", "ValueError: no such colour"}
+    assert [incident["kind"] for incident in record["incidents"]] == ["exception", "exception"]
+    assert all(engine["device"] == "fake" for engine in record["engines"].values())
+    assert record["images_per_second"] > 0
+
+
+def test_a_shard_that_cannot_be_published_fails_the_run_after_the_others(
+    write_job, tmp_path, make_engine_factory
+):
+    factory = make_engine_factory(in_the_way=tmp_path / "out/data/part-00000-of-00002.parquet")
+    summary = submit(write_job(max_shard_attempts=2), engine_factory=factory)
+    assert list(summary.failed) == [0]
+    assert "2 attempts failed, the last one because IsADirectoryError" in summary.failed[0]
+    assert (summary.dataset.ok, summary.dataset.errors) == (4, 0)
+    with pytest.raises(RunFailedError, match="1 shards were given up"):
+        finish(summary, "again")
+
+
+def test_a_broken_checkpoint_is_the_users_one_sentence(write_job, make_engine_factory):
+    with pytest.raises(CheckpointError, match=r"^weights.pth: truncated$"):
+        submit(write_job(), engine_factory=make_engine_factory(broken="checkpoint"))
+
+
+def test_a_worker_that_dies_loading_ends_the_run(write_job, make_engine_factory):
+    job = write_job(max_load_failures=2, num_workers=1)
+    with pytest.raises(RunFailedError, match="2 workers in a row could not load: its process died"):
+        submit(job, engine_factory=make_engine_factory(broken="exit"))
+
+
+def test_a_gpu_job_without_gpus_says_so(write_job, make_engine_factory):
+    with pytest.raises(JobSpecError, match="Ray finds no GPU on this machine"):
+        submit(write_job(device="cuda"), engine_factory=make_engine_factory())
+
+
+def test_a_failed_run_prints_how_to_go_on(write_job, tmp_path, make_engine_factory, capsys):
+    submit(write_job(), engine_factory=make_engine_factory())
+    (tmp_path / "out/data/part-00001-of-00002.parquet").write_bytes(b"damaged")
+    summary = submit(write_job(), engine_factory=make_engine_factory())
+    with pytest.raises(RunFailedError, match="1 parts are unreadable"):
+        finish(summary, "toprovar-batch submit job.yaml")
+    output = capsys.readouterr().out
+    assert "shard 1 unreadable" in output
+    assert "go on with: toprovar-batch submit job.yaml" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["submit", "{job}", "--output", "{tmp}/prompts.txt/x"], "cannot be written"),
+        (["submit", "{job}", "--output", "{tmp}"], "holds other files"),
+        (
+            ["submit", "{job}", "--set", "model.vae={tmp}/no.pth", "--set", "model.random_weights=false"],
+            "model.",
+        ),
+        (["submit", "{job}", "--set", "sampling.cfg_insertion_layer=-9"], "names no block"),
+        (["submit", "{tmp}/none.yaml"], "none.yaml"),
+        (["status", "{tmp}/none"], "no dataset of a job is here"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(write_job, tmp_path, arguments, sentence):
+    job = write_job()
+    words = [word.format(job=job, tmp=tmp_path) for word in arguments]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_status_tells_and_verifies(write_job, tmp_path, make_engine_factory):
+    submit(write_job(["a", "refuse", "c", "d", "e"]), engine_factory=make_engine_factory())
+    runner = CliRunner()
+    said = runner.invoke(main, ["status", str(tmp_path / "out"), "--verify"])
+    assert said.exit_code == 0
+    assert "2 of 2 shards done" in said.output
+    assert "1 x refused" in said.output
+    record = json.loads(runner.invoke(main, ["status", str(tmp_path / "out"), "--json"]).output)
+    assert (record["shards"], record["shards_done"], record["totals"]["ok"], len(record["runs"])) == (
+        2,
+        2,
+        4,
+        1,
+    )
+    part = tmp_path / "out/data/part-00000-of-00002.parquet"
+    part.write_bytes(part.read_bytes()[:-100])
+    damaged = runner.invoke(main, ["status", str(tmp_path / "out"), "--verify"])
+    assert damaged.exit_code == 1
+    assert str(part) in damaged.stderr

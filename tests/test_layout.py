@@ -1,0 +1,57 @@
+"""The folders import one way: kernels <- worker <- orchestrator; and Ray stays where it belongs."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "kernels": {"kernels"},
+    "worker": {"kernels", "worker"},
+    "orchestrator": {"kernels", "worker", "orchestrator"},
+}
+MAY_USE_RAY = {"orchestrator/fleet.py", "orchestrator/ray_session.py", "orchestrator/submit.py"}
+
+
+def _imports(path):
+    """Absolute names of all modules a file imports."""
+    package = ["toprovar_batch", *path.relative_to(ROOT).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            yield ".".join([*base, node.module or ""]).strip(".")
+
+
+def _sources(folder):
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_imports_point_one_way(folder):
+    assert _sources(folder)
+    for path in _sources(folder):
+        for name in _imports(path):
+            parts = name.split(".")
+            if parts[0] == "toprovar_batch" and len(parts) > 1:
+                assert parts[1] in MAY_IMPORT[folder], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_only_the_driver_knows_ray():
+    users = {
+        str(path.relative_to(ROOT))
+        for folder in MAY_IMPORT
+        for path in _sources(folder)
+        if any(name.split(".")[0] == "ray" for name in _imports(path))
+    }
+    assert users <= MAY_USE_RAY
+
+
+def test_the_package_links_to_the_folders():
+    for folder in MAY_IMPORT:
+        link = ROOT / "src" / "toprovar_batch" / folder
+        assert link.is_symlink()
+        assert link.resolve() == ROOT / folder
+        assert not (ROOT / folder / "__init__.py").exists()  # it would shadow packages of the same name

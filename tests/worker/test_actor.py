@@ -1,0 +1,180 @@
+import errno
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from toprovar_batch.worker.actor import Committed, GenerationWorker, Progress, ShardTask, Started
+from toprovar_batch.worker.errors import OutputFolderError
+from toprovar_batch.worker.part_file import dataset_schema, read_stats
+from toprovar_batch.worker.request import GenerationResult
+
+
+class RecordingEngine:
+    """Answers at once and remembers its batches; a prompt "fail ..." gives an error result."""
+
+    def __init__(self):
+        self.batches = []
+
+    def setup(self):
+        pass
+
+    def plan_batches(self, requests, batch_size=None):
+        size = batch_size or 2
+        return [requests[start : start + size] for start in range(0, len(requests), size)]
+
+    def generate(self, batch):
+        self.batches.append([request.prompt for request in batch])
+        return [
+            GenerationResult(request.sample_id, "error", "no")
+            if request.prompt.startswith("fail")
+            else GenerationResult(
+                request.sample_id, "ok", image=b"img", width=1, height=1, format="png", text_ms=2.0
+            )
+            for request in batch
+        ]
+
+    def describe(self):
+        return {"device": "none"}
+
+
+def make_task(tmp_path, prompts, errors=None, **changes):
+    samples = pa.table(
+        {
+            "sample_id": [f"s{row}" for row in range(len(prompts))],
+            "prompt": prompts,
+            "negative_prompt": pa.nulls(len(prompts), pa.string()),
+            "seed": list(range(len(prompts))),
+            "h_div_w": [1.0] * len(prompts),
+            "prompt_error": pa.array(errors or [None] * len(prompts), pa.string()),
+            "note": [f"note {row}" for row in range(len(prompts))],
+        }
+    )
+    defaults = {
+        "shard_id": 0,
+        "samples": samples,
+        "schema": dataset_schema([samples.schema.field("note")]),
+        "target": str(tmp_path / "data" / "part.parquet"),
+        "scratch": str(tmp_path / "tmp"),
+        "labels": {"model": "tiny", "policy": "dense"},
+    }
+    return ShardTask(**defaults | changes)
+
+
+def make_worker():
+    engine = RecordingEngine()
+    worker = GenerationWorker(lambda: engine)
+    worker.setup()
+    return worker, engine
+
+
+def read_rows(task):
+    return {row["sample_id"]: row for row in pq.read_table(task.target).to_pylist()}
+
+
+def test_a_shard_tells_every_batch_and_commits_last(tmp_path):
+    worker, _ = make_worker()
+    events = list(worker.run(make_task(tmp_path, ["a", "b", "fail"])))
+    assert events[:-1] == [Started(("s0", "s1")), Progress(2, 0), Started(("s2",)), Progress(0, 1)]
+    assert isinstance(events[-1], Committed)
+    assert (events[-1].stats.rows, events[-1].stats.ok, events[-1].stats.errors) == (3, 2, 1)
+
+
+def test_rows_carry_sample_result_and_labels(tmp_path):
+    worker, _ = make_worker()
+    task = make_task(tmp_path, ["a", "fail"], attempt=3)
+    list(worker.run(task))
+    rows = read_rows(task)
+    good, bad = rows["s0"], rows["s1"]
+    assert good["image"] == {"bytes": b"img", "path": "s0.png"}
+    assert (good["note"], good["seed"], good["model"], good["policy"]) == ("note 0", 0, "tiny", "dense")
+    assert (good["attempt"], good["status"], good["error"], good["text_ms"]) == (3, "ok", None, 2.0)
+    assert (bad["status"], bad["error"], bad["image"], bad["width"], bad["text_ms"]) == (
+        "error",
+        "no",
+        None,
+        None,
+        None,
+    )
+
+
+def test_bad_prompts_and_poisoned_samples_never_reach_the_engine(tmp_path):
+    worker, engine = make_worker()
+    task = make_task(
+        tmp_path, ["a", None, "c"], errors=[None, "not text", None], poisoned={"s2": "killed its worker"}
+    )
+    events = list(worker.run(task))
+    assert events[0] == Progress(0, 2)
+    assert engine.batches == [["a"]]
+    errors = {sample_id: row["error"] for sample_id, row in read_rows(task).items()}
+    assert errors == {"s0": None, "s1": "not text", "s2": "killed its worker"}
+
+
+def test_an_isolated_shard_runs_one_by_one(tmp_path):
+    worker, engine = make_worker()
+    list(worker.run(make_task(tmp_path, ["a", "b", "c"], isolated=True)))
+    assert engine.batches == [["a"], ["b"], ["c"]]
+
+
+def test_only_bad_prompts_need_no_engine(tmp_path):
+    worker, engine = make_worker()
+    task = make_task(tmp_path, ["", ""], errors=["x", "y"])
+    list(worker.run(task))
+    assert engine.batches == []
+    assert [row["error"] for row in read_rows(task).values()] == ["x", "y"]
+
+
+def test_kept_rows_stay_and_only_the_others_are_generated_again(tmp_path):
+    worker, engine = make_worker()
+    first = make_task(tmp_path, ["a", "fail", "c"])
+    list(worker.run(first))
+    before = read_rows(first)
+    engine.batches.clear()
+    again = make_task(tmp_path, ["a", "mended", "c"], kept=first.target, attempt=2)
+    committed = list(worker.run(again))[-1]
+    after = read_rows(again)
+    assert engine.batches == [["mended"]]
+    assert after["s0"] == before["s0"]
+    assert (after["s1"]["status"], after["s1"]["attempt"]) == ("ok", 2)
+    assert (committed.stats.rows, committed.stats.ok, committed.stats.generated) == (3, 3, 1)
+
+
+def test_an_engine_that_loses_a_sample_publishes_nothing(tmp_path):
+    worker, engine = make_worker()
+    generate = engine.generate
+    engine.generate = lambda batch: generate(batch)[1:]
+    task = make_task(tmp_path, ["a", "b"])
+    with pytest.raises(RuntimeError, match="1 results for 2 samples"):
+        list(worker.run(task))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_failing_disk_is_not_blamed_on_the_samples(tmp_path, monkeypatch):
+    def full_disk(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    worker, _ = make_worker()
+    monkeypatch.setattr("toprovar_batch.worker.actor.PartWriter.write", full_disk)
+    events = worker.run(make_task(tmp_path, ["a"]))
+    assert [next(events), next(events)] == [Started(("s0",)), Progress(1, 0)]  # out of the engine by now
+    with pytest.raises(OSError, match="No space left"):
+        next(events)
+
+
+def test_an_output_on_another_machine_is_the_users_mistake(tmp_path):
+    worker, engine = make_worker()
+    with pytest.raises(
+        OutputFolderError, match=r"job\.json: not visible to worker .*; a cluster needs an output"
+    ):
+        list(worker.run(make_task(tmp_path, ["a"], witness=str(tmp_path / "_job/job.json"))))
+    assert engine.batches == []
+
+
+def test_the_footer_counts_the_shard(tmp_path):
+    worker, _ = make_worker()
+    task = make_task(tmp_path, ["a", "fail", "fail", "fail", "fail"], shard_id=7)
+    list(worker.run(task))
+    stats = read_stats(pq.read_metadata(task.target))
+    assert (stats["shard_id"], stats["rows"], stats["errors"], stats["attempt"]) == (7, 5, 4, 1)
+    assert stats["error_kinds"] == {"no": {"count": 4, "sample_ids": ["s1", "s2", "s3"]}}
+    assert stats["times_ms"]["text_ms"] == 2.0
