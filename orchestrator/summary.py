@@ -71,7 +71,7 @@ class RunSummary:
             yield f"try the failed samples again with: {go_on} --retry-errors"
         yield f"dataset: {self.output}"
         if self.is_complete:
-            yield f"look at it: python -c 'from datasets import load_dataset; print(load_dataset(\"{self.output}\"))'"
+            yield f'read it with datasets.load_dataset("{self.output}") or as Parquet; docs/dataset.md shows how'
 
     def _speed_lines(self) -> Iterator[str]:
         run = self.this_run

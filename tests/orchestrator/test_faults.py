@@ -1,5 +1,8 @@
 """Whatever dies, every sample ends up in the dataset once."""
 
+import contextlib
+import functools
+import os
 import random
 import signal
 import subprocess
@@ -100,6 +103,71 @@ def test_workers_killed_five_times_lose_and_repeat_nothing(write_job, tmp_path, 
     assert summary.num_lost == 5
     rows = check_dataset(job, tmp_path / "out")
     assert all(rows[prompt]["attempt"] > 1 for prompt in prompts if prompt.startswith("kill-once"))
+
+
+def workers_of(driver):
+    """Process ids of a driver's workers: Ray names the processes of actors, and they descend from the driver."""
+    parents, names = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                names[int(entry.name)] = (entry / "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            parents[int(entry.name)] = int(fields[1])
+
+    def descends(pid):
+        while pid and pid != driver.pid:
+            pid = parents.get(pid, 0)
+        return pid == driver.pid
+
+    return [pid for pid, name in names.items() if name.startswith(b"ray::GenerationWorker") and descends(pid)]
+
+
+def wait_for_parts(driver, output, count):
+    """Let the driver run until `count` parts more are there; give its workers."""
+    goal = len(published(output)) + count
+    while len(published(output)) < goal:
+        try:
+            driver.wait(timeout=0.05)
+        except subprocess.TimeoutExpired:
+            continue
+        pytest.fail(f"the driver ended early: {driver.stderr.read()}")
+    return workers_of(driver)
+
+
+@pytest.mark.slow
+def test_the_real_engine_survives_five_killed_drivers_and_five_killed_workers(write_job, tmp_path):
+    job = write_job([f"prompt {index}" for index in range(NUM_PROMPTS)], shard_size=8)
+    output = tmp_path / "out"
+    rng = random.Random(22)
+    command = [sys.executable, "-m", "toprovar_batch", "submit", job]
+    start = functools.partial(
+        subprocess.Popen,
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    before = {}
+    for _ in range(5):
+        driver = start()
+        workers = wait_for_parts(driver, output, 1)
+        os.kill(rng.choice(workers), signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            driver.wait(timeout=rng.uniform(0.1, 2.0))
+        before |= published(output)
+        driver.kill()
+        driver.communicate()
+    driver = start()
+    said, errors = driver.communicate(timeout=200)
+    assert driver.returncode == 0, errors
+    assert f"{NUM_PROMPTS} images, 0 failed" in said
+    check_dataset(job, output)
+    after = published(output)
+    assert {name: after[name] for name in before} == before
 
 
 @pytest.mark.slow

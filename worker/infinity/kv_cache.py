@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from toprovar_batch.kernels.attention import KeyLengths, TokenLayout
+from toprovar_batch.kernels.ops import attention, attention_entropy
 
 from .config import TransformerArchitecture
 
@@ -73,6 +74,26 @@ class KVCache:
         for stored, new in ((keys, k), (values, v)):
             _append(stored, new, layout, before)
         return keys[:, :, :longest], values[:, :, :longest], lengths
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, *, with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Self-attention of a layer's new tokens over themselves and all earlier scales.
+
+        Args:
+            layer: index of the layer.
+            q: [T, H, D] packed by `layout`, normalised, scaled and rotated; the softmax scale is 1.
+            k: [T, H, D], normalised and rotated.
+            v: [T, H, D].
+            layout: rows of the packed tokens.
+            with_entropy: also measure the entropy of the attention.
+
+        Returns:
+            The attended values [T, H, D], and the entropy [T] float32 in nats (mean over heads) or None.
+        """
+        keys, values, lengths = self.extend(layer, k, v, layout)
+        entropy = attention_entropy(q, keys, layout, lengths, 1.0) if with_entropy else None
+        return attention(q, keys, values, layout, lengths, 1.0), entropy
 
     @staticmethod
     def _with_room(stored: Tensor, used: int, wanted: int) -> Tensor:

@@ -5,17 +5,16 @@ Parameter names are those of the official checkpoints, with the blocks numbered 
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear
 
 from toprovar_batch.kernels.attention import KeyLengths, TokenLayout
-from toprovar_batch.kernels.ops import attention, attention_entropy, qk_norm_rope
+from toprovar_batch.kernels.ops import attention, qk_norm_rope
 
 from .config import MAX_LEVELS, MAX_TEXT_TOKENS, TransformerArchitecture
-from .kv_cache import KVCache
 
 _EPS = 1e-6
 _MAX_LOG_Q_SCALE = math.log(100)
@@ -170,6 +169,15 @@ class TextContext:
     blocks: tuple[BlockContext, ...]
 
 
+class SelfAttentionMemory(Protocol):
+    """What self-attention attends over: a cache that grows scale by scale, or all scales at once in training."""
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, *, with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend with packed [T, H, D] queries; gives [T, H, D] and, if asked for, the entropy [T]."""
+
+
 class Block(nn.Module):
     """Self-attention, cross-attention and feed-forward, the outer two modulated by the text (AdaLN)."""
 
@@ -197,7 +205,7 @@ class Block(nn.Module):
         text_lengths: KeyLengths,
         layout: TokenLayout,
         rotation: Tensor,
-        cache: KVCache,
+        memory: SelfAttentionMemory,
         layer: int,
         *,
         with_entropy: bool,
@@ -210,8 +218,8 @@ class Block(nn.Module):
             text_lengths: text tokens of each row.
             layout: rows of the packed tokens.
             rotation: [N, D / 2] complex64 of the scale.
-            cache: takes this scale's keys and values.
-            layer: index of this block in the cache.
+            memory: attends over the scale's own and all earlier tokens.
+            layer: index of this block in the memory.
             with_entropy: also measure the entropy of the self-attention.
 
         Returns:
@@ -221,9 +229,7 @@ class Block(nn.Module):
         qkv = linear(_modulated_norm(x, scale1, shift1, layout), self.sa.mat_qkv.weight, context.qkv_bias)
         qkv = qkv.unflatten(-1, (3, self.sa.num_heads, -1))  # [T, 3, H, D]
         q, k = qk_norm_rope(qkv, context.q_scale, rotation, layout)
-        keys, values, key_lengths = cache.extend(layer, k, qkv[:, 2], layout)
-        entropy = attention_entropy(q, keys, layout, key_lengths, 1.0) if with_entropy else None
-        attended = attention(q, keys, values, layout, key_lengths, 1.0)
+        attended, entropy = memory.attend(layer, q, k, qkv[:, 2], layout, with_entropy=with_entropy)
         x = _gated_add(x, gamma1, self.sa.proj(attended.flatten(1)), layout)
         x = x + self.ca(self.ca_norm(x), layout, context.text_keys, context.text_values, text_lengths)
         return _gated_add(x, gamma2, self.ffn(_modulated_norm(x, scale2, shift2, layout)), layout), entropy
