@@ -211,3 +211,28 @@ def save_plain(module: nn.Module, path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     save_file(state, temporary)
     temporary.replace(path)
+
+
+def save_shards(module: nn.Module, folder: Path, max_bytes: int) -> None:
+    """Write a module's weights as safetensors shards of at most `max_bytes` with their index.
+
+    A tensor larger than `max_bytes` gets a shard of its own.
+    """
+    shards: list[StateDict] = [{}]
+    used = 0
+    for name, tensor in module.state_dict().items():
+        if shards[-1] and used + tensor.nbytes > max_bytes:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor.detach().cpu().contiguous()
+        used += tensor.nbytes
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [f"model-{index:05d}-of-{len(shards):05d}.safetensors" for index in range(1, len(shards) + 1)]
+    for file, shard in zip(files, shards, strict=True):
+        save_file(shard, folder / file)
+    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    index = {
+        "metadata": {"total_size": sum(t.nbytes for s in shards for t in s.values())},
+        "weight_map": weight_map,
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")

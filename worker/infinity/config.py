@@ -112,13 +112,13 @@ def _family(depth: int, width: int, num_heads: int) -> ModelPreset:
     )
 
 
-_VAE_TINY = VaeArchitecture(16, 32, (1, 1, 2, 2, 4), spatial_patchify=False)
+_VAE_TINY = VaeArchitecture(32, 32, (1, 2, 2, 4, 4), spatial_patchify=False)
 
 PRESETS: Final[dict[str, ModelPreset]] = {
     "tiny": ModelPreset(
-        transformer=TransformerArchitecture(8, 384, 6, 256, _VAE_TINY.bits_per_token),
+        transformer=TransformerArchitecture(9, 320, 5, 256, _VAE_TINY.bits_per_token),
         vae=_VAE_TINY,
-        text_encoder=T5Architecture(d_model=256, d_kv=64, d_ff=512, num_layers=4, num_heads=4),
+        text_encoder=T5Architecture(d_model=256, d_kv=64, d_ff=256, num_layers=3, num_heads=4),
         resolution="0.06M",
         cfg_scale=3.0,
         temperature=1.0,

@@ -46,7 +46,9 @@ class TextEncoder:
             ModelSpecError: not a T5 encoder with its tokenizer, or not to be had; names it.
         """
         from transformers import AutoTokenizer, T5EncoderModel  # noqa: PLC0415 (slow to import)
+        from transformers.utils import logging  # noqa: PLC0415
 
+        logging.disable_progress_bar()
         try:
             tokenizer = AutoTokenizer.from_pretrained(name)
             model = T5EncoderModel.from_pretrained(name, dtype=dtype)
