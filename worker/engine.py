@@ -65,10 +65,10 @@ def resolve_settings(spec: EngineSpec, resolution: str) -> SamplingSettings:
     preset, sampling = get_preset(spec.model.preset), spec.sampling
     count = num_scales(resolution)
     depth = resolve_architecture(spec.model)[0].depth
-    if -sampling.cfg_insertion_layer >= depth:
+    if -sampling.cfg_insertion_layer > depth:
         raise ModelSpecError(
             f"sampling.cfg_insertion_layer: {sampling.cfg_insertion_layer} names no block of a model of depth "
-            f"{depth}; use 0 to {1 - depth}"
+            f"{depth}; use 0 to {-depth}"
         )
     cfg_scale = preset.cfg_scale if sampling.cfg_scale is None else sampling.cfg_scale
     temperature = preset.temperature if sampling.temperature is None else sampling.temperature

@@ -1,9 +1,9 @@
 """Weight files from anywhere: local paths as they are, URLs through a cache on this machine."""
 
+import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +54,27 @@ def _fetch_url(location: str) -> Path:
     files = _files_under(file_system, path)
     versions = [file_system.ukey(file) for file in files.values()]
     key = hashlib.sha256("\n".join([location, *map(str, versions)]).encode()).hexdigest()[:16]
-    target = cache_folder() / key / location.rstrip("/").rsplit("/", 1)[-1]
-    if target.exists():
-        return target
+    target = cache_folder() / key / _base_name(location)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=target.parent)) / "partial"
-    try:
+    # The workers of a machine start together: one fetches, the others wait for its copy.
+    with (target.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            return target
+        partial = target.parent / "partial"
+        shutil.rmtree(partial, ignore_errors=True)  # left by a worker that was killed
         for name, file in files.items():
-            place = partial / name if name else partial
+            place = partial / target.name / name
             place.parent.mkdir(parents=True, exist_ok=True)
             file_system.get_file(file, str(place))
-        # Another worker of this machine may have been faster; its copy is the same.
-        if not target.exists():
-            partial.rename(target)
-    finally:
-        shutil.rmtree(partial.parent, ignore_errors=True)
+        (partial / target.name).rename(target)
+        partial.rmdir()
     return target
+
+
+def _base_name(location: str) -> str:
+    """The file's own name: its extension tells its form, so a query must not follow it."""
+    return location.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
 
 def _files_under(file_system: Any, path: str) -> dict[str, str]:

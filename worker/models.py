@@ -25,7 +25,7 @@ from .infinity.config import (
     resolve_architecture,
 )
 from .infinity.initialize import initialize_randomly
-from .infinity.text import TextEncoder
+from .infinity.text import TextEncoder, check_local_encoder
 from .infinity.transformer import Infinity
 from .infinity.vae import Vae
 from .specs import ModelSpec
@@ -197,7 +197,7 @@ def _text_encoder_name(location: str) -> str:
     """A local folder or a Hugging Face id: an id stays one, also as hf://owner/name; URLs are fetched."""
     if location.startswith("hf://") and location.count("/") == 3:
         return location.removeprefix("hf://")
-    return str(fetch(location)) if "://" in location else location
+    return str(fetch(location)) if "://" in location or location.startswith("~") else location
 
 
 def check_model_files(spec: ModelSpec) -> list[str]:
@@ -228,5 +228,7 @@ def check_model_files(spec: ModelSpec) -> list[str]:
             _read_transformer(transformer_sizes, fetch(location))
         if is_local and part == "vae":
             _read_vae(vae_sizes, fetch(location), with_encoder=False)
+        if is_local and part == "text_encoder":
+            check_local_encoder(fetch(location), transformer_sizes.text_width)
         lines.append(f"{part}: {location}")
     return lines

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 Resolution = Literal["0.06M", "0.25M", "0.60M", "1M"]
 NonEmpty = Annotated[str, Field(min_length=1)]
@@ -27,7 +27,7 @@ class ArchitectureSpec(FrozenSpec):
     codebook_dim: int | None = Field(None, ge=1, description="code bits z of the VAE")
     spatial_patchify: bool | None = None
     vae_base_channels: int | None = Field(None, ge=32)
-    vae_channel_multipliers: tuple[int, ...] | None = None
+    vae_channel_multipliers: tuple[PositiveInt, ...] | None = None
 
 
 class ModelSpec(FrozenSpec):

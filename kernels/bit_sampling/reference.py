@@ -87,5 +87,6 @@ def sample_bits(logits: Tensor, seeds: Tensor, scale_index: int, *, top_p: float
     probability = torch.sigmoid(one - zero)
     bits = uniform_noise(seeds, scale_index, logits.shape[1], zero.shape[-1]) < probability
     if 0 < top_p < 1:
-        bits = (bits | (1 - probability <= 1 - top_p)) & (probability > 1 - top_p)
+        certain = torch.minimum(probability, 1 - probability) <= 1 - top_p
+        bits = torch.where(certain, one > zero, bits)
     return bits

@@ -64,6 +64,14 @@ def test_top_p_makes_unlikely_values_impossible():
     assert often[3].item() == pytest.approx(0.95, abs=5e-3)
 
 
+@pytest.mark.parametrize("top_p", [0.1, 0.3, 0.5])
+def test_a_small_top_p_leaves_the_likelier_value_alone(top_p):
+    probabilities = torch.tensor([0.1, 0.4, 0.6, 0.9])
+    logits = torch.stack((torch.zeros(4), probabilities.logit()), dim=-1).flatten().expand(8, 50, 8)
+    bits = sample_bits(logits, torch.arange(8), 0, top_p=top_p, greedy=False)
+    assert bits.float().mean((0, 1)).tolist() == [0, 0, 1, 1]
+
+
 @pytest.mark.parametrize("top_p", [0.0, 1.0])
 def test_top_p_of_zero_or_one_is_off(top_p):
     logits = torch.tensor([0.0, -5.0]).expand(64, 500, 2)  # probability 0.7%

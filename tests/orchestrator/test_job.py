@@ -197,7 +197,7 @@ def test_identity_ignores_where_and_how_a_job_runs():
 
 def test_identity_is_the_same_for_a_default_and_its_value_spelled_out():
     spelled = job_from(
-        model={"preset": "tiny", "architecture": {"depth": 8}, "random_weights": True},
+        model={"preset": "tiny", "architecture": {"depth": 9}, "random_weights": True},
         sampling={"cfg_scale": 3, "temperature": 1.0, "seed": 0},
         image={"resolution": "0.06M", "h_div_w": (1.0,)},
         policy="dense",

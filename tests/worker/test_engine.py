@@ -84,6 +84,7 @@ def _codes(engine, requests):
         SamplingSpec(),
         SamplingSpec(cfg_scale=1.0, temperature=1.0, top_p=0),
         SamplingSpec(cfg_insertion_layer=-1),
+        SamplingSpec(cfg_insertion_layer=-2),
         SamplingSpec(greedy=True),
     ],
 )
@@ -227,7 +228,7 @@ def test_logits_that_are_no_numbers_are_an_error_row():
     [
         (SamplingSpec(cfg_scale=(3.0,) * 6), "sampling.cfg_scale: the schedule has 7 scales, but 6"),
         (SamplingSpec(temperature=(1.0,) * 8), "sampling.temperature"),
-        (SamplingSpec(cfg_insertion_layer=-2), "sampling.cfg_insertion_layer: -2"),
+        (SamplingSpec(cfg_insertion_layer=-3), "sampling.cfg_insertion_layer: -3"),
     ],
 )
 def test_settings_that_do_not_fit_the_model_are_refused(sampling, message):

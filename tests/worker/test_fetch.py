@@ -1,5 +1,6 @@
 """Weights from local paths, URLs and the hub."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -50,7 +51,12 @@ def test_a_failed_copy_leaves_nothing_behind(memory, monkeypatch, tmp_path):
         patch.setattr(type(memory), "get_file", broken)
         with pytest.raises(CheckpointError, match="connection lost"):
             fetch("memory://weights/a.bin")
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    whole = [
+        path
+        for path in (tmp_path / "cache").rglob("*")
+        if path.name == "a.bin" and "partial" not in path.parts
+    ]
+    assert not whole
     assert fetch("memory://weights/a.bin").read_bytes() == b"a"
 
 
@@ -70,3 +76,23 @@ def test_hub_files_come_through_the_hub_cache(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     assert fetch("hf://FoundationVision/Infinity/infinity_8b_weights") == tmp_path / "infinity_8b_weights"
     assert asked == {"FoundationVision/Infinity": ["infinity_8b_weights", "infinity_8b_weights/*"]}
+
+
+def test_workers_that_start_together_fetch_once(memory, monkeypatch):
+    calls = []
+    copy = type(memory).get_file
+
+    def counted(self, source, place, **options):
+        calls.append(source)
+        copy(self, source, place, **options)
+
+    monkeypatch.setattr(type(memory), "get_file", counted)
+    with ThreadPoolExecutor(8) as pool:
+        paths = set(pool.map(fetch, ["memory://weights/shards"] * 8))
+    assert len(paths) == 1
+    assert len(calls) == 2  # its two files
+
+
+def test_a_query_does_not_become_part_of_the_name(memory):
+    memory.pipe("/weights/q.safetensors?download=true", b"q")
+    assert fetch("memory://weights/q.safetensors?download=true").name == "q.safetensors"

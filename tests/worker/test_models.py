@@ -89,7 +89,9 @@ def test_missing_local_files_are_named(tmp_path):
 
 def test_a_foreign_local_checkpoint_is_refused_before_anything_is_loaded():
     golden = Path(__file__).parents[1] / "data" / "golden"
-    sizes = ArchitectureSpec(depth=4, width=64, num_heads=2, vae_channel_multipliers=(1, 1, 1, 2, 2))
+    sizes = ArchitectureSpec(
+        depth=4, width=64, num_heads=2, codebook_dim=16, vae_channel_multipliers=(1, 1, 1, 2, 2)
+    )
     vae = str(golden / "square" / "vae.pth")
     good = {
         "transformer": str(golden / "square" / "infinity.pth"),
@@ -116,6 +118,6 @@ def test_random_weights_depend_on_their_seed_alone():
 
 
 def test_a_text_encoder_of_another_width_is_refused():
-    spec = ModelSpec(random_weights=True, architecture=ArchitectureSpec(text_width=384))
-    with pytest.raises(ModelSpecError, match=r"model\.text_encoder: its width is 256.*384"):
+    spec = ModelSpec(random_weights=True, architecture=ArchitectureSpec(text_width=512))
+    with pytest.raises(ModelSpecError, match=r"model\.text_encoder: its width is 256.*512"):
         build_model(spec, CPU, torch.float32)

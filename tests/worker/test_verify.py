@@ -64,6 +64,9 @@ def _altered(tmp_path, change):
         ("entropy.2.4", lambda t: t[3, 7].add_(2e-4)),
         ("image_bgr", lambda t: t[0, 0, 0, 0].bitwise_xor_(8)),
         ("image_bgr", lambda t: t[:, :4].bitwise_xor_(1)),
+        ("logits.1", lambda t: t[0, 0, 0].fill_(float("nan"))),
+        ("entropy.0.1", lambda t: t[0, 0].fill_(float("nan"))),
+        ("latent", lambda t: t[0, 0, 0, 0].add_(0.1)),
     ],
 )
 def test_a_deviation_beyond_its_tolerance_exits_one(tmp_path, name, change):
@@ -78,6 +81,61 @@ def test_a_missing_recorded_tensor_is_named(tmp_path):
     result = CliRunner().invoke(main, ["verify", str(folder)])
     assert result.exit_code == 2
     assert "bits.4" in result.output
+
+
+def _set(*path, value):
+    def change(meta):
+        for name in path[:-1]:
+            meta = meta[name]
+        meta[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("text_lens", value=[5, 12]),
+        _set("text_lens", value="long"),
+        _set("model", "text_channels", value=128),
+        _set("model", "depth", value="four"),
+        _set("model", "embed_dim", value=-1),
+        _set("model", "embed_dim", value=63),
+        _set("vae", "base_ch", value=33),
+        _set("schedule", value=[]),
+        _set("schedule", value=[[1, 1, 1]]),
+        _set("schedule", value=[[1, 1], [9, 9]]),
+        _set("sampling", "tau", value=0),
+        _set("sampling", "tau", value=[1.0, 2.0]),
+        _set("sampling", "insertion", value=None),
+        _set("sampling", value=7),
+    ],
+)
+def test_a_description_that_does_not_fit_is_one_clear_line(tmp_path, change):
+    folder = _altered(tmp_path, lambda _recorded: None)
+    meta = json.loads((folder / "meta.json").read_text())
+    change(meta)
+    (folder / "meta.json").write_text(json.dumps(meta))
+    result = CliRunner().invoke(main, ["verify", str(folder)])
+    assert result.exit_code == 2, result.output
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("logits.2", lambda t: t[:1]),
+        ("logits.2", lambda t: t[:, :3]),
+        ("bits.1", lambda t: t[0]),
+        ("entropy.1.1", lambda t: t[:2]),
+    ],
+)
+def test_a_recorded_tensor_of_another_shape_is_named(tmp_path, name, change):
+    folder = _altered(tmp_path, lambda recorded: recorded.update({name: change(recorded[name]).contiguous()}))
+    result = CliRunner().invoke(main, ["verify", str(folder)])
+    assert result.exit_code == 2, result.output
+    assert name in result.output
+    assert result.output.count("\n") == 1
 
 
 @pytest.mark.parametrize("broken", ["missing", "no meta", "not json", "no key"])

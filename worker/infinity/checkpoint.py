@@ -47,13 +47,9 @@ def _read_folder(folder: Path) -> StateDict:
         if len(single) == 1:
             return _read_file(single[0])
         raise CheckpointError(f"{folder}: holds no weight index ({' or '.join(_INDEX_FILES)})")
-    try:
-        weight_map: dict[str, str] = json.loads(index_path.read_text())["weight_map"]
-        shards = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index_path}: not a weight index (no usable `weight_map`)") from error
+    weight_map = _read_weight_map(index_path)
     state: StateDict = {}
-    for shard in shards:
+    for shard in sorted(set(weight_map.values())):
         if not (folder / shard).is_file():
             raise CheckpointError(f"{folder / shard}: named by {index_path.name} but missing")
         state |= _read_file(folder / shard)
@@ -62,6 +58,18 @@ def _read_folder(folder: Path) -> StateDict:
         name = min(absent)
         raise CheckpointError(f"{name}: missing from {folder / weight_map[name]}, where the index places it")
     return state
+
+
+def _read_weight_map(index_path: Path) -> dict[str, str]:
+    """Tensor name to shard file."""
+    try:
+        weight_map = json.loads(index_path.read_text())["weight_map"]
+        names = [*weight_map.keys(), *weight_map.values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index_path}: not a weight index (no usable `weight_map`)") from error
+    if not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{index_path}: not a weight index (its `weight_map` must hold names)")
+    return dict(weight_map)
 
 
 def _read_file(path: Path) -> StateDict:
@@ -93,7 +101,7 @@ def _is_zip(path: Path) -> bool:
 def _unwrap(loaded: object, path: Path) -> StateDict:
     """Find the state dict inside a training checkpoint or the VAE's `{"vae": ...}`."""
     while isinstance(loaded, Mapping):
-        if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
+        if loaded and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
             return dict(loaded)
         inner = next((name for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
         if inner is None:
@@ -105,9 +113,20 @@ def _unwrap(loaded: object, path: Path) -> StateDict:
 
 
 def normalize_transformer(state: Mapping[str, Tensor]) -> StateDict:
-    """Rename an official transformer state dict to this package's names; drops what is constant."""
+    """Rename an official transformer state dict to this package's names; drops what is constant.
+
+    Raises:
+        CheckpointError: the numbers of the blocks have a gap.
+    """
     places = sorted({(int(m[1]), int(m[2])) for name in state if (m := _BLOCK.match(name))})
     layer_of = {place: layer for layer, place in enumerate(places)}
+    for chunk, place in places:
+        before = (chunk, place - 1) if place else (chunk - 1, 0)
+        if before not in layer_of and (chunk, place) != (0, 0):
+            raise CheckpointError(
+                f"block_chunks.{before[0]}.module.{before[1]}: missing, though later blocks are there; "
+                "the checkpoint is incomplete"
+            )
     renamed = {}
     for name, tensor in state.items():
         if _IGNORED.search(name):

@@ -187,13 +187,20 @@ def resolve_architecture(spec: ModelSpec) -> tuple[TransformerArchitecture, VaeA
         text_width=given.text_width or preset.transformer.text_width,
         bits_per_token=vae.bits_per_token,
     )
-    _check_transformer(transformer)
-    _check_vae(vae)
+    check_transformer(transformer)
+    check_vae(vae)
     return transformer, vae
 
 
-def _check_transformer(sizes: TransformerArchitecture) -> None:
+def check_transformer(sizes: TransformerArchitecture) -> None:
+    """Check that a transformer can have these sizes.
+
+    Raises:
+        ModelSpecError: it cannot; names the field.
+    """
     field = "model.architecture"
+    if min(sizes.depth, sizes.width, sizes.num_heads, sizes.text_width) < 1:
+        raise ModelSpecError(f"{field}: depth, width, num_heads and text_width must be positive")
     if sizes.width % sizes.num_heads:
         raise ModelSpecError(f"{field}.width: {sizes.width} is not divisible by num_heads {sizes.num_heads}")
     if not sizes.mlp_width:
@@ -211,8 +218,15 @@ def _check_transformer(sizes: TransformerArchitecture) -> None:
         )
 
 
-def _check_vae(sizes: VaeArchitecture) -> None:
+def check_vae(sizes: VaeArchitecture) -> None:
+    """Check that a VAE can have these sizes and covers 16 x 16 pixels a token.
+
+    Raises:
+        ModelSpecError: it cannot; names the field.
+    """
     field = "model.architecture"
+    if min(sizes.codebook_dim, sizes.base_channels, *sizes.channel_multipliers) < 1:
+        raise ModelSpecError(f"{field}: codebook_dim and the channels of the VAE must be positive")
     if sizes.base_channels % 32:
         raise ModelSpecError(
             f"{field}.vae_base_channels: {sizes.base_channels} is not divisible by the 32 groups of the norms"

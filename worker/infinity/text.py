@@ -1,10 +1,12 @@
 """The T5 text encoder, through transformers."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from toprovar_batch.worker.errors import ModelSpecError
@@ -15,6 +17,48 @@ from .initialize import initialize_randomly
 # No token of a T5 vocabulary spans this many characters, so cutting here never changes the first 512 tokens
 # of a prompt that is not mostly white space; it keeps a prompt of megabytes from being tokenised whole.
 _MAX_CHARACTERS = MAX_TEXT_TOKENS * 64
+
+
+_MODEL_TYPES = ("t5", "mt5", "umt5")
+_PROBE = "a photo of a red apple on a table"
+
+
+def _refuse_unless(condition: bool, name: str, reason: str) -> None:
+    if not condition:
+        raise ModelSpecError(f"model.text_encoder: {name!r} is no T5 encoder that can be used: {reason}")
+
+
+def check_local_encoder(folder: Path, text_width: int) -> None:
+    """Check what a local text encoder says of itself, without loading it.
+
+    Args:
+        folder: of the encoder.
+        text_width: channels that the transformer reads.
+
+    Raises:
+        ModelSpecError: no T5 encoder, of another width, or with unreadable weights.
+    """
+    name = str(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelSpecError(
+            f"model.text_encoder: {name!r} is no folder of a T5 encoder (no readable config.json)"
+        ) from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    _refuse_unless(kind in _MODEL_TYPES, name, f"it is of type {kind!r}")
+    width = config.get("d_model")
+    _refuse_unless(
+        width == text_width, name, f"its width is {width}, the transformer reads text of width {text_width}"
+    )
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise ModelSpecError(
+                f"model.text_encoder: {file} is not readable (truncated?); fetch it again"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -45,19 +89,38 @@ class TextEncoder:
         Raises:
             ModelSpecError: not a T5 encoder with its tokenizer, or not to be had; names it.
         """
-        from transformers import AutoTokenizer, T5EncoderModel  # noqa: PLC0415 (slow to import)
+        from transformers import AutoConfig, AutoTokenizer, T5EncoderModel  # noqa: PLC0415 (slow to import)
         from transformers.utils import logging  # noqa: PLC0415
 
         logging.disable_progress_bar()
+        kind = "folder" if Path(name).exists() else "folder or Hugging Face id"
         try:
+            # A config of another kind, or weights that leave layers out, would load without complaint.
+            config = AutoConfig.from_pretrained(name)
+            _refuse_unless(config.model_type in _MODEL_TYPES, name, f"it is of type {config.model_type!r}")
             tokenizer = AutoTokenizer.from_pretrained(name)
-            model = T5EncoderModel.from_pretrained(name, dtype=dtype)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            kind = "folder" if Path(name).exists() else "folder or Hugging Face id"
+            model, report = T5EncoderModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            ImportError,
+            RuntimeError,
+            SafetensorError,
+            TypeError,
+        ) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelSpecError(
                 f"model.text_encoder: {name!r} is no {kind} with a T5 encoder and its tokenizer ({reason})"
             ) from error
+        lacking = sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])])
+        _refuse_unless(not lacking, name, f"its weights do not fit its config: {', '.join(lacking[:1])}")
+        unknown = tokenizer.unk_token_id
+        _refuse_unless(
+            unknown is None or unknown not in tokenizer(_PROBE)["input_ids"],
+            name,
+            "its tokenizer does not know plain words; is tokenizer.json or spiece.model missing?",
+        )
         return cls(tokenizer, model, device)
 
     @classmethod

@@ -14,6 +14,7 @@ from toprovar_batch.worker.infinity.checkpoint import (
     normalize_vae,
     read_state_dict,
     save_plain,
+    save_shards,
 )
 from toprovar_batch.worker.infinity.config import TransformerArchitecture, VaeArchitecture
 from toprovar_batch.worker.models import load_transformer, load_vae
@@ -93,6 +94,17 @@ def test_the_plain_form_loads_back(tmp_path):
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["plain.safetensors", "vae.safetensors"]
 
 
+@pytest.mark.parametrize("max_bytes", [1, 200_000, 1 << 30])
+def test_shards_of_our_own_load_back(tmp_path, max_bytes):
+    model = _load(GOLDEN / "square" / "infinity.pth")
+    save_shards(model, tmp_path, max_bytes)
+    assert _same(model, _load(tmp_path))
+    largest = max(parameter.nbytes for parameter in model.parameters())
+    header = 20_000
+    for file in tmp_path.glob("*.safetensors"):
+        assert file.stat().st_size <= max(max_bytes, largest) + header
+
+
 def test_both_vae_namings_give_the_same_names():
     square, patchify = (
         normalize_vae(torch.load(GOLDEN / folder / "vae.pth", weights_only=True)["vae"])
@@ -120,6 +132,19 @@ def test_blocks_are_numbered_over_their_chunks():
         | {"block_chunks.0.module.0.sa.zero_k_bias": torch.zeros(1)}
     )
     assert sorted(names) == sorted(f"blocks.{layer}.x" for layer in range(24))
+
+
+@pytest.mark.parametrize(
+    ("present", "missing"),
+    [
+        ([(0, 0), (0, 2)], "block_chunks.0.module.1"),
+        ([(0, 0), (2, 0)], "block_chunks.1.module.0"),
+        ([(1, 0)], "block_chunks.0.module.0"),
+    ],
+)
+def test_a_gap_between_the_blocks_is_named(present, missing):
+    with pytest.raises(CheckpointError, match=f"^{missing}: missing"):
+        normalize_transformer({f"block_chunks.{chunk}.module.{i}.x": torch.zeros(1) for chunk, i in present})
 
 
 @pytest.mark.parametrize(("rows", "kept"), [(100, 100), (600, 512)])
@@ -214,6 +239,16 @@ def _missing_shard(folder):
     return folder
 
 
+def _numbered(folder):
+    torch.save({0: torch.zeros(1), 1: torch.zeros(2)}, folder / "w.pth")
+    return folder / "w.pth"
+
+
+def _index_of_numbers(folder):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": 3}}))
+    return folder
+
+
 def _missing(folder):
     return folder / "nowhere.pth"
 
@@ -230,6 +265,8 @@ def _missing(folder):
         _no_index,
         _missing_shard,
         _missing,
+        _numbered,
+        _index_of_numbers,
     ],
 )
 def test_an_unusable_file_is_one_clear_sentence(tmp_path, make):

@@ -1,0 +1,107 @@
+"""What is accepted as a text encoder, and what it gives."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import BertConfig, ByT5Tokenizer, T5Config, T5EncoderModel
+
+from toprovar_batch.worker.errors import ModelSpecError
+from toprovar_batch.worker.infinity.config import T5Architecture
+from toprovar_batch.worker.infinity.text import TextEncoder, check_local_encoder
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A small T5 encoder with a byte tokenizer, as transformers saves it."""
+    folder = tmp_path_factory.mktemp("t5")
+    config = T5Config(
+        d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=4, vocab_size=384, dropout_rate=0.0
+    )
+    T5EncoderModel(config).save_pretrained(folder)
+    ByT5Tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "encoder")
+
+
+def _load(folder):
+    return TextEncoder.load(str(folder), CPU, torch.float32)
+
+
+def _edit_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_a_saved_encoder_gives_each_prompt_its_own_tokens(folder):
+    encoder = _load(folder)
+    assert encoder.width == 32
+    short, long = encoder.encode(["ab", "abcdef"])
+    assert short.features.shape == (3, 32)
+    assert long.features.shape == (7, 32)
+    assert torch.allclose(encoder.encode(["ab"])[0].features, short.features, atol=1e-5)
+    check_local_encoder(folder, 32)
+
+
+def test_a_config_with_more_layers_than_weights_is_refused(folder):
+    _edit_config(folder, num_layers=3)
+    with pytest.raises(ModelSpecError, match="its weights do not fit its config: encoder"):
+        _load(folder)
+
+
+def test_a_folder_without_its_tokenizer_is_refused(folder):
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(ModelSpecError, match=r"model\.text_encoder"):
+        _load(folder)
+
+
+def test_another_kind_of_model_is_refused(folder):
+    BertConfig(hidden_size=32).save_pretrained(folder)
+    for check in (_load, lambda path: check_local_encoder(path, 32)):
+        with pytest.raises(ModelSpecError, match="it is of type 'bert'"):
+            check(folder)
+
+
+def test_truncated_weights_are_one_sentence(folder):
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    for check in (_load, lambda path: check_local_encoder(path, 32)):
+        with pytest.raises(ModelSpecError, match=r"model\.text_encoder") as caught:
+            check(folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    _edit_config(folder, d_ff=24)
+    with pytest.raises(ModelSpecError, match=r"model\.text_encoder"):
+        _load(folder)
+
+
+def test_what_is_no_encoder_at_all_is_refused(tmp_path):
+    with pytest.raises(ModelSpecError, match=r"no readable config\.json"):
+        check_local_encoder(tmp_path, 32)
+    with pytest.raises(ModelSpecError, match="no folder with a T5 encoder"):
+        _load(tmp_path)
+
+
+def test_another_width_is_told_before_loading(folder):
+    with pytest.raises(ModelSpecError, match="its width is 32, the transformer reads text of width 2048"):
+        check_local_encoder(folder, 2048)
+
+
+def test_random_encoders_depend_on_their_seed_alone():
+    sizes = T5Architecture(d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=4)
+    first, again, other = (
+        TextEncoder.random(sizes, seed, CPU, torch.float32).encode(["a red cube"])[0].features
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
