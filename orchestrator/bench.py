@@ -142,7 +142,8 @@ def measure(engine: Any, batch: int, h_div_w: float, warmup: int, repeats: int) 
     """
     import torch  # noqa: PLC0415 - keeps --help fast
 
-    from toprovar_batch.worker.engine import PhaseTimes, encode_images  # noqa: PLC0415
+    from toprovar_batch.worker.engine import PhaseTimes  # noqa: PLC0415
+    from toprovar_batch.worker.images import encode_images  # noqa: PLC0415
     from toprovar_batch.worker.request import GenerationRequest  # noqa: PLC0415
 
     requests = [

@@ -21,12 +21,25 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("orchestrator.status:status_command", "Say how far a dataset is; --verify reads it all."),
     "validate": ("orchestrator.validate:validate_command", "Check a job and its prompts without a GPU."),
     "verify": ("orchestrator.verify:verify_command", "Compare with recorded vectors of the official model."),
+    "evaluate": (
+        "orchestrator.evaluate:evaluate_command",
+        "Score a dataset of known prompts, alone or against another.",
+    ),
     "bench": ("orchestrator.bench:bench_command", "Time generation at several batch sizes."),
 }
 
 
+class OneLineUsageError(click.ClickException):
+    """A command line that click refuses; shown as one line, without click's lines about usage."""
+
+    exit_code = click.UsageError.exit_code
+
+    def __init__(self, error: click.UsageError) -> None:
+        super().__init__(" ".join(error.format_message().split()))
+
+
 class LazyGroup(click.Group):
-    """A click group that imports a command on its first use and prints our errors in one line."""
+    """A click group that imports a command on its first use and prints every mistake in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Names of all commands, in the order of `COMMANDS`."""
@@ -45,10 +58,23 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Parse the options that stand before the command."""
+        if not args:  # prints the help
+            return super().make_context(info_name, args, parent, **extra)
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            raise OneLineUsageError(error) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; one of our errors becomes one line on stderr and its exit code."""
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            raise OneLineUsageError(error) from error
         except ToprovarError as error:
             line = " ".join(str(error).split())
             # A file name or JSON key may hold what UTF-8 cannot.
@@ -59,4 +85,4 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="toprovar-batch")
 def main() -> None:
-    """Generate an image dataset from prompts: Infinity with token pruning, sharded over GPUs by Ray."""
+    """Generate an image dataset from prompts: Infinity, sharded over GPUs by Ray."""

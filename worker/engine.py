@@ -1,32 +1,30 @@
 """Requests in, encoded images and their statistics out, on one device."""
 
-import io
 import platform
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from toprovar_batch.kernels.ops import Backend, fastest_attention, resolve_backend
 
-from .errors import ModelSpecError
-from .infinity.config import get_preset, resolve_architecture
+from .images import encode_images
+from .infinity.config import get_preset
 from .infinity.flops import decoder_flops, transformer_flops
 from .infinity.kv_cache import cache_bytes
-from .infinity.schedule import ScaleSchedule, image_size, nearest_h_div_w, num_scales, scale_schedule
+from .infinity.schedule import ScaleSchedule, image_size, nearest_h_div_w, scale_schedule
 from .infinity.text import EncodedText
 from .infinity.vae import to_uint8
 from .models import Model, build_model
 from .request import GenerationRequest, GenerationResult
-from .sampler import BatchState, SamplingSettings, per_scale, sample_codes, text_rows
+from .sampler import BatchState, SamplingSettings, sample_codes, text_rows
+from .settings import resolve_device, resolve_dtype, resolve_settings
 from .specs import EngineSpec, ImageSpec, RuntimeSpec
 
 _LARGEST_AUTO_BATCH = 16
@@ -34,51 +32,10 @@ _CPU_BATCH = 4
 # One image fills a GPU in the decoder, whose activations are the largest tensors of all; and decoded alone, an
 # image does not depend on its batch even in the last digit.
 _DECODE_CHUNK = 1
-_ENCODE_THREADS = 8
 # Hidden states alive at the peak of a block, in multiples of the packed [T, C] one: queries, keys and
 # values in float32 and their products.
 _ACTIVATION_MULTIPLE = 24
 T = TypeVar("T")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def resolve_device(setting: str) -> torch.device:
-    """The device of a setting: "auto" takes a GPU where there is one.
-
-    Raises:
-        ModelSpecError: cuda is asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if setting == "cuda" and not available:
-        raise ModelSpecError(
-            "runtime.device: cuda is asked for, but PyTorch sees no GPU here; use auto or cpu, or a CUDA build of torch"
-        )
-    return torch.device("cuda" if available and setting != "cpu" else "cpu")
-
-
-def resolve_settings(spec: EngineSpec, resolution: str) -> SamplingSettings:
-    """The sampling settings of a spec with its preset's values, one a scale.
-
-    Raises:
-        ModelSpecError: a per-scale list of the wrong length, or a guidance layer the model does not have.
-    """
-    preset, sampling = get_preset(spec.model.preset), spec.sampling
-    count = num_scales(resolution)
-    depth = resolve_architecture(spec.model)[0].depth
-    if -sampling.cfg_insertion_layer > depth:
-        raise ModelSpecError(
-            f"sampling.cfg_insertion_layer: {sampling.cfg_insertion_layer} names no block of a model of depth "
-            f"{depth}; use 0 to {-depth}"
-        )
-    cfg_scale = preset.cfg_scale if sampling.cfg_scale is None else sampling.cfg_scale
-    temperature = preset.temperature if sampling.temperature is None else sampling.temperature
-    return SamplingSettings(
-        cfg_scale=per_scale(cfg_scale, count, "sampling.cfg_scale"),
-        temperature=per_scale(temperature, count, "sampling.temperature"),
-        top_p=sampling.top_p,
-        greedy=sampling.greedy or sampling.top_k == 1,
-        cfg_insertion_layers=(sampling.cfg_insertion_layer,),
-    )
 
 
 @dataclass
@@ -118,10 +75,7 @@ class Engine:
     @cached_property
     def dtype(self) -> torch.dtype:
         """Compute dtype: as asked for, else bfloat16 on a GPU and float32 on a CPU."""
-        wanted = self._spec.model.dtype
-        if wanted != "auto":
-            return _DTYPES[wanted]
-        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        return resolve_dtype(self._spec.model.dtype, self.device)
 
     @cached_property
     def backend(self) -> Backend:
@@ -386,19 +340,3 @@ def _problem(request: GenerationRequest) -> str | None:
     if not request.prompt.strip():
         return "the prompt is empty"
     return None
-
-
-def encode_images(pixels: np.ndarray, spec: ImageSpec) -> list[bytes]:
-    """Encode [B, H, W, 3] uint8 RGB images, several at a time (the encoders run outside the GIL)."""
-    with ThreadPoolExecutor(min(_ENCODE_THREADS, len(pixels))) as pool:
-        return list(pool.map(lambda image: _encode_image(image, spec), pixels))
-
-
-def _encode_image(pixels: np.ndarray, spec: ImageSpec) -> bytes:
-    buffer = io.BytesIO()
-    options: dict[str, Any] = {"quality": spec.quality}
-    if spec.format == "png":
-        # The lowest compression level takes a quarter of the default's time for a few percent more bytes.
-        options = {"compress_level": 1}
-    Image.fromarray(pixels).save(buffer, format=spec.format, **options)
-    return buffer.getvalue()

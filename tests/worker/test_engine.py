@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from toprovar_batch.worker.engine import Engine, resolve_device, resolve_settings
+from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.infinity.schedule import scale_schedule
 from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.sampler import BatchState, sample_codes, text_rows
+from toprovar_batch.worker.settings import resolve_device, resolve_settings
 from toprovar_batch.worker.specs import (
     ArchitectureSpec,
     EngineSpec,

@@ -1,0 +1,176 @@
+"""What an evaluation reads from an output folder: samples with their pictures and what they were to show."""
+
+import io
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image, UnidentifiedImageError
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from toprovar_batch.orchestrator.manifest import OutputFolder, locate_output, storage_errors
+from toprovar_batch.worker.errors import OutputFolderError
+from toprovar_batch.worker.reference.scenes import Wanted
+from toprovar_batch.worker.reference.scoring import check_wanted
+
+NEEDED_COLUMNS: Final = ("sample_id", "prompt", "image", "status", "task", "wanted", "relation")
+_SEED: Final = "seed"
+_WANTED: Final = TypeAdapter(tuple[Wanted, ...])
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A row of the dataset.
+
+    Attributes:
+        sample_id: of the row.
+        prompt: its text.
+        task: of the six.
+        wanted: what the picture has to show.
+        relation: of wanted[0] to wanted[1], or None.
+        seed: that made the picture, or None where the dataset does not tell.
+        content: bytes of the picture's file; None where there is no picture.
+    """
+
+    sample_id: str
+    prompt: str
+    task: str
+    wanted: tuple[Wanted, ...]
+    relation: str | None
+    seed: int | None
+    content: bytes | None
+
+
+class EvaluationData:
+    """The parts of an output folder, checked for the columns that scores need."""
+
+    def __init__(self, output: str) -> None:
+        """Open a dataset.
+
+        Args:
+            output: local path or fsspec URL.
+
+        Raises:
+            OutputFolderError: no dataset is there, it cannot be read, or it lacks a column.
+        """
+        self.output = output
+        self._folder = locate_output(output)
+        self._groups: list[tuple[str, int]] = []
+        self._columns: tuple[str, ...] = NEEDED_COLUMNS
+        try:
+            for path in _parts(self._folder):
+                with self._folder.filesystem.open(path, "rb") as file, pq.ParquetFile(file) as part:
+                    self._check_columns(part.schema_arrow)
+                    self._groups += [(path, group) for group in range(part.num_row_groups)]
+        except (*storage_errors(), pa.ArrowException) as error:
+            raise OutputFolderError(f"{output}: cannot be read: {error}") from error
+        if not self._groups:
+            raise OutputFolderError(f"{output}: no dataset of a job is here (no data/*.parquet with a row)")
+        self._cached = lru_cache(maxsize=2)(self._read)
+
+    def _check_columns(self, schema: pa.Schema) -> None:
+        missing = [name for name in NEEDED_COLUMNS if name not in schema.names]
+        if missing:
+            raise OutputFolderError(
+                f"{self.output}: has no column {' and no '.join(missing)}, so its pictures cannot be scored; "
+                "make the dataset with jobs/geneval.yaml, whose prompts say what to expect"
+            )
+        if _SEED in schema.names:
+            self._columns = (*NEEDED_COLUMNS, _SEED)
+
+    @property
+    def num_groups(self) -> int:
+        """Row groups of all parts."""
+        return len(self._groups)
+
+    def samples(self, group: int) -> list[Sample]:
+        """Read one row group; the last two are kept.
+
+        Raises:
+            OutputFolderError: it cannot be read, or a row does not say what its picture has to show.
+        """
+        return self._cached(group)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        """Row group by row group; see `samples`."""
+        return (self.samples(group) for group in range(self.num_groups))
+
+    def places(self) -> dict[str, tuple[int, int]]:
+        """Sample id -> row group and row, without reading a picture.
+
+        Raises:
+            OutputFolderError: it cannot be read, or an id is there twice.
+        """
+        found: dict[str, tuple[int, int]] = {}
+        for group in range(self.num_groups):
+            for row, sample_id in enumerate(self._table(group, ("sample_id",))["sample_id"].to_pylist()):
+                if sample_id in found:
+                    raise OutputFolderError(f"{self.output}: sample {sample_id} is there twice")
+                found[sample_id] = group, row
+        return found
+
+    def _table(self, group: int, columns: Sequence[str]) -> pa.Table:
+        path, number = self._groups[group]
+        try:
+            with self._folder.filesystem.open(path, "rb") as file, pq.ParquetFile(file) as part:
+                return part.read_row_group(number, columns=list(columns))
+        except (*storage_errors(), pa.ArrowException) as error:
+            raise OutputFolderError(f"{path}: cannot be read: {error}") from error
+
+    def _read(self, group: int) -> list[Sample]:
+        return [self._sample(row) for row in self._table(group, self._columns).to_pylist()]
+
+    def _sample(self, row: dict[str, Any]) -> Sample:
+        try:
+            wanted = _WANTED.validate_json(row["wanted"] or "")
+            check_wanted(row["task"], wanted, row["relation"])
+        except ValidationError as error:
+            detail = error.errors(include_url=False)[0]["msg"]
+            raise OutputFolderError(
+                f"{self.output}: sample {row['sample_id']}: its `wanted` is not a JSON list of "
+                f"shape, colour and count: {detail}"
+            ) from error
+        except ValueError as error:
+            raise OutputFolderError(
+                f"{self.output}: sample {row['sample_id']}: cannot be scored: {error}"
+            ) from error
+        good = row["status"] == "ok" and row["image"] is not None
+        return Sample(
+            row["sample_id"],
+            row["prompt"] or "",
+            row["task"],
+            wanted,
+            row["relation"],
+            row.get(_SEED),
+            row["image"]["bytes"] if good else None,
+        )
+
+    def decode(self, sample: Sample) -> Tensor:
+        """The picture of a sample that has one: float32 [3, H, W], sRGB in [0, 1].
+
+        Raises:
+            OutputFolderError: the bytes are no picture.
+        """
+        try:
+            with Image.open(io.BytesIO(sample.content or b"")) as picture:
+                pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+        except (UnidentifiedImageError, OSError) as error:
+            raise OutputFolderError(
+                f"{self.output}: sample {sample.sample_id}: its image cannot be read; delete its part and submit again"
+            ) from error
+        return torch.from_numpy(pixels / 255.0).permute(2, 0, 1).contiguous()
+
+
+def _parts(folder: OutputFolder) -> list[str]:
+    try:
+        listing = folder.filesystem.ls(folder.inside("data"), detail=False)
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in listing if posixpath.basename(name).endswith(".parquet"))

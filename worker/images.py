@@ -1,0 +1,28 @@
+"""Pixels to encoded files."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .specs import ImageSpec
+
+_THREADS = 8
+
+
+def encode_images(pixels: np.ndarray, spec: ImageSpec) -> list[bytes]:
+    """Encode [B, H, W, 3] uint8 RGB images, several at a time (the encoders run outside the GIL)."""
+    with ThreadPoolExecutor(min(_THREADS, len(pixels))) as pool:
+        return list(pool.map(lambda image: _encode_image(image, spec), pixels))
+
+
+def _encode_image(pixels: np.ndarray, spec: ImageSpec) -> bytes:
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"quality": spec.quality}
+    if spec.format == "png":
+        # The lowest compression level takes a quarter of the default's time for a few percent more bytes.
+        options = {"compress_level": 1}
+    Image.fromarray(pixels).save(buffer, format=spec.format, **options)
+    return buffer.getvalue()

@@ -1,0 +1,74 @@
+"""Training of the reference model, stage by stage: `python -m toprovar_batch.worker.reference.train STAGE`."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from toprovar_batch.worker.infinity.config import get_preset
+
+from .detector_training import train_detector_command
+from .model_training import ModelTrainingSettings, train_model
+from .vae_training import VaeTrainingSettings, train_vae
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _workers() -> int:
+    return max(0, (os.cpu_count() or 1) - 2)
+
+
+@click.group()
+def train() -> None:
+    """Train the reference model on procedural scenes, on one GPU."""
+    torch.set_float32_matmul_precision("high")
+    torch.multiprocessing.set_sharing_strategy("file_system")
+
+
+@train.command("vae")
+@click.option("--minutes", type=float, default=VaeTrainingSettings.minutes, show_default=True)
+@click.option(
+    "--output", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write."
+)
+@click.option("--resume", type=click.Path(path_type=Path, exists=True), help="Weights to start from.")
+@click.option("--batch-small", type=int, default=VaeTrainingSettings.batch_small, show_default=True)
+@click.option("--batch-large", type=int, default=VaeTrainingSettings.batch_large, show_default=True)
+@click.option("--small-fraction", type=float, default=VaeTrainingSettings.small_fraction, show_default=True)
+def vae_command(output: Path, resume: Path | None, **settings: Any) -> None:
+    """Stage 1: the VAE with binary spherical multi-scale quantisation."""
+    recipe = VaeTrainingSettings(num_workers=_workers(), **settings)
+    click.echo(json.dumps(train_vae(get_preset("tiny").vae, recipe, output, _device(), resume)))
+
+
+@train.command("model")
+@click.option(
+    "--vae", "vae_file", type=click.Path(path_type=Path, exists=True), required=True, help="Stage 1's file."
+)
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@click.option("--resume", type=click.Path(path_type=Path, exists=True), help="Output of an earlier run.")
+@click.option("--minutes", type=float, default=ModelTrainingSettings.minutes, show_default=True)
+@click.option(
+    "--start", type=float, default=0.0, show_default=True, help="Where on the whole cosine this run begins."
+)
+@click.option("--stop", type=float, default=1.0, show_default=True, help="Where it ends.")
+@click.option("--batch-size", type=int, default=ModelTrainingSettings.batch_size, show_default=True)
+@click.option("--peak-rate", type=float, default=ModelTrainingSettings.peak_rate, show_default=True)
+@click.option("--new-every", type=int, default=ModelTrainingSettings.new_every, show_default=True)
+@click.option("--seed", type=int, default=ModelTrainingSettings.seed, show_default=True)
+def model_command(vae_file: Path, output: Path, resume: Path | None, **settings: Any) -> None:
+    """Stage 2: transformer and text encoder, on what the VAE makes of the scenes."""
+    recipe = ModelTrainingSettings(num_workers=_workers(), **settings)
+    record = train_model(get_preset("tiny"), recipe, vae_file, output, _device(), resume)
+    click.echo(json.dumps({name: record[name] for name in ("steps", "seconds", "right_bits")}))
+
+
+train.add_command(train_detector_command)
+
+
+if __name__ == "__main__":
+    train()
