@@ -2,22 +2,44 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from toprovar_batch.orchestrator.manifest import JOB_FOLDER, OutputFolder
+from toprovar_batch.orchestrator.manifest import SAMPLES_FILE, OutputFolder
+from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import read_stats
 from toprovar_batch.worker.shard_stats import ShardStats
 
 _READERS = 16  # footers read at once: object stores answer slowly, but many at a time
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
 T = TypeVar("T")
 
 
-def read_footers(
-    folder: OutputFolder, shard_ids: Iterable[int], num_shards: int
-) -> tuple[dict[int, ShardStats], dict[int, str]]:
+@dataclass(frozen=True)
+class Findings(Generic[T]):
+    """What reading many parts came to, each by shard id.
+
+    Attributes:
+        good: what was read.
+        damaged: why the part's content is wrong; no later reading will find it better.
+        unreachable: why the storage did not give the part now: a time-out, a permission. The part may be whole.
+    """
+
+    good: dict[int, T] = field(default_factory=dict)
+    damaged: dict[int, str] = field(default_factory=dict)
+    unreachable: dict[int, str] = field(default_factory=dict)
+
+
+class UnreachableError(Exception):
+    """The storage did not give what was asked of it; says nothing about the content."""
+
+
+def read_footers(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int) -> Findings[ShardStats]:
     """Read the stats of published parts, without their images.
 
     Args:
@@ -26,14 +48,11 @@ def read_footers(
         num_shards: of the job.
 
     Returns:
-        Stats by shard id, and why a part cannot be read by shard id.
+        The stats of those that can be read, and what is wrong with the others.
     """
 
     def read(shard_id: int) -> ShardStats:
-        with (
-            folder.filesystem.open(folder.part(shard_id, num_shards), "rb") as file,
-            pq.ParquetFile(file) as part,
-        ):
+        with open_parquet(folder, folder.part(shard_id, num_shards)) as part:
             stats = ShardStats.from_json(read_stats(part.metadata))
             if stats.rows != part.metadata.num_rows:
                 raise ValueError(f"{part.metadata.num_rows} rows where its footer counts {stats.rows}")
@@ -42,7 +61,7 @@ def read_footers(
     return _read_all(read, shard_ids)
 
 
-def verify_parts(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int) -> dict[int, str]:
+def verify_parts(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int) -> Findings[None]:
     """Read parts from end to end and compare their samples with the plan.
 
     Args:
@@ -51,43 +70,118 @@ def verify_parts(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int
         num_shards: of the job.
 
     Returns:
-        What is wrong, by shard id; empty when every byte reads back and every sample is there once.
+        Which parts read back to the last byte and hold every sample once.
+
+    Raises:
+        OutputFolderError: the plan cannot be read, so that nothing can be said about any part.
     """
+    plan = _planned_ids(folder, num_shards)
 
     def verify(shard_id: int) -> None:
-        with (
-            folder.filesystem.open(folder.inside(JOB_FOLDER, "samples.parquet"), "rb") as file,
-            pq.ParquetFile(file) as plan,
-        ):
-            planned = plan.read_row_group(shard_id, columns=["sample_id"])["sample_id"].to_pylist()
+        planned = plan[shard_id].to_pylist()
         found = list(_sample_ids(folder.part(shard_id, num_shards), folder))
         if sorted(found) != sorted(planned):
             raise ValueError(f"its {len(found)} rows are not the {len(planned)} samples of its shard")
 
-    return _read_all(verify, shard_ids)[1]
+    return _read_all(verify, shard_ids)
+
+
+def _planned_ids(folder: OutputFolder, num_shards: int) -> list[pa.ChunkedArray]:
+    """Read the sample ids of every shard from the frozen plan, at once: its footer grows with the shards."""
+    try:
+        with open_parquet(folder, folder.inside(*SAMPLES_FILE)) as plan:
+            ids = plan.read(columns=["sample_id"])["sample_id"]
+            sizes = [plan.metadata.row_group(group).num_rows for group in range(plan.num_row_groups)]
+    except (UnreachableError, *_DAMAGE) as error:
+        raise OutputFolderError(
+            f"{folder.url}: the plan {'/'.join(SAMPLES_FILE)} cannot be read ({_first_words(error)}), so the parts "
+            "cannot be compared with it; where it is missing, submit the job again to have it written"
+        ) from error
+    if len(sizes) != num_shards:
+        raise OutputFolderError(
+            f"{folder.url}: the plan {'/'.join(SAMPLES_FILE)} has {len(sizes)} shards and the job {num_shards}; "
+            "delete it and submit the job again to have it written"
+        )
+    ends = accumulate(sizes)
+    return [ids.slice(end - size, size) for end, size in zip(ends, sizes, strict=True)]
 
 
 def _sample_ids(path: str, folder: OutputFolder) -> Iterator[str]:
     """Read a part, checksums included, a row group at a time; give its sample ids."""
-    with (
-        folder.filesystem.open(path, "rb") as file,
-        pq.ParquetFile(file, page_checksum_verification=True) as part,
-    ):
+    with open_parquet(folder, path) as part:
         for group in range(part.num_row_groups):
             yield from part.read_row_group(group)["sample_id"].to_pylist()
 
 
-def _read_all(read: Callable[[int], T], shard_ids: Iterable[int]) -> tuple[dict[int, T], dict[int, str]]:
-    """Call `read` for many shards at once; a damaged part becomes a sentence."""
-    good: dict[int, T] = {}
-    damaged: dict[int, str] = {}
+class _WatchedFile:
+    """What pyarrow needs of a file; remembers when the storage below it failed.
+
+    pyarrow raises OSError for broken content and for broken storage alike.
+    """
+
+    closed = False
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.trouble: Exception | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        return self._watch(self._file.read, size)
+
+    def seek(self, *where: int) -> int:
+        return self._watch(self._file.seek, *where)
+
+    def tell(self) -> int:
+        return self._watch(self._file.tell)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _watch(self, call: Callable[..., T], *arguments: int) -> T:
+        try:
+            return call(*arguments)
+        except ValueError:  # an impossible place: broken content sends pyarrow there
+            raise
+        except Exception as error:
+            self.trouble = error
+            raise
+
+
+@contextmanager
+def open_parquet(folder: OutputFolder, path: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file of an output folder, checksums on.
+
+    Raises:
+        UnreachableError: the storage failed, here or inside the block.
+    """
+    watched = None
+    try:
+        with folder.filesystem.open(path, "rb") as file:
+            watched = _WatchedFile(file)
+            with pq.ParquetFile(watched, page_checksum_verification=True) as part:
+                yield part
+    except Exception as error:  # every file system raises errors of its own kind
+        if watched is None or watched.trouble is not None:
+            raise UnreachableError(_first_words(error)) from error
+        raise
+
+
+def _read_all(read: Callable[[int], T], shard_ids: Iterable[int]) -> Findings[T]:
+    """Call `read` for many shards at once; what is wrong with a part becomes a sentence."""
+    findings: Findings[T] = Findings()
 
     def attempt(shard_id: int) -> None:
         try:
-            good[shard_id] = read(shard_id)
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-            damaged[shard_id] = " ".join(str(error).split())[:200] or type(error).__name__
+            findings.good[shard_id] = read(shard_id)
+        except UnreachableError as error:
+            findings.unreachable[shard_id] = str(error)
+        except _DAMAGE as error:
+            findings.damaged[shard_id] = _first_words(error)
 
     with ThreadPoolExecutor(_READERS) as pool:
         list(pool.map(attempt, shard_ids))
-    return good, damaged
+    return findings
+
+
+def _first_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -19,6 +19,7 @@ from toprovar_batch.worker.actor import (
     ShardEvent,
     ShardTask,
     Started,
+    WorkerError,
 )
 from toprovar_batch.worker.errors import UserError
 
@@ -99,7 +100,8 @@ class Fleet:
         on_gpus: a GPU a worker; else only CPUs.
         num_workers: how many; None: one for every GPU the cluster has, or a few on CPUs.
         cpus_per_worker: CPU cores reserved for each.
-        stall_timeout_s: a worker silent for longer is killed.
+        stall_timeout_s: a worker with a shard that is silent for longer is killed.
+        load_timeout_s: a worker that needs longer to load, and to fetch what it loads, is killed.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Fleet:
         num_workers: int | None,
         cpus_per_worker: int,
         stall_timeout_s: float,
+        load_timeout_s: float,
     ) -> None:
         self.workers: list[Worker] = []
         self._factory = engine_factory
@@ -117,6 +120,7 @@ class Fleet:
         self._on_gpus = on_gpus
         self._cpus = cpus_per_worker
         self._stall_timeout_s = stall_timeout_s
+        self._load_timeout_s = load_timeout_s
         self._room, self._room_known = 0, float("-inf")
         # Attempts are counted by the ledger, so Ray must not restart or retry anything on its own.
         self._actor_class = ray.remote(GenerationWorker).options(
@@ -174,9 +178,12 @@ class Fleet:
             worker = sources[source]
             worker.last_sign = time.monotonic()
             yield from self._next_event(worker) if worker.phase == "busy" else self._next_phase(worker)
-        deadline = time.monotonic() - self._stall_timeout_s
-        for worker in self.in_phase("loading", "busy"):
-            if worker.last_sign < deadline:
+        now = time.monotonic()
+        for worker in self.in_phase("loading"):
+            if now - worker.last_sign > self._load_timeout_s:
+                yield self._bury(worker, f"it was not loaded after {self._load_timeout_s:g} seconds")
+        for worker in self.in_phase("busy"):
+            if now - worker.last_sign > self._stall_timeout_s:
                 yield self._bury(worker, f"it gave no sign of life for {self._stall_timeout_s:g} seconds")
 
     def dismiss(self, worker: Worker) -> None:
@@ -237,6 +244,8 @@ def _sentence(error: RayError) -> str:
     """Say in one line why a worker failed."""
     if isinstance(error, RayTaskError):
         cause = error.cause
+        if isinstance(cause, WorkerError):
+            return str(cause)
         text = f"{type(cause).__name__}: {cause}" if isinstance(cause, BaseException) else str(error)
         return " ".join(text.split())[:500]
     text = " ".join(str(error).split())

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from toprovar_batch.orchestrator.job_file import (
     anchor_path,
@@ -14,6 +14,7 @@ from toprovar_batch.orchestrator.job_file import (
     parse_override,
     read_job_file,
 )
+from toprovar_batch.orchestrator.model_files import MODEL_PARTS, fingerprints, named_files
 from toprovar_batch.orchestrator.spec_errors import explain
 from toprovar_batch.worker.errors import JobSpecError
 from toprovar_batch.worker.infinity.config import get_preset, resolve_architecture
@@ -33,7 +34,17 @@ from toprovar_batch.worker.specs import (
 if TYPE_CHECKING:
     from toprovar_batch.orchestrator.plan import Plan
 
+
+def _refuse_nul(value: str) -> str:
+    """Refuse the one character that no path can hold; every call on a file system would fail."""
+    if "\0" in value:
+        raise ValueError("holds a NUL character, which no path can")
+    return value
+
+
+Location = Annotated[NonEmpty, AfterValidator(_refuse_nul)]
 AUTO_ID = "auto"
+FILE_MARK = "(file)"
 _TEXT_ENCODER = ("model", "text_encoder")
 _MAX_SEED = 2**63
 
@@ -41,7 +52,7 @@ _MAX_SEED = 2**63
 class PromptSpec(FrozenSpec):
     """Where the prompts are and which column means what."""
 
-    source: NonEmpty
+    source: Location
     format: Literal["auto", "parquet", "jsonl", "csv", "txt", "mjhq"] = "auto"
     prompt_column: NonEmpty = "prompt"
     id_column: NonEmpty | None = Field(
@@ -87,6 +98,7 @@ class RuntimeJobSpec(RuntimeSpec):
     cpus_per_worker: int = Field(1, ge=1)
     max_shard_attempts: int = Field(4, ge=1)
     stall_timeout_s: float = Field(900, gt=0, allow_inf_nan=False)
+    load_timeout_s: float = Field(7200, gt=0, allow_inf_nan=False)
     max_load_failures: int = Field(3, ge=1)
     ray_address: NonEmpty | None = None
 
@@ -105,9 +117,16 @@ class JobSpec(FrozenSpec):
     sampling: JobSamplingSpec = JobSamplingSpec()
     image: JobImageSpec = JobImageSpec()
     policy: Annotated[PolicySpec, BeforeValidator(_expand_policy)] = PolicySpec()
-    output: NonEmpty
+    output: Location
     shard_size: int = Field(64, ge=1, le=100_000, description="samples a part file holds")
     runtime: RuntimeJobSpec = RuntimeJobSpec()
+
+    @field_validator("model")
+    @classmethod
+    def _refuse_nul_in_files(cls, model: ModelSpec) -> ModelSpec:
+        for location in named_files(model).values():
+            _refuse_nul(location)
+        return model
 
     @model_validator(mode="after")
     def _refuse_two_sizes(self) -> Self:
@@ -138,7 +157,8 @@ class JobSpec(FrozenSpec):
             plan: the job's samples; they stand in for the `prompts` keys. Without it the prompts are left out.
 
         Returns:
-            Dotted keys and their values, two of them about the plan.
+            Dotted keys and their values, two of them about the plan; a key such as "model.vae (file)" stands
+            for the state of a file on this machine.
 
         Raises:
             ModelSpecError: there is no such preset, or the architecture is impossible.
@@ -148,8 +168,9 @@ class JobSpec(FrozenSpec):
         content["image"]["h_div_w"] = list(self.image.all_h_div_w)
         flat = dict(_flatten(content))
         flat |= {key: value for key, value in defaults.items() if flat.get(key) is None}
-        files = ("model.transformer", "model.vae", "model.text_encoder")
-        flat["model.random_weights"] = all(flat[key] is None for key in files)
+        files = {part: flat[f"model.{part}"] for part in MODEL_PARTS}
+        flat["model.random_weights"] = not any(files.values())
+        flat |= {f"model.{part} {FILE_MARK}": value for part, value in fingerprints(files).items()}
         if plan is not None:
             flat["prompts (number of samples)"] = plan.samples.num_rows
             flat["prompts (content)"] = plan.fingerprint
@@ -181,10 +202,15 @@ def _preset_values(model: ModelSpec) -> dict[str, Any]:
 
 
 def differing_fields(identity_a: Mapping[str, Any], identity_b: Mapping[str, Any]) -> list[str]:
-    """Keys whose values differ between two identities, or that only one of them has, in order."""
+    """Keys whose values differ between two identities, or that only one of them has, in order.
+
+    The state of a file counts only where both know it: a machine without the weights may drive a cluster.
+    """
     keys = list(dict.fromkeys([*identity_a, *identity_b]))
     absent = object()
-    return [key for key in keys if identity_a.get(key, absent) != identity_b.get(key, absent)]
+    differing = [key for key in keys if identity_a.get(key, absent) != identity_b.get(key, absent)]
+    both = identity_a.keys() & identity_b.keys()
+    return [key for key in differing if key in both or not key.endswith(FILE_MARK)]
 
 
 def load_job(path: str, overrides: Sequence[str] = (), *, output: str | None = None) -> JobSpec:

@@ -16,6 +16,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+from pydantic import BaseModel, ValidationError
 
 from toprovar_batch.orchestrator.dataset_card import dataset_card
 from toprovar_batch.orchestrator.job import JobSpec, differing_fields
@@ -25,9 +27,20 @@ from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import publish_bytes
 
 JOB_FOLDER = "_job"
+JOB_FILE = (JOB_FOLDER, "job.json")
+SAMPLES_FILE = (JOB_FOLDER, "samples.parquet")
 PLAN_COLUMNS = ("sample_id", "prompt", "negative_prompt", "seed", "h_div_w", "prompt_error")
 _PART_NAME = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
 _VERSIONED = ("toprovar-batch", "torch", "ray", "pyarrow", "transformers")
+
+
+class JobRecord(BaseModel):
+    """What must be in job.json for others to make sense of a folder; it holds more."""
+
+    name: str | None
+    num_samples: int
+    num_shards: int
+    identity: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -74,12 +87,29 @@ class OutputFolder:
         except FileNotFoundError:
             return []
         names = (_PART_NAME.fullmatch(posixpath.basename(name)) for name in listing)
-        return sorted(int(name[1]) for name in names if name and int(name[2]) == num_shards)
+        shards = (int(name[1]) for name in names if name and int(name[2]) == num_shards)
+        return sorted(shard_id for shard_id in shards if shard_id < num_shards)
 
     def publish(self, content: str | bytes, *names: str) -> None:
         """Write a small file in one visible step."""
         content = content.encode() if isinstance(content, str) else content
         publish_bytes(content, self.filesystem, self.inside(*names), self.scratch)
+
+    def claim(self, job_record: str) -> None:
+        """Write the job's record, where a store allows it not over one that came a moment ago.
+
+        `read_job` tells afterwards whose the folder is. Of two drivers that write at once to a store without
+        exclusive writes the later wins, and the earlier may have read its own record already.
+        """
+        if self.is_local:  # and locked
+            self.publish(job_record, *JOB_FILE)
+            return
+        try:
+            self.filesystem.pipe_file(self.inside(*JOB_FILE), job_record.encode(), mode="create")
+        except (OSError, NotImplementedError, TypeError, ValueError):
+            # A record is there, the store knows no such request, or nothing can be written: trying tells.
+            if self.read_job() is None:
+                self.publish(job_record, *JOB_FILE)
 
     def read_job(self) -> dict[str, Any] | None:
         """Read the record of the job that owns the folder; None when no job has begun here.
@@ -88,28 +118,38 @@ class OutputFolder:
             OutputFolderError: the record is damaged.
         """
         try:
-            record = json.loads(self.filesystem.cat_file(self.inside(JOB_FOLDER, "job.json")))
+            record = json.loads(self.filesystem.cat_file(self.inside(*JOB_FILE)))
         except FileNotFoundError:
             return None
         except ValueError as error:
             raise OutputFolderError(f"{self.url}: _job/job.json is damaged; use another folder") from error
-        if not isinstance(record, dict) or not {"identity", "num_shards"} <= record.keys():
-            raise OutputFolderError(f"{self.url}: _job/job.json is not of this program; use another folder")
-        return record
+        try:
+            JobRecord.model_validate(record, strict=True)
+        except ValidationError as error:
+            raise OutputFolderError(
+                f"{self.url}: _job/job.json is not of this program; use another folder"
+            ) from error
+        return dict(record)
 
 
 def locate_output(url: str) -> OutputFolder:
     """Find the file system behind an output address.
 
     Raises:
-        OutputFolderError: no file system answers to it.
+        OutputFolderError: no file system answers to it, or one that only this process could see.
     """
+    if "\0" in url:
+        raise OutputFolderError(f"{url!r}: holds a NUL character, which no path can")
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
         raise OutputFolderError(f"{url}: {error}; for s3 install toprovar-batch[s3]") from error
     except ValueError as error:
         raise OutputFolderError(f"{url}: not a folder or URL that can be written: {error}") from error
+    if isinstance(filesystem, MemoryFileSystem):
+        raise OutputFolderError(
+            f"{url}: lives in the memory of one process and would be lost; use a folder, or a URL such as s3://"
+        )
     return OutputFolder(url, filesystem, path.rstrip("/") or "/")
 
 
@@ -139,10 +179,9 @@ def open_output(job: JobSpec, plan: Plan, schema: pa.Schema) -> Iterator[OutputF
                 held.enter_context(RunLock(Path(folder.inside(JOB_FOLDER, "driver.lock"))))
             identity = job.identity(plan)
             record = folder.read_job()
-            if record is None:
-                _freeze(folder, job, plan, identity)
-            else:
-                refuse_other_job(folder, record, identity)
+            refuse_other_job(folder, record or _claim(folder, job, plan, identity), identity)
+            if record is None or not folder.filesystem.exists(folder.inside(*SAMPLES_FILE)):
+                _freeze_samples(folder, plan)
             if not folder.filesystem.exists(folder.inside("README.md")):
                 folder.publish(dataset_card(job, schema, plan.samples.num_rows), "README.md")
             held.callback(_sweep, folder)
@@ -208,12 +247,8 @@ def _sweep(folder: OutputFolder) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _freeze(folder: OutputFolder, job: JobSpec, plan: Plan, identity: dict[str, Any]) -> None:
-    """Write the job into an empty folder; job.json comes last and makes the folder this job's."""
-    frozen = pa.BufferOutputStream()
-    # A row group a shard: whoever wants one shard's samples reads only those.
-    pq.write_table(plan.samples, frozen, row_group_size=plan.shard_size, compression="zstd")
-    folder.publish(frozen.getvalue().to_pybytes(), JOB_FOLDER, "samples.parquet")
+def _claim(folder: OutputFolder, job: JobSpec, plan: Plan, identity: dict[str, Any]) -> dict[str, Any]:
+    """Write the job into an empty folder, and read back whose the folder is now."""
     record = {
         "name": job.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -224,7 +259,18 @@ def _freeze(folder: OutputFolder, job: JobSpec, plan: Plan, identity: dict[str, 
         "job": job.model_dump(mode="json"),
         "versions": {name: version(name) for name in _VERSIONED},
     }
-    folder.publish(json.dumps(record, indent=2, ensure_ascii=False), JOB_FOLDER, "job.json")
+    folder.claim(json.dumps(record, indent=2, ensure_ascii=False))
+    written = folder.read_job()
+    if written is None:
+        raise OutputFolderError(f"{folder.url}: what is written there is not there afterwards")
+    return written
+
+
+def _freeze_samples(folder: OutputFolder, plan: Plan) -> None:
+    """Write the plan, a row group a shard: whoever wants one shard's samples reads only those."""
+    frozen = pa.BufferOutputStream()
+    pq.write_table(plan.samples, frozen, row_group_size=plan.shard_size, compression="zstd")
+    folder.publish(frozen.getvalue().to_pybytes(), *SAMPLES_FILE)
 
 
 def _shown(identity: dict[str, Any], field: str) -> str:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from toprovar_batch.orchestrator.job import JobSpec
 from toprovar_batch.orchestrator.prompt_ids import derived_ids
 from toprovar_batch.orchestrator.prompts import read_prompts
+from toprovar_batch.worker.infinity.config import get_preset
 
 Array = np.ndarray[Any, Any]
 _ROLES = ("prompt", "prompt_error", "sample_id", "negative_prompt", "h_div_w", "seed")
@@ -83,6 +84,9 @@ def plan_samples(job: JobSpec, table: pa.Table) -> Plan:
 
     Returns:
         The plan.
+
+    Raises:
+        ModelSpecError: there is no such preset.
     """
     ids, repeats = (
         (table.column("sample_id"), {}) if "sample_id" in table.column_names else derived_ids(table)
@@ -109,7 +113,9 @@ def plan_samples(job: JobSpec, table: pa.Table) -> Plan:
         columns |= {"prompt_id": rows.column("prompt_id"), "image_index": pa.array(image_index)}
     columns |= {name: rows.column(name) for name in table.column_names if name not in _ROLES}
     num_bad = table.num_rows - table.column("prompt_error").null_count
-    return Plan(pa.table(columns), job.shard_size, table.num_rows, num_bad, tuple(_warnings(table, repeats)))
+    samples = pa.table(columns)
+    warnings = (*_warnings(table, repeats), *_idle_negatives(job, samples))
+    return Plan(samples, job.shard_size, table.num_rows, num_bad, warnings)
 
 
 def _sample_ids(ids: pa.ChunkedArray, image_index: Array, ratio: Array, job: JobSpec) -> pa.ChunkedArray:
@@ -168,6 +174,17 @@ def _warnings(table: pa.Table, repeats: dict[str, list[int]]) -> Iterator[str]:
             for rows in again[:_SHOWN]
         )
         yield f"repeated prompts, each copy with images of its own: {len(again):,} ({named}{_more(again)})"
+
+
+def _idle_negatives(job: JobSpec, samples: pa.Table) -> Iterator[str]:
+    """A sentence about negative prompts that nothing will look at."""
+    cfg_scale = job.sampling.cfg_scale
+    if cfg_scale is None:
+        cfg_scale = get_preset(job.model.preset).cfg_scale
+    guided = any(scale != 1 for scale in (cfg_scale if isinstance(cfg_scale, tuple) else (cfg_scale,)))
+    count = samples.num_rows - samples.column("negative_prompt").null_count
+    if count and not guided:
+        yield f"negative prompts without effect, as sampling.cfg_scale is 1 and guides nothing: {count:,}"
 
 
 def _more(items: Sequence[Any]) -> str:

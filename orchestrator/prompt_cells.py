@@ -74,13 +74,16 @@ def seed_cells(values: Column) -> Cells:
 
 
 def as_column(values: Column, label: str) -> pa.ChunkedArray:
-    """A column that is passed through, as Arrow; lone surrogates, which UTF-8 cannot hold, become U+FFFD.
+    """A column that is passed through, as Arrow, in a type that Arrow can also select rows of.
+
+    Lone surrogates, which UTF-8 cannot hold, become U+FFFD.
 
     Raises:
         PromptSourceError: its values are of kinds that no single type holds.
     """
     if isinstance(values, pa.ChunkedArray):
-        return values
+        kind = without_views(values.type)
+        return values if kind == values.type else values.cast(kind)
     try:
         return _chunked(pa.array(values))
     except UnicodeEncodeError:
@@ -90,6 +93,23 @@ def as_column(values: Column, label: str) -> pa.ChunkedArray:
             f"{label} holds values of different kinds ({first_line(error)}); leave it out with "
             "prompts.columns"
         ) from error
+
+
+def without_views(kind: pa.DataType) -> pa.DataType:
+    """A type with plain texts and bytes in place of views, which Arrow stores but cannot take rows from."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    plain = [
+        field.with_type(without_views(field.type))
+        for field in (kind.field(index) for index in range(kind.num_fields))
+    ]
+    if pa.types.is_struct(kind):
+        return pa.struct(plain)
+    if pa.types.is_list(kind):
+        return pa.list_(*plain)
+    return pa.large_list(*plain) if pa.types.is_large_list(kind) else kind
 
 
 def _texts(values: Column, label: str, what: str) -> Cells:
@@ -128,7 +148,7 @@ def without_surrogates(value: Any) -> Any:
 
 
 def _number_cells(values: Column, parse: Callable[[Any], Any], what: str, kind: pa.DataType) -> Cells:
-    """Parse each cell; `parse` raises TypeError or ValueError for a bad one."""
+    """Parse each cell; `parse` raises TypeError, ValueError or OverflowError for a bad one."""
     cells: list[tuple[Any, str | None]] = []
     for value in values.to_pylist() if isinstance(values, pa.ChunkedArray) else values:
         if value is None or (isinstance(value, str) and not value.strip()):
@@ -136,7 +156,7 @@ def _number_cells(values: Column, parse: Callable[[Any], Any], what: str, kind: 
             continue
         try:
             cells.append((parse(value), None))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # the last: a whole number beyond any float
             cells.append((None, f"{str(without_surrogates(value))[:60]!r} is not {what}"))
     return _cells(cells, kind)
 

@@ -1,5 +1,7 @@
 """The prompt formats: each reader takes one file and gives its rows."""
 
+import csv
+import io
 import json
 from collections import Counter
 from itertools import chain, islice
@@ -94,9 +96,12 @@ def read_csv(file: PromptFile, text_columns: list[str], limit: int | None) -> pa
     """Read a CSV file with a header; the types of columns not in `text_columns` are inferred.
 
     Raises:
-        PromptSourceError: it is empty, or a row has more or fewer fields than the header; names the row.
+        PromptSourceError: it is empty, a quotation mark is never closed or closed within a field, or a row has
+            more or fewer fields than the header; names the line or row.
     """
-    raw = file.text().encode()
+    text = file.text()
+    _check_quotes(text, file.label)
+    raw = text.encode()
     ragged: list[Any] = []
 
     def note(row: Any) -> str:
@@ -121,6 +126,29 @@ def read_csv(file: PromptFile, text_columns: list[str], limit: int | None) -> pa
             'text with a comma needs "quotes"'
         )
     return table.slice(0, limit)
+
+
+def _check_quotes(text: str, label: str) -> None:
+    """Refuse quotes that Arrow's reader would take for the begin of a field that swallows the rows after it.
+
+    Raises:
+        PromptSourceError: names the line where the row with the quote begins.
+    """
+    if '"' not in text:
+        return
+    limit = csv.field_size_limit(len(text) + 1)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line = 1
+    try:
+        for _ in reader:
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise PromptSourceError(
+            f"{label}, line {line}: a quotation mark is not closed at the end of its field; "
+            'write a quote inside "quoted text" twice'
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def read_jsonl(file: PromptFile, limit: int | None) -> list[Row]:

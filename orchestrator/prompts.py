@@ -180,25 +180,33 @@ def _passed_columns(spec: PromptSpec, rows: SourceRows, id_column: str | None) -
     }
     others = [name for name in rows.names if name not in roles]
     passed = others if spec.columns is None else list(dict.fromkeys(spec.columns))
+    first: dict[str, str] = {}
     for name in passed:
         if without_surrogates(name) != name:
             raise PromptSourceError(
                 f"{spec.source}: the column name {name!r} holds half a character (a lone surrogate); rename it"
             )
-        if name not in RESERVED_COLUMNS:
-            continue
-        rest = ", ".join(other for other in passed if other not in RESERVED_COLUMNS)
-        raise PromptSourceError(
-            f"{spec.source}: the column {name!r} has the name of a column that the dataset gets itself; "
-            f"rename it, or leave it out with prompts.columns: [{rest}]"
-        )
+        # SQL engines do not tell STATUS from status, and would read the one for the other.
+        twin = first.setdefault(name.lower(), name)
+        if twin != name:
+            raise PromptSourceError(
+                f"{spec.source}: the columns {twin!r} and {name!r} differ in upper and lower case only; rename "
+                "one of them, or leave it out with prompts.columns"
+            )
+        if name.lower() in RESERVED_COLUMNS:
+            rest = ", ".join(other for other in passed if other.lower() not in RESERVED_COLUMNS)
+            raise PromptSourceError(
+                f"{spec.source}: the column {name!r} has the name of a column that the dataset gets itself; "
+                f"rename it, or leave it out with prompts.columns: [{rest}]"
+            )
     return passed
 
 
 def _check_storable(column: pa.ChunkedArray, label: str) -> None:
-    """Refuse a type that Parquet cannot hold before a worker meets it."""
+    """Refuse a type that Arrow cannot select rows of, or Parquet not hold, before a worker meets it."""
     try:
-        pq.write_table(pa.table({"column": column.slice(0, 0)}), io.BytesIO())
+        rows = pa.table({"column": column.slice(0, 1)}).take([0]).filter(pa.array([True]))
+        pq.write_table(rows.slice(0, 0), io.BytesIO())
     except (pa.ArrowException, NotImplementedError) as error:
         raise PromptSourceError(
             f"{label} cannot be stored in Parquet ({first_line(error)}); leave it out with prompts.columns"

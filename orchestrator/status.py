@@ -5,12 +5,23 @@ import posixpath
 from typing import Any
 
 import click
+from pydantic import BaseModel, ValidationError
 
 from toprovar_batch.orchestrator.dataset import read_footers, verify_parts
 from toprovar_batch.orchestrator.manifest import JOB_FOLDER, OutputFolder, locate_output, storage_errors
 from toprovar_batch.orchestrator.summary import error_lines, stats_record, time_lines, total
 from toprovar_batch.worker.errors import OutputFolderError, RunFailedError
 from toprovar_batch.worker.shard_stats import ShardStats
+
+
+class RunRecord(BaseModel):
+    """What `status` shows of a run's record."""
+
+    started: str
+    workers: int
+    seconds: float
+    images_per_second: float
+    stopped_by: str | None
 
 
 def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
@@ -21,11 +32,11 @@ def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
         verify: read every part from end to end, too.
 
     Returns:
-        A JSON-able record: the job's size, the shards that are done, sums over their rows, the unreadable
-        parts with the reason, and the past runs with their speed.
+        A JSON-able record: the job's size, the shards that are done, sums over their rows, the damaged parts
+        and those that the storage does not give now, each with the reason, and the past runs with their speed.
 
     Raises:
-        OutputFolderError: there is no job's output.
+        OutputFolderError: there is no job's output, or no plan to verify it by.
     """
     folder = locate_output(output)
     try:
@@ -34,9 +45,11 @@ def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
             raise OutputFolderError(f"{output}: no dataset of a job is here (no _job/job.json)")
         num_shards = job["num_shards"]
         finished = folder.finished(num_shards)
-        stats, damaged = read_footers(folder, finished, num_shards)
+        parts = read_footers(folder, finished, num_shards)
+        damaged, unreachable = parts.damaged, parts.unreachable
         if verify:
-            damaged |= verify_parts(folder, stats, num_shards)
+            verified = verify_parts(folder, parts.good, num_shards)
+            damaged, unreachable = damaged | verified.damaged, unreachable | verified.unreachable
         runs = _read_runs(folder)
     except storage_errors() as error:
         raise OutputFolderError(f"{output}: cannot be read: {error}") from error
@@ -45,9 +58,12 @@ def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
         "samples": job["num_samples"],
         "shards": num_shards,
         "shards_done": len(finished),
-        "totals": stats_record(total(stats.values())),
+        "totals": stats_record(total(parts.good.values())),
         "damaged": {
             folder.part(shard_id, num_shards): reason for shard_id, reason in sorted(damaged.items())
+        },
+        "unreachable": {
+            folder.part(shard_id, num_shards): reason for shard_id, reason in sorted(unreachable.items())
         },
         "verified": verify,
         "runs": runs,
@@ -55,14 +71,26 @@ def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
 
 
 def _read_runs(folder: OutputFolder) -> list[dict[str, Any]]:
-    """Read the records of past runs, oldest first, without their engines."""
+    """Read the records of past runs, oldest first, without their engines; other files are passed over.
+
+    A record that is none has only `name`, and `error` that says so.
+    """
     try:
         names = sorted(folder.filesystem.ls(folder.inside(JOB_FOLDER, "runs"), detail=False))
     except FileNotFoundError:
         return []
-    shown = ("started", "workers", "seconds", "images_per_second", "stopped_by")
-    records = [(posixpath.basename(name), json.loads(folder.filesystem.cat_file(name))) for name in names]
-    return [{"name": name, **{key: record[key] for key in shown}} for name, record in records]
+    runs = []
+    for path in names:
+        name = posixpath.basename(path)
+        if name.startswith(".") or not name.endswith(".json"):
+            continue
+        try:
+            record = RunRecord.model_validate_json(folder.filesystem.cat_file(path))
+        except (ValidationError, IsADirectoryError):
+            runs.append({"name": name, "error": "not the record of a run"})
+        else:
+            runs.append({"name": name, **record.model_dump()})
+    return runs
 
 
 @click.command()
@@ -76,11 +104,24 @@ def status_command(output: str, as_json: bool, verify: bool) -> None:
         click.echo(json.dumps(status, indent=2, ensure_ascii=False))
     else:
         _print(status)
+    troubles = []
     if status["damaged"]:
-        raise RunFailedError(
+        troubles.append(
             f"{len(status['damaged'])} parts are damaged; delete them and submit the job again: "
-            + "; ".join(f"{path}: {reason}" for path, reason in list(status["damaged"].items())[:3])
+            + _first(status["damaged"])
         )
+    if status["unreachable"]:
+        troubles.append(
+            f"{len(status['unreachable'])} parts cannot be read now; leave them and try again: "
+            + _first(status["unreachable"])
+        )
+    if troubles:
+        raise RunFailedError("; ".join(troubles))
+
+
+def _first(parts: dict[str, str]) -> str:
+    """Name the first few parts with what is the matter with them."""
+    return "; ".join(f"{path}: {reason}" for path, reason in list(parts.items())[:3])
 
 
 def _print(status: dict[str, Any]) -> None:
@@ -90,10 +131,12 @@ def _print(status: dict[str, Any]) -> None:
     for line in (*error_lines(totals), *time_lines(totals)):
         click.echo(line)
     for run in status["runs"]:
+        if "error" in run:
+            click.echo(f"{run['name']}: {run['error']}")
+            continue
         ending = f", stopped by {run['stopped_by']}" if run["stopped_by"] else ""
         speed = f"{run['images_per_second']:.2f} images/s with {run['workers']} workers"
         click.echo(f"run of {run['started']}: {run['seconds']:.0f} s, {speed}{ending}")
     if status["verified"]:
-        click.echo(
-            f"{len(status['damaged'])} damaged parts" if status["damaged"] else "every part reads back whole"
-        )
+        bad = [f"{len(status[kind])} {kind} parts" for kind in ("damaged", "unreachable") if status[kind]]
+        click.echo(", ".join(bad) or "every part reads back whole")

@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
@@ -17,12 +17,19 @@ import pyarrow as pa
 import ray
 
 from toprovar_batch.orchestrator.checks import check_job
-from toprovar_batch.orchestrator.dataset import read_footers
+from toprovar_batch.orchestrator.dataset import Findings, read_footers
 from toprovar_batch.orchestrator.dispatch import Dispatcher, Outcome
 from toprovar_batch.orchestrator.fleet import Fleet
 from toprovar_batch.orchestrator.job import JobSpec, load_job
 from toprovar_batch.orchestrator.ledger import Assignment, LoadGuard, ShardLedger
-from toprovar_batch.orchestrator.manifest import JOB_FOLDER, PLAN_COLUMNS, OutputFolder, open_output
+from toprovar_batch.orchestrator.manifest import (
+    JOB_FILE,
+    JOB_FOLDER,
+    PLAN_COLUMNS,
+    OutputFolder,
+    open_output,
+    storage_errors,
+)
 from toprovar_batch.orchestrator.plan import Plan, plan_job
 from toprovar_batch.orchestrator.progress import ProgressBar
 from toprovar_batch.orchestrator.ray_session import cluster_address, ray_session
@@ -32,6 +39,8 @@ from toprovar_batch.worker.errors import JobSpecError, RunFailedError
 from toprovar_batch.worker.part_file import dataset_schema
 from toprovar_batch.worker.shard_stats import ShardStats
 
+# A file server's clients may see a new file late; after this long, in seconds, it is missing.
+_LISTING_LAG_S = 60.0
 EngineFactory = Callable[[], GenerationEngine]
 
 
@@ -57,7 +66,7 @@ def submit(
 
     Raises:
         UserError: something in the job, its prompts, its model or its output must be mended.
-        RunFailedError: no worker could be started.
+        RunFailedError: no worker could be started, or the output could not be written at the end.
     """
     job = load_job(job_path, overrides, output=output)
     if engine_factory is None and not cluster_address(job.runtime):
@@ -69,28 +78,47 @@ def submit(
         click.echo(f"Warning: {warning}", err=True)
     schema = dataset_schema(field for field in plan.samples.schema if field.name not in PLAN_COLUMNS)
     with open_output(job, plan, schema) as folder:
-        published, damaged = read_footers(folder, folder.finished(plan.num_shards), plan.num_shards)
-        todo = shards_to_do(plan.num_shards, published, damaged, retry_errors=retry_errors)
+        parts = read_footers(folder, folder.finished(plan.num_shards), plan.num_shards)
+        todo = shards_to_do(plan.num_shards, parts, retry_errors=retry_errors)
         started = datetime.now(UTC)
         clock = time.monotonic()
-        outcome = _dispatch(job, plan, schema, folder, todo, published, engine_factory) if todo else Outcome()
-        summary = _summarise(job, plan, published | outcome.committed, outcome, damaged, clock)
-        if todo:
+        if not todo:
+            return _summarise(job, plan, parts, Outcome(), clock, retry_errors=retry_errors)
+        outcome = _dispatch(job, plan, schema, folder, todo, parts.good, engine_factory)
+        try:
+            fail_missing_parts(outcome, folder, plan.num_shards)
+            summary = _summarise(job, plan, parts, outcome, clock, retry_errors=retry_errors)
             record = _run_record(summary, outcome, started)
             name = f"{started:%Y%m%dT%H%M%SZ}-{os.getpid()}.json"
             folder.publish(json.dumps(record, indent=2, ensure_ascii=False), JOB_FOLDER, "runs", name)
+        except storage_errors() as error:
+            raise RunFailedError(f"{job.output}: the run's record cannot be written: {error}") from error
     return summary
 
 
-def shards_to_do(
-    num_shards: int, published: dict[int, ShardStats], damaged: Iterable[int], *, retry_errors: bool
-) -> list[int]:
+def shards_to_do(num_shards: int, parts: Findings[ShardStats], *, retry_errors: bool) -> list[int]:
     """Choose the shards of a run: those without a part and, if wished, those whose part has error rows.
 
-    Unreadable parts are left alone: they may be worth a look, and deleting them is the user's decision.
+    Parts that cannot be read are left alone: they may be worth a look, and deleting them is the user's decision.
     """
-    done = {shard_id for shard_id, stats in published.items() if not (retry_errors and stats.errors)}
-    return [shard_id for shard_id in range(num_shards) if shard_id not in done | set(damaged)]
+    done = {shard_id for shard_id, stats in parts.good.items() if not (retry_errors and stats.errors)}
+    done |= parts.damaged.keys() | parts.unreachable.keys()
+    return [shard_id for shard_id in range(num_shards) if shard_id not in done]
+
+
+def fail_missing_parts(outcome: Outcome, folder: OutputFolder, num_shards: int) -> None:
+    """Move shards whose part is nowhere to be seen from the committed to the failed ones.
+
+    A worker may have written where only itself can see it: another mount, a local folder of the same name.
+    """
+    patience = time.monotonic() + _LISTING_LAG_S
+    while missing := outcome.committed.keys() - set(folder.finished(num_shards)):
+        if time.monotonic() >= patience:
+            break
+        time.sleep(1)
+    for shard_id in missing:
+        del outcome.committed[shard_id]
+        outcome.failed[shard_id] = "its worker published a part that is not in the output folder"
 
 
 def _dispatch(
@@ -120,7 +148,7 @@ def _dispatch(
             isolated=assignment.isolated,
             poisoned=assignment.poisoned,
             kept=target if shard_id in published else None,
-            witness=folder.inside(JOB_FOLDER, "job.json") if folder.is_local else None,
+            witness=folder.inside(*JOB_FILE) if folder.is_local else None,
         )
 
     kept = total(published.values())
@@ -133,6 +161,7 @@ def _dispatch(
             num_workers=runtime.num_workers,
             cpus_per_worker=runtime.cpus_per_worker,
             stall_timeout_s=runtime.stall_timeout_s,
+            load_timeout_s=runtime.load_timeout_s,
         )
         done = kept.rows - errors_again
         with closing(ProgressBar(plan.samples.num_rows, done, kept.errors - errors_again)) as bar:
@@ -163,11 +192,13 @@ def _engine_factory(job: JobSpec, *, on_gpus: bool) -> EngineFactory:
 def _summarise(
     job: JobSpec,
     plan: Plan,
-    published: dict[int, ShardStats],
+    parts: Findings[ShardStats],
     outcome: Outcome,
-    damaged: dict[int, str],
     clock: float,
+    *,
+    retry_errors: bool,
 ) -> RunSummary:
+    published = parts.good | outcome.committed
     return RunSummary(
         output=job.output,
         num_samples=plan.samples.num_rows,
@@ -179,7 +210,9 @@ def _summarise(
         num_workers=outcome.num_workers,
         num_lost=sum(incident["kind"] != "load" for incident in outcome.incidents),
         failed=outcome.failed,
-        damaged=damaged,
+        damaged=parts.damaged,
+        unreachable=parts.unreachable,
+        retry_errors=retry_errors,
         stopped_by=outcome.stopped_by.name if outcome.stopped_by else None,
     )
 
@@ -235,7 +268,7 @@ def finish(summary: RunSummary, go_on: str) -> None:
     0: every sample has its row; 128 + the signal's number: stopped by it, as shells have it; else 1.
 
     Raises:
-        RunFailedError: shards were given up or parts are unreadable.
+        RunFailedError: shards were given up, parts are unreadable, or cannot be read now.
     """
     for line in summary.lines(go_on):
         click.echo(line)
@@ -243,5 +276,6 @@ def finish(summary: RunSummary, go_on: str) -> None:
         sys.exit(128 + signal.Signals[summary.stopped_by])
     if not summary.is_complete:
         raise RunFailedError(
-            f"{len(summary.failed)} shards were given up, {len(summary.damaged)} parts are unreadable"
+            f"{len(summary.failed)} shards were given up, {len(summary.damaged)} parts are unreadable, "
+            f"{len(summary.unreachable)} cannot be read now"
         )

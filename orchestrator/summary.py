@@ -31,6 +31,8 @@ class RunSummary:
         num_lost: attempts of this run whose worker died, hung or raised.
         failed: shard id -> why it was given up.
         damaged: shard id -> why its part cannot be read.
+        unreachable: shard id -> why its part could not be read now.
+        retry_errors: whether this run generated error rows again.
         stopped_by: name of the signal that ended the run early, or None.
     """
 
@@ -45,12 +47,15 @@ class RunSummary:
     num_lost: int
     failed: dict[int, str] = field(default_factory=dict)
     damaged: dict[int, str] = field(default_factory=dict)
+    unreachable: dict[int, str] = field(default_factory=dict)
+    retry_errors: bool = False
     stopped_by: str | None = None
 
     @property
     def is_complete(self) -> bool:
-        """Every shard has a readable part."""
-        return self.finished_shards == self.num_shards and not self.damaged
+        """Every shard has a readable part, and none was given up that was to be done again."""
+        troubles = self.failed or self.damaged or self.unreachable
+        return self.finished_shards == self.num_shards and not troubles
 
     def lines(self, go_on: str) -> Iterator[str]:
         """Write the summary for a person, line by line; `go_on` is the command that continues the job."""
@@ -58,7 +63,12 @@ class RunSummary:
         yield f"{data.ok:,} images, {data.errors:,} failed, of {self.num_samples:,} samples; {self.finished_shards} of {self.num_shards} shards"
         yield from error_lines(data)
         yield from self._speed_lines()
-        for name, shards in (("given up", self.failed), ("unreadable", self.damaged)):
+        troubles = (
+            ("given up", self.failed),
+            ("unreadable", self.damaged),
+            ("cannot be read now", self.unreachable),
+        )
+        for name, shards in troubles:
             for shard_id, reason in sorted(shards.items())[:5]:
                 yield f"  shard {shard_id} {name}: {reason}"
         if self.stopped_by:
@@ -66,7 +76,7 @@ class RunSummary:
         if self.damaged:
             yield "delete the unreadable parts and run again"
         if not self.is_complete:
-            yield f"go on with: {go_on}"
+            yield f"go on with: {go_on}{' --retry-errors' if self.retry_errors else ''}"
         elif data.errors:
             yield f"try the failed samples again with: {go_on} --retry-errors"
         yield f"dataset: {self.output}"

@@ -15,14 +15,19 @@ MAY_USE_RAY = {"orchestrator/fleet.py", "orchestrator/ray_session.py", "orchestr
 
 
 def _imports(path):
-    """Absolute names of all modules a file imports."""
-    package = ["toprovar_batch", *path.relative_to(ROOT).parts[:-1]]
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Absolute names of all modules a file imports; what comes `from` a module may be one, too."""
+    return _imports_of(path.read_text(), ["toprovar_batch", *path.relative_to(ROOT).parts[:-1]])
+
+
+def _imports_of(text, package):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            yield ".".join([*base, node.module or ""]).strip(".")
+            module = ".".join([*base, node.module or ""]).strip(".")
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 def _sources(folder):
@@ -35,8 +40,23 @@ def test_imports_point_one_way(folder):
     for path in _sources(folder):
         for name in _imports(path):
             parts = name.split(".")
-            if parts[0] == "toprovar_batch" and len(parts) > 1:
+            if parts[0] == "toprovar_batch" and len(parts) > 1 and parts[1] in MAY_IMPORT:
                 assert parts[1] in MAY_IMPORT[folder], f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import toprovar_batch.orchestrator",
+        "from toprovar_batch import orchestrator",
+        "from toprovar_batch.orchestrator import job",
+        "from .. import orchestrator",
+        "from ..orchestrator.job import JobSpec",
+    ],
+)
+def test_every_way_to_import_a_folder_is_seen(line):
+    names = list(_imports_of(line, ["toprovar_batch", "worker"]))
+    assert any(f"{name}.".startswith("toprovar_batch.orchestrator.") for name in names)
 
 
 def test_only_the_driver_knows_ray():

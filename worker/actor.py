@@ -8,7 +8,9 @@ import json
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +21,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from toprovar_batch.worker.errors import OutputFolderError
+from toprovar_batch.worker.errors import OutputFolderError, UserError
 from toprovar_batch.worker.part_file import PartWriter, image_path, result_rows
 from toprovar_batch.worker.request import GenerationRequest, GenerationResult
 from toprovar_batch.worker.shard_stats import ShardStats
 
 if TYPE_CHECKING:
     from toprovar_batch.worker.specs import EngineSpec, RuntimeSpec
+
+
+_SENTENCE_LENGTH = 500  # characters of an exception that reach an error row
+
+
+class WorkerError(RuntimeError):
+    """Whatever a worker raised, as one line "Type: text" that any process can unpickle."""
 
 
 class GenerationEngine(Protocol):
@@ -140,10 +149,12 @@ class GenerationWorker:
         Raises:
             ModelSpecError: the model cannot be built as described.
             CheckpointError: a weight file does not fit.
+            WorkerError: anything else went wrong.
         """
-        self._engine = self._engine_factory()
-        self._engine.setup()
-        description = self._engine.describe()
+        with _as_one_line():
+            self._engine = self._engine_factory()
+            self._engine.setup()
+            description = self._engine.describe()
         self._engine_hash = _digest(description)
         return {"worker": self._name, "engine_hash": self._engine_hash, "engine": description}
 
@@ -157,10 +168,14 @@ class GenerationWorker:
             `Started` and `Progress` for every batch, and `Committed` once the part is visible.
 
         Raises:
-            OSError: the part cannot be written; nothing is published then.
             OutputFolderError: the output is a folder of another machine.
-            RuntimeError: the engine gave other samples back than it took.
+            WorkerError: the engine raised or gave other samples back than it took, or the part cannot be
+                written; nothing is published then.
         """
+        with _as_one_line():
+            yield from self._run(task)
+
+    def _run(self, task: ShardTask) -> Iterator[ShardEvent]:
         if task.witness is not None and not Path(task.witness).exists():
             raise OutputFolderError(
                 f"{task.witness}: not visible to worker {self._name}; a cluster needs an output that all nodes "
@@ -169,10 +184,11 @@ class GenerationWorker:
         stats = ShardStats(attempt=task.attempt, worker=self._name, engine=self._engine_hash)
         start = time.monotonic()
         with PartWriter(task.target, task.schema, task.scratch) as part:
-            todo = task.samples
+            todo, written = task.samples, []
             for rows in _kept_rows(task):
                 part.write(rows)
                 stats.add_rows(rows)
+                written += rows["sample_id"].to_pylist()
                 todo = todo.filter(pc.invert(pc.is_in(todo["sample_id"], rows["sample_id"].combine_chunks())))
             stats.generated = todo.num_rows
             for event, rows in self._generate(task, todo):
@@ -180,10 +196,10 @@ class GenerationWorker:
                 if rows is not None:
                     part.write(rows)
                     stats.add_rows(rows)
+                    written += rows["sample_id"].to_pylist()
             stats.wall_s = time.monotonic() - start
             stats.finished = datetime.now(UTC).isoformat(timespec="seconds")
-            if stats.rows != task.samples.num_rows:
-                raise RuntimeError(f"{stats.rows} results for {task.samples.num_rows} samples")
+            _check_ids(written, task.samples["sample_id"].to_pylist(), "the shard's rows")
             num_bytes = part.publish({"shard_id": task.shard_id, **stats.to_json()})
         yield Committed(stats, num_bytes, self._engine.describe())
 
@@ -199,8 +215,10 @@ class GenerationWorker:
         if hopeless:
             yield Progress(0, len(hopeless)), rows_of(hopeless)
         for batch in self._engine.plan_batches(requests, 1 if task.isolated else None):
-            yield Started(tuple(request.sample_id for request in batch)), None
+            sample_ids = tuple(request.sample_id for request in batch)
+            yield Started(sample_ids), None
             results = self._engine.generate(batch)
+            _check_ids([result.sample_id for result in results], sample_ids, "the engine's results")
             num_ok = sum(result.status == "ok" for result in results)
             yield Progress(num_ok, len(results) - num_ok), rows_of(results)
 
@@ -210,12 +228,41 @@ class GenerationWorker:
         if result.image is not None:
             path = image_path(result.sample_id, result.format)
             record["image"] = {"bytes": result.image, "path": path}
-        if result.status == "error":  # nothing was measured: null, not zero
-            record = {"status": "error", "error": result.error, "prompt_truncated": result.prompt_truncated}
+        if result.status == "error":  # nothing was measured: null, not zero or False
+            cut = result.prompt_truncated or None
+            record = {"status": "error", "error": result.error, "prompt_truncated": cut}
         return {**record, **task.labels, "attempt": task.attempt, "worker": self._name}
 
 
 _RESULT_FIELDS = tuple(name for name in GenerationResult.__dataclass_fields__ if name != "sample_id")
+
+
+@contextmanager
+def _as_one_line() -> Iterator[None]:
+    """Raise what the block raises in a form that survives the way to the driver; users' mistakes as they are.
+
+    An exception that cannot be pickled, or unpickled, would arrive as a page of traceback.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:_SENTENCE_LENGTH]
+        raise WorkerError(line.encode(errors="backslashreplace").decode()) from error
+
+
+def _check_ids(found: Sequence[str], wanted: Sequence[str], what: str) -> None:
+    """Refuse samples that are lost, foreign or there twice; two such mistakes can leave the number right.
+
+    Raises:
+        RuntimeError: naming the first few.
+    """
+    missing = Counter(wanted) - Counter(found)
+    surplus = Counter(found) - Counter(wanted)
+    if missing or surplus:
+        lost, more = (", ".join(list(ids)[:3]) or "none" for ids in (missing, surplus))
+        raise RuntimeError(f"{what} are not its samples: {lost} missing, {more} too many")
 
 
 def _split(

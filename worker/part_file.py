@@ -4,6 +4,7 @@ The columns of the dataset, the writer that collects rows in a file aside, and t
 `docs/dataset.md` says what every column means.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 STATS_KEY = b"toprovar"
 ROW_GROUP_BYTES = 32 << 20  # a row group holds about this much; 32 images of 1 MB
 _PAGE_CHECK_ROWS = 4  # the writer looks at its page size every so many rows: keeps pages of images near 4 MB
+_NAME_BYTES = 200  # of an image's name; file systems end at 255
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # what Hugging Face reads as Image
 
@@ -79,8 +81,14 @@ def dataset_schema(passthrough: Iterable[pa.Field]) -> pa.Schema:
 
 
 def image_path(sample_id: str, image_format: str) -> str:
-    """Name an image after its sample, with nothing in it that a file system or shell could trip over."""
-    stem = re.sub(r"[^\w.-]", "_", sample_id).strip(".")[:120] or "image"
+    """Name an image after its sample, with nothing in it that a file system or shell could trip over.
+
+    Different ids give different names: one that had to be changed gets a hash of the id.
+    """
+    stem = re.sub(r"[^\w.-]", "_", sample_id).strip(".")
+    stem = stem.encode()[:_NAME_BYTES].decode(errors="ignore") or "image"
+    if stem != sample_id:
+        stem += f"-{hashlib.blake2b(sample_id.encode(), digest_size=6).hexdigest()}"
     return f"{stem}.{'jpg' if image_format == 'jpeg' else image_format}"
 
 

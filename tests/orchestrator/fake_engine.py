@@ -5,6 +5,7 @@ Its module is shipped to Ray workers by value, so it imports nothing of the test
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -18,12 +19,20 @@ PIXEL = bytes.fromhex(
 )
 
 
+class HoldsALockError(Exception):
+    """Cannot be pickled."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
 class FakeEngine:
     """Gives a red pixel for every prompt, and obeys prompts that name a disaster.
 
     `exit`: the process ends at once, every time. `raise`: an exception, every time. `refuse`: an error result.
     `hang`: it never answers. `kill-once NAME`: SIGKILL, the first time only (a file in `folder` remembers).
-    `hiccup-once NAME`: an exception, the first time only.
+    `hiccup-once NAME`: an exception, the first time only. `lock`: an exception that cannot be pickled.
     """
 
     def __init__(
@@ -86,6 +95,8 @@ class FakeEngine:
             os._exit(3)
         if order == "raise":
             raise ValueError("no such colour")
+        if order == "lock":
+            raise HoldsALockError("many\nlines")
         if order == "hang":
             signal.pause()
         if order == "kill-once" and self._first(name):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 
 import click
 import pytest
@@ -42,10 +43,33 @@ def test_every_command_in_the_table_exists(name):
     assert isinstance(cli.main.get_command(click.Context(cli.main), name), click.Command)
 
 
-def test_an_unknown_command_is_refused(run):
-    result = run("valdate")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["valdate"], "No such command 'valdate'"),
+        (["--loud", "validate"], "No such option"),
+        (["validate"], "Missing argument 'JOB'"),
+        (["bench", "--batch", "0"], "'0' is no list of positive batch sizes"),
+        (["bench", "--repeats", "0"], "0 is not in the range x>=1"),
+    ],
+)
+def test_a_refused_command_line_is_one_line(run, arguments, message):
+    result = run(*arguments)
     assert result.exit_code == 2
-    assert "No such command 'valdate'" in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+
+
+def test_no_command_at_all_shows_the_help(run):
+    assert "Commands:" in run().output
+
+
+def test_the_help_promises_what_there_is(pytestconfig):
+    said = CliRunner().invoke(cli.main, ["--help"]).output
+    project = tomllib.loads((pytestconfig.rootpath / "pyproject.toml").read_text())["project"]
+    assert "Infinity, sharded over GPUs by Ray" in said
+    assert "prun" not in said + project["description"]
 
 
 @pytest.mark.parametrize(("error", "code"), [(PromptSourceError, 2), (RunFailedError, 1)])
@@ -90,13 +114,19 @@ MISTAKES = {
     "a reserved column": (["--set", "prompts.source=p.csv"], BASE, {"p__csv": "prompt,width\nx,1"}, "the column 'width' has the name of a column"),
     "no good row": (["--set", "prompts.source=p.csv"], BASE, {"p__csv": 'prompt,n\n"",1'}, "none of its 1 prompts can be used"),
     "unknown preset": (["--set", "model.preset=infinity-2"], BASE, {}, "did you mean 'infinity-2b'?"),
-    "impossible width": (["--set", "model.architecture.width=383"], BASE, {}, "model.architecture.width: 383 is not divisible by num_heads 6"),
-    "odd head size": (["--set", "model.architecture.width=36"], BASE, {}, "the head size 6 (width / num_heads) must be divisible by 4"),
+    "impossible width": (["--set", "model.architecture={width: 383, num_heads: 6}"], BASE, {}, "model.architecture.width: 383 is not divisible by num_heads 6"),
+    "odd head size": (["--set", "model.architecture={width: 36, num_heads: 6}"], BASE, {}, "the head size 6 (width / num_heads) must be divisible by 4"),
     "guidance per scale": (["--set", "sampling.cfg_scale=[1, 2]"], BASE, {}, "sampling.cfg_scale: the schedule has 7 scales, but 2 values are given"),
     "temperature per scale": (["--set", "sampling.temperature=[1, 2]", "--set", "image.resolution=1M"], BASE, {}, "sampling.temperature: the schedule has 13 scales, but 2"),
     "guidance layer": (["--set", "sampling.cfg_insertion_layer=-99"], BASE, {}, "sampling.cfg_insertion_layer: -99 names no block"),
     "missing model file": (["--set", "model={transformer: t.pth, vae: v.pth, text_encoder: ./t5}"], BASE, {"p__txt": "x"}, "model.transformer: "),
-    "missing model URL": (["--set", "model={transformer: 'memory://no.pth', vae: 'memory://no.pth', text_encoder: './'}"], BASE, {"p__txt": "x"}, "model.transformer: memory://no.pth: there is no such file"),
+    "missing model URL": (["--set", "model={transformer: 'memory://no.pth', vae: 'memory://no.pth', text_encoder: 'a/b'}"], BASE, {"p__txt": "x"}, "model.transformer: memory://no.pth: there is no such file"),
+    "NUL in the output": (["--set", 'output="a\\0b"'], BASE, {"p__txt": "x"}, "--set: output: holds a NUL character"),
+    "NUL in the job's output": ([], 'prompts: {source: p.txt}\noutput: "a\\0b"', {"p__txt": "x"}, "job.yaml: output: holds a NUL character"),
+    "NUL in the source": (["--set", 'prompts.source="a\\0b"'], BASE, {}, "--set: prompts.source: holds a NUL character"),
+    "NUL in a model file": (["--set", 'model.vae="a\\0b"'], BASE, {}, "--set: model: holds a NUL character"),
+    "an open quote": (["--set", "prompts.source=p.csv"], BASE, {"p__csv": 'prompt\n"a cat\ntwo\nthree\n'}, "p.csv, line 2: a quotation mark is not closed"),
+    "output in memory": (["--output", "memory://here/out"], BASE, {"p__txt": "x"}, "memory://here/out: lives in the memory of one process"),
     "output is a file": (["--output", "p.txt"], BASE, {"p__txt": "x"}, "p.txt"),
     "output cannot be written": (["--output", "/proc/out"], BASE, {"p__txt": "x"}, "/proc/out: /proc cannot be written"),
     "output holds something else": (["--output", "."], BASE, {"p__txt": "x"}, "holds other files (job.yaml, p.txt)"),

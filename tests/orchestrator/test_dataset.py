@@ -1,3 +1,4 @@
+from collections import Counter
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -5,12 +6,13 @@ import pytest
 import yaml
 from datasets import Image, load_dataset
 
-from toprovar_batch.orchestrator.dataset import read_footers, verify_parts
+from toprovar_batch.orchestrator.dataset import Findings, read_footers, verify_parts
 from toprovar_batch.orchestrator.dataset_card import dataset_card
 from toprovar_batch.orchestrator.job import load_job
 from toprovar_batch.orchestrator.manifest import PLAN_COLUMNS, open_output
 from toprovar_batch.orchestrator.plan import plan_job
 from toprovar_batch.orchestrator.summary import total
+from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import PartWriter, dataset_schema, result_rows
 from toprovar_batch.worker.shard_stats import OTHER_ERRORS, ShardStats
 
@@ -54,13 +56,13 @@ def test_load_dataset_reads_the_folder(output, tmp_path):
 
 
 def test_footers_add_up(output):
-    stats, damaged = read_footers(output.folder, [0, 1], 2)
-    assert damaged == {}
-    assert (total(stats.values()).rows, total(stats.values()).ok) == (8, 8)
+    parts = read_footers(output.folder, [0, 1], 2)
+    assert (parts.damaged, parts.unreachable) == ({}, {})
+    assert (total(parts.good.values()).rows, total(parts.good.values()).ok) == (8, 8)
 
 
 def test_whole_parts_verify(output):
-    assert verify_parts(output.folder, [0, 1], 2) == {}
+    assert verify_parts(output.folder, [0, 1], 2) == Findings(good={0: None, 1: None})
 
 
 @pytest.mark.parametrize(
@@ -75,19 +77,96 @@ def test_whole_parts_verify(output):
 def test_a_damaged_part_is_found(output, tmp_path, damage, seen_in_footer):
     path = tmp_path / "out/data/part-00001-of-00002.parquet"
     path.write_bytes(damage(path.read_bytes()))
-    assert list(verify_parts(output.folder, [0, 1], 2)) == [1]
-    assert list(read_footers(output.folder, [0, 1], 2)[1]) == ([1] if seen_in_footer else [])
+    verified = verify_parts(output.folder, [0, 1], 2)
+    assert (list(verified.damaged), verified.unreachable) == ([1], {})
+    assert list(read_footers(output.folder, [0, 1], 2).damaged) == ([1] if seen_in_footer else [])
+
+
+class FailingFile:
+    """Opens, and then times out at every read."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def read(self, _size=-1):
+        raise TimeoutError("no answer for 60 seconds")
+
+
+def storage_that_fails(monkeypatch, output, failing):
+    """Make the folder's file system fail for one part."""
+    whole = type(output.folder.filesystem).open
+
+    def open_file(filesystem, path, mode):
+        if path.endswith("part-00001-of-00002.parquet"):
+            return failing(whole(filesystem, path, mode))
+        return whole(filesystem, path, mode)
+
+    monkeypatch.setattr(type(output.folder.filesystem), "open", open_file)
+
+
+def refuse(file):
+    file.close()
+    raise PermissionError(13, "Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("failing", "reason"),
+    [(FailingFile, "no answer for 60 seconds"), (refuse, "[Errno 13] Permission denied")],
+    ids=["read", "open"],
+)
+def test_a_part_that_the_storage_does_not_give_now_is_not_called_damaged(
+    output, monkeypatch, failing, reason
+):
+    storage_that_fails(monkeypatch, output, failing)
+    for findings in (read_footers(output.folder, [0, 1], 2), verify_parts(output.folder, [0, 1], 2)):
+        assert (list(findings.good), findings.damaged) == ([0], {})
+        assert findings.unreachable == {1: reason}
+
+
+@pytest.mark.parametrize("spoil", [lambda plan: plan.unlink(), lambda plan: plan.write_bytes(b"PAR1")])
+def test_without_the_plan_no_part_is_called_damaged(output, tmp_path, spoil):
+    spoil(tmp_path / "out/_job/samples.parquet")
+    with pytest.raises(OutputFolderError, match=r"the plan _job/samples\.parquet cannot be read"):
+        verify_parts(output.folder, [0, 1], 2)
+
+
+def test_the_plan_is_read_once_for_all_parts(output, monkeypatch):
+    opened = Counter()
+    whole = type(output.folder.filesystem).open
+
+    def count(filesystem, path, mode):
+        opened[path.rpartition("/")[2]] += 1
+        return whole(filesystem, path, mode)
+
+    monkeypatch.setattr(type(output.folder.filesystem), "open", count)
+    verify_parts(output.folder, [0, 1], 2)
+    assert opened["samples.parquet"] == 1
+
+
+def test_a_plan_of_another_number_of_shards_is_refused(output):
+    with pytest.raises(OutputFolderError, match="has 2 shards and the job 3"):
+        verify_parts(output.folder, [0, 1], 3)
 
 
 def test_a_part_with_a_missing_row_is_found(output):
     publish(output.folder, output.plan, output.schema, 0, num_rows=3)
-    assert verify_parts(output.folder, [0, 1], 2) == {0: "its 3 rows are not the 4 samples of its shard"}
+    damaged = verify_parts(output.folder, [0, 1], 2).damaged
+    assert damaged == {0: "its 3 rows are not the 4 samples of its shard"}
 
 
 def test_a_part_of_other_samples_is_found(output, tmp_path):
     data = tmp_path / "out/data"
     (data / "part-00000-of-00002.parquet").replace(data / "part-00001-of-00002.parquet")
-    assert list(verify_parts(output.folder, [1], 2)) == [1]
+    assert list(verify_parts(output.folder, [1], 2).damaged) == [1]
 
 
 def test_a_column_type_without_a_short_form_leaves_the_types_to_the_parts(output, write_job):

@@ -1,5 +1,6 @@
 """Job files: what they mean, and what is said about a wrong one."""
 
+import os
 import textwrap
 
 import fsspec
@@ -217,6 +218,37 @@ def test_identity_is_the_same_for_a_default_and_its_value_spelled_out():
 )
 def test_identity_names_the_field_that_changes_the_content(keys, field):
     assert differing_fields(job_from().identity(), job_from(**keys).identity()) == [field]
+
+
+def replace_file(path, content):
+    """Put another file of the same size in its place, as new weights would be."""
+    before = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+
+
+def test_identity_notices_local_weights_that_were_replaced(tmp_path):
+    (tmp_path / "t5").mkdir()
+    weights, shard, hidden = tmp_path / "vae.pth", tmp_path / "t5/model.safetensors", tmp_path / "t5/.cache"
+    for path in (weights, shard, hidden):
+        path.write_bytes(b"old")
+    job = job_from(model={"transformer": "hf://a/b/c", "vae": str(weights), "text_encoder": str(weights.parent / "t5")})  # fmt: skip
+    first = job.identity()
+    assert [key for key in first if "(file)" in key] == ["model.vae (file)", "model.text_encoder (file)"]
+    replace_file(hidden, b"new")
+    assert job.identity() == first
+    replace_file(weights, b"new")
+    assert differing_fields(first, job.identity()) == ["model.vae (file)"]
+    replace_file(shard, b"new")
+    assert differing_fields(first, job.identity()) == ["model.vae (file)", "model.text_encoder (file)"]
+
+
+def test_weights_that_one_machine_does_not_have_are_not_compared(tmp_path):
+    (tmp_path / "vae.pth").touch()
+    job = job_from(model={"vae": str(tmp_path / "vae.pth")})
+    with_file = job.identity()
+    (tmp_path / "vae.pth").unlink()
+    assert differing_fields(with_file, job.identity()) == []
 
 
 def test_a_field_that_only_one_identity_has_differs():

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from toprovar_batch.orchestrator.job import load_job
-from toprovar_batch.orchestrator.manifest import PLAN_COLUMNS, open_output
+from toprovar_batch.orchestrator.manifest import PLAN_COLUMNS, locate_output, open_output
 from toprovar_batch.orchestrator.plan import plan_job
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema
@@ -90,7 +90,41 @@ def test_a_missing_card_is_written_again(write_job, tmp_path):
         assert (tmp_path / "out/README.md").exists()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_missing_plan_is_written_again(write_job, tmp_path):
+    path = write_job()
+    with opened(path):
+        pass
+    (tmp_path / "out/_job/samples.parquet").unlink()
+    with opened(path):
+        assert pq.read_metadata(tmp_path / "out/_job/samples.parquet").num_row_groups == 2
+
+
+def test_replaced_weights_are_another_job(write_job, tmp_path):
+    weights = tmp_path / "vae.pth"
+    weights.write_bytes(b"old")
+    settings = ("model={preset: infinity-2b, vae: %s}" % weights,)  # noqa: UP031
+    path = write_job()
+    with opened(path, *settings):
+        pass
+    weights.write_bytes(b"newer")
+    with (
+        pytest.raises(OutputFolderError, match=r"differs in model\.vae \(file\) \(.*3 bytes.*5 bytes"),
+        opened(path, *settings),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"identity": {}, "num_shards": 2, "num_samples": 8}',
+        '{"identity": {}, "num_shards": 2, "name": "x"}',
+        '{"identity": [], "num_shards": "2", "num_samples": 8, "name": "x"}',
+    ],
+)
 def test_a_damaged_record_is_refused(write_job, tmp_path, content):
     path = write_job()
     with opened(path):
@@ -98,6 +132,12 @@ def test_a_damaged_record_is_refused(write_job, tmp_path, content):
     (tmp_path / "out/_job/job.json").write_text(content)
     with pytest.raises(OutputFolderError, match=r"job\.json is"), opened(path):
         pass
+
+
+@pytest.mark.parametrize("url", ["a\0b", "s3://bucket/a\0b", "memory://somewhere/out"])
+def test_an_address_that_can_hold_no_output_is_refused(url):
+    with pytest.raises(OutputFolderError, match=r"holds a NUL character|lives in the memory of one process"):
+        locate_output(url)
 
 
 @pytest.mark.parametrize("output", ["/proc/nowhere/out", "{tmp}/prompts.txt/out", "nosuch://bucket/out"])
@@ -113,6 +153,7 @@ def test_only_parts_of_this_job_count_as_finished(write_job, tmp_path):
         for name in (
             "part-00001-of-00002.parquet",
             "part-00000-of-00009.parquet",
+            "part-00009-of-00002.parquet",
             "part-00000.parquet",
             "x.tmp",
         ):

@@ -15,7 +15,11 @@ from moto.server import ThreadedMotoServer
 
 from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.job import load_job
+from toprovar_batch.orchestrator.manifest import OutputFolder, open_output
+from toprovar_batch.orchestrator.output_check import check_output
 from toprovar_batch.orchestrator.plan import plan_job
+from toprovar_batch.worker.errors import OutputFolderError
+from toprovar_batch.worker.part_file import dataset_schema
 
 FAKE_DRIVER = Path(__file__).with_name("fake_driver.py")
 
@@ -85,3 +89,60 @@ def test_a_missing_bucket_is_the_users_mistake(write_job, s3):
     assert result.exit_code == 2
     assert "s3://no-such-bucket/out: cannot be written" in result.stderr
     assert not s3.exists("no-such-bucket")
+
+
+def test_a_remote_output_is_looked_at(write_job, s3):
+    job = load_job(write_job(output="s3://bucket/new"))
+    plan = plan_job(job)
+    assert check_output(job, plan) == "new"
+    s3.pipe("bucket/new/file.txt", b"x")
+    s3.invalidate_cache()
+    with pytest.raises(OutputFolderError, match=r"holds other files \(file\.txt\)"):
+        check_output(job, plan)
+
+
+def begin(path, *overrides):
+    job = load_job(path, overrides)
+    with open_output(job, plan_job(job), dataset_schema(())):
+        pass
+
+
+@pytest.fixture
+def late_look(monkeypatch):
+    """Two drivers that look at once: the first look at a record finds none, though one is there."""
+    read = OutputFolder.read_job
+    looks = []
+
+    def read_late(folder):
+        looks.append(folder)
+        return None if len(looks) == 1 else read(folder)
+
+    return lambda: monkeypatch.setattr(OutputFolder, "read_job", read_late)
+
+
+def test_of_two_jobs_that_begin_at_once_the_later_is_refused(write_job, s3, late_look):
+    path = write_job(output="s3://bucket/raced")
+    begin(path)
+    s3.rm("bucket/raced/README.md")  # which the first writes later
+    plan = s3.cat_file("bucket/raced/_job/samples.parquet")
+    late_look()
+    with pytest.raises(OutputFolderError, match=r"sampling\.seed \(0 there, 7 here\)"):
+        begin(path, "sampling.seed=7")
+    assert s3.cat_file("bucket/raced/_job/samples.parquet") == plan
+
+
+def test_one_job_that_begins_twice_at_once_may(write_job, s3, late_look):
+    path = write_job(output="s3://bucket/twice")
+    begin(path)
+    s3.rm("bucket/twice/README.md")
+    late_look()
+    begin(path)
+
+
+def test_a_store_without_exclusive_writes_is_written_all_the_same(write_job, s3, monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError("exclusive writes")
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "pipe_file", refuse)
+    begin(write_job(output="s3://bucket/plain"))
+    assert s3.exists("bucket/plain/_job/job.json")

@@ -100,6 +100,17 @@ def test_bad_rows_are_counted_and_named_and_stay_in_the_plan():
     assert None not in column(plan, "seed")
 
 
+@pytest.mark.parametrize(
+    ("cfg_scale", "warned"), [(1, True), ((1.0,) * 7, True), ((1.0,) * 6 + (2.0,), False), (None, False)]
+)
+def test_negative_prompts_without_guidance_are_warned_of(cfg_scale, warned):
+    table = prompts("a", "b", negative_prompt=["blurry", None])
+    plan = plan_samples(job_from(sampling={"cfg_scale": cfg_scale}), table)
+    sentence = "negative prompts without effect, as sampling.cfg_scale is 1 and guides nothing: 1"
+    assert plan.warnings == ((sentence,) if warned else ())
+    assert plan_samples(job_from(sampling={"cfg_scale": cfg_scale}), prompts("a")).warnings == ()
+
+
 def test_given_ids_decide_the_seed():
     plan = plan_samples(job_from(sampling={"seed": 9}), prompts(*CATS, sample_id=["u", "v", "日本"]))
     assert column(plan, "sample_id") == ["u", "v", "日本"]

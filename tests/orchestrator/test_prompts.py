@@ -250,6 +250,8 @@ def test_a_folder_of_several_formats_is_refused(source, tmp_path):
         ("p.csv", b"prompt,n\nx,1\ny\n", "p.csv: row 2 has 1 fields and the header 2"),
         ("p.csv", b"prompt,n\nx,1\ny, z,3\n", "p.csv: row 2 has 3 fields and the header 2"),
         ("p.csv", b"prompt,n,n\nx,1,2\n", "the column 'n' is there twice"),
+        ("p.csv", b'prompt\nx\n"a cat\ntwo\nthree\n', "p.csv, line 3: a quotation mark is not closed"),
+        ("p.csv", b'prompt\n"a cat\ntwo\n"three"\n', "p.csv, line 2: a quotation mark is not closed"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_not_what_it_should_be(source, name, content, message):
@@ -275,13 +277,39 @@ def test_an_unknown_column_is_named_with_the_nearest(source):
     assert "no column 'zz' (prompts.columns)" in error_of(path, prompt_column="promt", columns=("zz",))
 
 
-@pytest.mark.parametrize("name", sorted(RESERVED_COLUMNS))
+@pytest.mark.parametrize("name", [*sorted(RESERVED_COLUMNS), "STATUS", "Sample_Id"])
 def test_a_column_that_the_dataset_needs_for_itself_is_refused_with_the_mend(source, name):
     path = source("p.jsonl", jsonl({"caption": "x", "ok": 1, name: "y"}))
     message = error_of(path, prompt_column="caption", id_column=None)
     assert f"the column '{name}' has the name of a column that the dataset gets itself" in message
     assert "prompts.columns: [ok]" in message
     assert read(path, prompt_column="caption", id_column=None, columns=("ok",)).num_rows == 1
+
+
+def test_columns_that_differ_in_case_only_are_refused(source):
+    path = source("p.jsonl", jsonl({"prompt": "x", "Mood": 1, "mood": 2}))
+    assert "the columns 'Mood' and 'mood' differ in upper and lower case only" in error_of(path)
+    assert read(path, columns=("mood",)).column_names == ["prompt", "prompt_error", "mood"]
+
+
+def test_views_become_plain_types_that_rows_can_be_taken_from(source):
+    content = {
+        "prompt": pa.array(CATS, pa.string_view()),
+        "text": pa.array(["a", None], pa.string_view()),
+        "raw": pa.array([b"a", b"b"], pa.binary_view()),
+        "tags": pa.array([["a"], []], pa.list_(pa.string_view())),
+        "nested": pa.array([{"a": "x"}, None], pa.struct([("a", pa.string_view())])),
+    }
+    table = read(source("p.parquet", content))
+    assert [table.schema.field(name).type for name in ("text", "raw")] == [pa.string(), pa.binary()]
+    taken = table.take([1, 0]).slice(1).to_pylist()[0]
+    assert taken == {"prompt": "a cat", "prompt_error": None, "text": "a", "raw": b"a", "tags": ["a"], "nested": {"a": "x"}}  # fmt: skip
+
+
+def test_a_type_that_rows_cannot_be_taken_from_is_refused_at_once(source):
+    texts = pa.map_(pa.string(), pa.string_view())
+    path = source("p.parquet", {"prompt": CATS, "m": pa.array([[("k", "v")], []], texts)})
+    assert "the column 'm' cannot be stored in Parquet" in error_of(path)
 
 
 def test_a_column_of_one_type_that_is_no_text_cannot_be_the_prompt(source):
@@ -338,6 +366,11 @@ def test_any_unicode_and_a_prompt_of_a_megabyte_pass(source):
     assert read(source("p.csv", f"\ufeffprompt,n\n{lines}")).column("prompt").to_pylist() == prompts
 
 
+def test_quotes_inside_a_csv_field_and_long_quoted_texts_are_fine(source):
+    content = f'prompt,n\na 12" pipe,1\n"{"x" * 2**20}",2\n"",3\n'
+    assert read(source("p.csv", content)).column("prompt").to_pylist() == ['a 12" pipe', "x" * 2**20, ""]
+
+
 def test_csv_texts_stay_texts_and_may_span_lines(source):
     content = 'prompt,id,n\n123,007,1\n"two\nlines, ""quoted""",008,\nNA,9,3\n'
     table = read(source("p.csv", content))
@@ -382,6 +415,15 @@ def test_negative_prompts_ratios_and_seeds_are_checked_row_by_row(source):
         "'True' is not a height over width from 1/3 to 3",
         "'1.5' is not a seed (a whole number from 0, below 2**63)",
     ]
+
+
+def test_numbers_beyond_all_bounds_are_bad_rows(source):
+    huge = [10**400, -(10**400), "1e999999999", "9" * 400, "sNaN"]
+    path = source("p.jsonl", jsonl({"prompt": "x", "n": 1}, *({"prompt": "x", "n": value} for value in huge)))
+    for key, what in (("seed_column", "a seed"), ("h_div_w_column", "a height over width")):
+        errors = read(path, **{key: "n"}).column("prompt_error").to_pylist()
+        assert errors[0] is None
+        assert all(f"is not {what}" in error for error in errors[1:])
 
 
 # Ids

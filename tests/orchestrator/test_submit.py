@@ -5,10 +5,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from fsspec.implementations.local import LocalFileSystem
 
 from toprovar_batch.orchestrator.cli import main
+from toprovar_batch.orchestrator.job import load_job
+from toprovar_batch.orchestrator.manifest import OutputFolder, open_output
+from toprovar_batch.orchestrator.plan import plan_job
 from toprovar_batch.orchestrator.submit import finish, submit
 from toprovar_batch.worker.errors import CheckpointError, JobSpecError, RunFailedError
+from toprovar_batch.worker.part_file import dataset_schema
 
 
 def read_rows(folder):
@@ -80,12 +85,16 @@ def test_retry_errors_generates_only_the_failed_rows_again(write_job, tmp_path, 
 
 
 def test_the_run_is_on_record(write_job, tmp_path, make_engine_factory):
-    submit(write_job(["a", "refuse", "c", "raise"]), engine_factory=make_engine_factory())
+    submit(write_job(["a", "refuse", "lock", "raise"]), engine_factory=make_engine_factory())
     (record,) = (json.loads(path.read_text()) for path in (tmp_path / "out/_job/runs").iterdir())
     assert record["totals"]["rows"] == 4
-    assert record["totals"]["errors"] == 2
-    assert set(record["totals"]["error_kinds"]) == {"refused", "ValueError: no such colour"}
-    assert [incident["kind"] for incident in record["incidents"]] == ["exception", "exception"]
+    assert record["totals"]["errors"] == 3
+    assert set(record["totals"]["error_kinds"]) == {
+        "refused",
+        "ValueError: no such colour",
+        "HoldsALockError: many lines",
+    }
+    assert [incident["kind"] for incident in record["incidents"]] == ["exception"] * 3
     assert all(engine["device"] == "fake" for engine in record["engines"].values())
     assert record["images_per_second"] > 0
 
@@ -100,6 +109,71 @@ def test_a_shard_that_cannot_be_published_fails_the_run_after_the_others(
     assert (summary.dataset.ok, summary.dataset.errors) == (4, 0)
     with pytest.raises(RunFailedError, match="1 shards were given up"):
         finish(summary, "again")
+
+
+def test_a_retry_of_errors_that_gives_a_shard_up_fails_the_run(
+    write_job, tmp_path, make_engine_factory, capsys
+):
+    job = write_job(["a", "refuse", "b", "c"], max_shard_attempts=1)
+    submit(job, engine_factory=make_engine_factory())
+    log = tmp_path / "generated.log"
+    log.unlink()
+    log.mkdir()  # the engine cannot note what it does, and raises
+    summary = submit(job, engine_factory=make_engine_factory(), retry_errors=True)
+    assert (summary.finished_shards, summary.num_shards, list(summary.failed)) == (1, 1, [0])
+    with pytest.raises(RunFailedError, match="1 shards were given up"):
+        finish(summary, "again")
+    assert "go on with: again --retry-errors" in capsys.readouterr().out
+
+
+def test_a_part_that_is_not_where_its_worker_put_it_fails_the_run(
+    write_job, tmp_path, make_engine_factory, monkeypatch
+):
+    monkeypatch.setattr("toprovar_batch.orchestrator.submit._LISTING_LAG_S", 0)
+    whole = OutputFolder.finished
+    monkeypatch.setattr(OutputFolder, "finished", lambda *given: [i for i in whole(*given) if i != 1])
+    summary = submit(write_job(), engine_factory=make_engine_factory())
+    assert summary.failed == {1: "its worker published a part that is not in the output folder"}
+    assert (summary.finished_shards, summary.dataset.ok, summary.is_complete) == (1, 4, False)
+    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "out/_job/runs").iterdir())
+    assert (record["shards"], list(record["failed_shards"])) == ([0], ["1"])
+
+
+def test_a_part_that_cannot_be_read_now_is_neither_made_again_nor_called_damaged(
+    write_job, tmp_path, make_engine_factory, monkeypatch, capsys
+):
+    submit(write_job(), engine_factory=make_engine_factory())
+    before = generated(tmp_path)
+    (tmp_path / "out/data/part-00000-of-00002.parquet").unlink()
+    whole = LocalFileSystem.open
+
+    def open_file(filesystem, path, *rest, **more):
+        if str(path).endswith("part-00001-of-00002.parquet"):
+            raise TimeoutError("no answer")
+        return whole(filesystem, path, *rest, **more)
+
+    monkeypatch.setattr(LocalFileSystem, "open", open_file)
+    summary = submit(write_job(), engine_factory=make_engine_factory())
+    assert sum(generated(tmp_path).values()) == sum(before.values()) + 4
+    assert (summary.unreachable, summary.damaged) == ({1: "no answer"}, {})
+    with pytest.raises(RunFailedError, match="1 cannot be read now"):
+        finish(summary, "again")
+    said = capsys.readouterr().out
+    assert "shard 1 cannot be read now: no answer" in said
+    assert "delete" not in said
+    status = CliRunner().invoke(main, ["status", str(tmp_path / "out")])
+    assert status.exit_code == 1
+    assert "1 parts cannot be read now; leave them and try again" in status.stderr
+    assert "delete" not in status.output
+
+
+def test_a_record_that_cannot_be_written_fails_the_run_in_one_sentence(
+    write_job, tmp_path, make_engine_factory
+):
+    (tmp_path / "out/_job").mkdir(parents=True)
+    (tmp_path / "out/_job/runs").touch()  # a file where the records' folder should be
+    with pytest.raises(RunFailedError, match="the run's record cannot be written: "):
+        submit(write_job(), engine_factory=make_engine_factory())
 
 
 def test_a_broken_checkpoint_is_the_users_one_sentence(write_job, make_engine_factory):
@@ -166,8 +240,48 @@ def test_status_tells_and_verifies(write_job, tmp_path, make_engine_factory):
         4,
         1,
     )
+    plan = tmp_path / "out/_job/samples.parquet"
+    plan.rename(tmp_path / "elsewhere")
+    unverified = runner.invoke(main, ["status", str(tmp_path / "out"), "--verify"])
+    assert unverified.exit_code == 2
+    assert "the plan _job/samples.parquet cannot be read" in unverified.stderr
+    (tmp_path / "elsewhere").rename(plan)
     part = tmp_path / "out/data/part-00000-of-00002.parquet"
     part.write_bytes(part.read_bytes()[:-100])
     damaged = runner.invoke(main, ["status", str(tmp_path / "out"), "--verify"])
     assert damaged.exit_code == 1
     assert str(part) in damaged.stderr
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"started": 1, "workers": "two", "seconds": null}']
+)
+def test_status_bears_what_is_no_record_of_a_run(write_job, tmp_path, content):
+    job = load_job(write_job())
+    with open_output(job, plan_job(job), dataset_schema(())):
+        pass
+    runs = tmp_path / "out/_job/runs"
+    (runs / "folder.json").mkdir(parents=True)
+    (runs / ".DS_Store").write_bytes(b"\0\xff")
+    (runs / "notes.txt").touch()
+    (runs / "1.json").write_bytes(content)
+    runner = CliRunner()
+    said = runner.invoke(main, ["status", str(tmp_path / "out")])
+    assert said.exit_code == 0, said.output
+    assert "1.json: not the record of a run" in said.output
+    record = json.loads(runner.invoke(main, ["status", str(tmp_path / "out"), "--json"]).output)
+    assert {run["name"] for run in record["runs"]} == {"1.json", "folder.json"}
+
+
+@pytest.mark.parametrize("key", ["name", "num_samples"])
+def test_status_of_a_job_record_that_lacks_something_is_one_sentence(write_job, tmp_path, key):
+    job = load_job(write_job())
+    with open_output(job, plan_job(job), dataset_schema(())):
+        pass
+    path = tmp_path / "out/_job/job.json"
+    record = json.loads(path.read_text())
+    del record[key]
+    path.write_text(json.dumps(record))
+    said = CliRunner().invoke(main, ["status", str(tmp_path / "out")])
+    assert (said.exit_code, said.stderr.count("\n")) == (2, 1)
+    assert "job.json is not of this program" in said.stderr

@@ -106,15 +106,6 @@ def test_an_output_below_a_file_is_refused(begun, tmp_path):
         check_output(inside, plan)
 
 
-def test_a_remote_output_is_looked_at(begun):
-    job, plan = begun
-    remote = job.model_copy(update={"output": "memory://validate/new"})
-    assert check_output(remote, plan) == "new"
-    fsspec.filesystem("memory").pipe("/validate/new/file.txt", b"x")
-    with pytest.raises(OutputFolderError, match=r"holds other files \(file\.txt\)"):
-        check_output(remote, plan)
-
-
 # Model files elsewhere
 
 

@@ -1,11 +1,20 @@
 import errno
+import pickle
+import threading
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from toprovar_batch.worker.actor import Committed, GenerationWorker, Progress, ShardTask, Started
-from toprovar_batch.worker.errors import OutputFolderError
+from toprovar_batch.worker.actor import (
+    Committed,
+    GenerationWorker,
+    Progress,
+    ShardTask,
+    Started,
+    WorkerError,
+)
+from toprovar_batch.worker.errors import CheckpointError, OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema, read_stats
 from toprovar_batch.worker.request import GenerationResult
 
@@ -98,6 +107,19 @@ def test_rows_carry_sample_result_and_labels(tmp_path):
     )
 
 
+def test_whether_a_failed_prompt_was_cut_is_null_unless_it_is_known(tmp_path):
+    worker, engine = make_worker()
+    cuts = {"s0": False, "s1": True}
+    engine.generate = lambda batch: [
+        GenerationResult(request.sample_id, "error", "no", prompt_truncated=cuts[request.sample_id])
+        for request in batch
+    ]
+    task = make_task(tmp_path, ["a", "b", None], errors=[None, None, "not text"])
+    list(worker.run(task))
+    found = {sample_id: row["prompt_truncated"] for sample_id, row in read_rows(task).items()}
+    assert found == {"s0": None, "s1": True, "s2": None}
+
+
 def test_bad_prompts_and_poisoned_samples_never_reach_the_engine(tmp_path):
     worker, engine = make_worker()
     task = make_task(
@@ -144,9 +166,58 @@ def test_an_engine_that_loses_a_sample_publishes_nothing(tmp_path):
     generate = engine.generate
     engine.generate = lambda batch: generate(batch)[1:]
     task = make_task(tmp_path, ["a", "b"])
-    with pytest.raises(RuntimeError, match="1 results for 2 samples"):
+    with pytest.raises(WorkerError, match=r"results are not its samples: s0 missing, none too many"):
         list(worker.run(task))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_engine_that_gives_one_sample_twice_for_another_publishes_nothing(tmp_path):
+    worker, engine = make_worker()
+    generate = engine.generate
+    engine.generate = lambda batch: [*generate(batch)[:1], *generate(batch)[:1]]
+    with pytest.raises(WorkerError, match=r"results are not its samples: s1 missing, s0 too many"):
+        list(worker.run(make_task(tmp_path, ["a", "b"])))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_engine_that_plans_one_sample_twice_for_another_publishes_nothing(tmp_path):
+    worker, engine = make_worker()
+    engine.plan_batches = lambda requests, _size: [requests[:1], requests[:1]]
+    with pytest.raises(WorkerError, match=r"rows are not its samples: s1 missing, s0 too many"):
+        list(worker.run(make_task(tmp_path, ["a", "b"])))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+class HoldsALockError(Exception):
+    """Cannot be pickled."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+def test_any_exception_becomes_one_line_that_can_be_pickled(tmp_path):
+    worker, engine = make_worker()
+
+    def fail(_batch):
+        raise HoldsALockError("many\nlines and half a \ud800 character")
+
+    engine.generate = fail
+    with pytest.raises(WorkerError) as caught:
+        list(worker.run(make_task(tmp_path, ["a"])))
+    sentence = "HoldsALockError: many lines and half a \\ud800 character"
+    assert str(pickle.loads(pickle.dumps(caught.value))) == sentence
+    engine.setup = lambda: fail(None)
+    with pytest.raises(WorkerError, match="HoldsALockError: many lines"):
+        worker.setup()
+
+
+def test_a_mistake_of_the_user_is_raised_as_it_is():
+    def fail():
+        raise CheckpointError("weights.pth: truncated")
+
+    with pytest.raises(CheckpointError, match="truncated"):
+        GenerationWorker(fail).setup()
 
 
 def test_a_failing_disk_is_not_blamed_on_the_samples(tmp_path, monkeypatch):
@@ -157,7 +228,7 @@ def test_a_failing_disk_is_not_blamed_on_the_samples(tmp_path, monkeypatch):
     monkeypatch.setattr("toprovar_batch.worker.actor.PartWriter.write", full_disk)
     events = worker.run(make_task(tmp_path, ["a"]))
     assert [next(events), next(events)] == [Started(("s0",)), Progress(1, 0)]  # out of the engine by now
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(WorkerError, match=r"^OSError: .*No space left"):
         next(events)
 
 

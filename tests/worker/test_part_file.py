@@ -1,4 +1,5 @@
 import json
+import re
 from datetime import UTC, datetime
 
 import duckdb
@@ -147,15 +148,24 @@ def test_a_damaged_page_is_noticed(tmp_path):
     ("sample_id", "image_format", "name"),
     [
         ("a1b2", "png", "a1b2.png"),
-        ("a/b c\n.", "jpeg", "a_b_c_.jpg"),
-        ("../../etc", "webp", "_.._etc.webp"),
+        ("a/b c\n.", "jpeg", r"a_b_c_-\w{12}\.jpg"),
+        ("../../etc", "webp", r"_.._etc-\w{12}\.webp"),
         ("猫", "png", "猫.png"),
-        ("...", "png", "image.png"),
-        ("x" * 500, "png", "x" * 120 + ".png"),
+        ("...", "png", r"image-\w{12}\.png"),
+        ("猫" * 500, "png", r"猫{66}-\w{12}\.png"),
     ],
 )
 def test_image_names_are_safe(sample_id, image_format, name):
-    assert image_path(sample_id, image_format) == name
+    path = image_path(sample_id, image_format)
+    assert re.fullmatch(name, path)
+    assert len(path.encode()) < 255
+
+
+@pytest.mark.parametrize(
+    "ids", [("a/b", "a_b", "a b"), ("x" * 200 + "1", "x" * 200 + "2", "x" * 200), ("...", "..", "image")]
+)
+def test_different_ids_give_different_image_names(ids):
+    assert len({image_path(sample_id, "png") for sample_id in ids}) == 3
 
 
 def test_the_schema_names_the_image_feature():

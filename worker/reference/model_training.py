@@ -315,6 +315,8 @@ def train_model(
         optimizer.step()
         averaged.update(model)
         step += 1
+        if step == 1:
+            clock.restart()
         if step % 50 == 0 or clock.over:
             accuracy = [part.mean().item() for part in right.split([h * w for h, w in schedule])]
             history.append([step, round(clock.elapsed, 1), loss.item()])

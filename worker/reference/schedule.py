@@ -40,6 +40,10 @@ class TimedCosine:
         self._start, self._stop = start, stop
         self._begin = time.monotonic()
 
+    def restart(self) -> None:
+        """Begin again, once what is compiled at the first step has been."""
+        self._begin = time.monotonic()
+
     @property
     def elapsed(self) -> float:
         """Seconds since the start."""

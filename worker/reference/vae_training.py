@@ -154,6 +154,8 @@ def train_vae(
             optimizer.step()
             averaged.update(vae)
             step += 1
+            if step == 1:
+                clock.restart()
             if step % 100 == 0:
                 psnr = -10 * (squared / 4).log10().item()
                 print(

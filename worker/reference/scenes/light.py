@@ -11,12 +11,12 @@ from .sdf import FIELDS
 from .vocab import MAX_OBJECTS, SHAPES, THIN_SHAPES
 
 _HALF: Final = tuple(shape.half for shape in SHAPES.values())
-_REACH: Final = tuple(sum(h * h for h in half) ** 0.5 for half in _HALF)
-_BULK: Final = tuple(  # radius of the sphere that stands for a shape where it dims the sky
+REACH: Final = tuple(sum(h * h for h in half) ** 0.5 for half in _HALF)
+BULK: Final = tuple(  # radius of the sphere that stands for a shape where it dims the sky
     0.0 if name in THIN_SHAPES else (min(shape.half) + max(shape.half)) * 0.45
     for name, shape in SHAPES.items()
 )
-_IS_THIN: Final = tuple(name in THIN_SHAPES for name in SHAPES)
+IS_THIN: Final = tuple(name in THIN_SHAPES for name in SHAPES)
 _STEPS: Final = 14
 _THIN_STEPS: Final = 30
 
@@ -26,7 +26,7 @@ def _soft(shape: int, origin: Triple, direction: Triple, softness: Tensor) -> Te
     x, y, z = _HALF[shape]
     pad = 0.18
     near, far = enter_box(origin, direction, (x + pad, y + pad, z + pad))
-    steps = _THIN_STEPS if _IS_THIN[shape] else _STEPS
+    steps = _THIN_STEPS if IS_THIN[shape] else _STEPS
     field, t = FIELDS[shape], near
     lit = torch.ones_like(near)
     stride = (far - near).clamp_min(0.0) / steps
@@ -57,8 +57,8 @@ def light_on(
         Part of the key light that arrives, and part of the sky that is open, float32 [P] in [0, 1].
     """
     shape = tensors.object_kinds[..., 0]
-    reach = torch.tensor((*_REACH, 0.0), device=shape.device)[shape] * tensors.objects[..., SCALE]
-    bulk = torch.tensor((*_BULK, 0.0), device=shape.device)[shape] * tensors.objects[..., SCALE]
+    reach = torch.tensor((*REACH, 0.0), device=shape.device)[shape] * tensors.objects[..., SCALE]
+    bulk = torch.tensor((*BULK, 0.0), device=shape.device)[shape] * tensors.objects[..., SCALE]
     light_x, light_y, light_z = tensors.light[image, :3].unbind(-1)
     towards: Triple = (light_x, light_y, light_z)
     softness = tensors.light[image, 6]

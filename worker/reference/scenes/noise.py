@@ -94,7 +94,7 @@ def _glyph_table() -> np.ndarray:
 
 
 @cache
-def _tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Tileable textures [1, 3, side + 1, side + 1], digits [1, 1, 640, 40], random cells [4, 4096]."""
     planes = np.stack([_noise_table(), *_stone_tables()])
     planes = np.pad(planes, ((0, 0), (0, 1), (0, 1)), mode="wrap")
@@ -114,7 +114,7 @@ def _lookup(table: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 def noise(x: Tensor, y: Tensor) -> Tensor:
     """Smooth noise in [0, 1] with one feature a unit, repeating after `LATTICE` units; x, y flat [P]."""
-    table = _tables(x.device)[0][:, :1]
+    table = tables(x.device)[0][:, :1]
     return _lookup(table, _wrap(x / LATTICE), _wrap(y / LATTICE))[0]
 
 
@@ -132,7 +132,7 @@ def fractal(x: Tensor, y: Tensor, footprint: Tensor, octaves: int) -> Tensor:
 
 def stones(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Distance to the joint, in stone widths, and a shade in [0, 1] of the stone under x, y; one stone a unit."""
-    table = _tables(x.device)[0][:, 1:]
+    table = tables(x.device)[0][:, 1:]
     found = _lookup(table, _wrap(x / _STONES), _wrap(y / _STONES))
     return found[0], found[1]
 
@@ -144,12 +144,12 @@ def _wrap(x: Tensor) -> Tensor:
 def cell_random(i: Tensor, j: Tensor, channel: int) -> Tensor:
     """A fixed random number in [0, 1] for the integer cell (i, j), given as float tensors; `channel` in 0..3."""
     index = (i.long() * 57 + j.long() * 113 + (i.long() * j.long()) % 31 * 7) % 4096
-    return _tables(i.device)[2][channel][index]
+    return tables(i.device)[2][channel][index]
 
 
 def digit_distance(digit: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Distance from x, y to the stroke of `digit` (integers 0..9); the digit fills `GLYPH_HALF`. All flat [P]."""
-    table = _tables(x.device)[1]
+    table = tables(x.device)[1]
     inside_y = (1.0 - y / GLYPH_HALF[1]).clamp(0.0, 2.0) * 31.5  # texel row within the digit
     row = digit.float() * 64.0 + inside_y
     outside = (x.abs() - GLYPH_HALF[0]).clamp_min(0.0) + (y.abs() - GLYPH_HALF[1]).clamp_min(0.0)

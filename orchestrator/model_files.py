@@ -1,0 +1,60 @@
+"""Which model files a job names, and how to notice that local ones were replaced."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from toprovar_batch.worker.specs import ModelSpec
+
+MODEL_PARTS = ("transformer", "vae", "text_encoder")
+
+
+def named_files(model: ModelSpec) -> dict[str, str]:
+    """The parts of a model for which the job itself names a file, and what it names."""
+    named = {part: getattr(model, part) for part in MODEL_PARTS}
+    return {part: location for part, location in named.items() if location is not None}
+
+
+def fingerprints(files: Mapping[str, str | None]) -> dict[str, str]:
+    """Tell local weights from others that are put in their place later.
+
+    Sizes and times of change are compared, not contents: weights are too large to be read for that.
+
+    Args:
+        files: part of the model -> path, URL, Hugging Face id or None.
+
+    Returns:
+        Part -> a short text that changes with any of its files; only for what lies on this machine.
+    """
+    prints = {}
+    for part, location in files.items():
+        is_id = part == "text_encoder" and not (location or "").startswith((".", "/", "~"))
+        if location is None or "://" in location or is_id:
+            continue
+        try:
+            prints[part] = _fingerprint(Path(location).expanduser())
+        except OSError:  # on a cluster the driver's machine need not have the weights
+            continue
+    return prints
+
+
+def _fingerprint(path: Path) -> str:
+    """Hash and total size of a file or of all visible files of a folder."""
+    sizes, lines = 0, []
+    for file in _files_under(path):
+        status = file.stat()
+        sizes += status.st_size
+        lines.append(f"{file.relative_to(path)}:{status.st_size}:{status.st_mtime_ns}\n")
+    digest = hashlib.blake2b("".join(lines).encode(errors="surrogateescape"), digest_size=4)
+    return f"{digest.hexdigest()}, {sizes} bytes"
+
+
+def _files_under(path: Path) -> Iterator[Path]:
+    """A file itself, or the files of a folder, sorted; names that begin with a dot hold caches and the like."""
+    if not path.is_dir():
+        yield path
+        return
+    for file in sorted(path.rglob("*")):
+        hidden = any(name.startswith(".") for name in file.relative_to(path).parts)
+        if file.is_file() and not hidden:
+            yield file

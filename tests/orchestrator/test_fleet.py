@@ -1,0 +1,53 @@
+"""How long a worker may be silent, and what its exceptions are told as. Ray itself stays out of it."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from toprovar_batch.orchestrator import fleet as fleet_module
+from toprovar_batch.orchestrator.fleet import Fleet, LoadFailed, Lost, Worker
+
+
+@pytest.fixture
+def silent_fleet(monkeypatch):
+    """A fleet with one worker in a given phase that last answered some seconds ago."""
+    monkeypatch.setattr(fleet_module.ray, "wait", lambda sources, **_: ([], sources))
+    monkeypatch.setattr(fleet_module.ray, "kill", lambda _actor: None)
+
+    def make(phase, silent_s):
+        fleet = Fleet(
+            SimpleNamespace,
+            on_gpus=False,
+            num_workers=1,
+            cpus_per_worker=1,
+            stall_timeout_s=100,
+            load_timeout_s=1000,
+        )
+        fleet.workers.append(Worker(None, "source", phase, shard_id=3, last_sign=time.monotonic() - silent_s))
+        return fleet
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("phase", "silent_s"), [("loading", 900), ("busy", 90), ("placing", 5000), ("idle", 5000)]
+)
+def test_patience_with_a_worker_depends_on_what_it_is_at(silent_fleet, phase, silent_s):
+    fleet = silent_fleet(phase, silent_s)
+    assert list(fleet.wait(0)) == []
+    assert len(fleet.workers) == 1
+
+
+def test_a_worker_that_does_not_finish_loading_is_replaced(silent_fleet):
+    fleet = silent_fleet("loading", 1001)
+    [event] = fleet.wait(0)
+    assert isinstance(event, LoadFailed)
+    assert event.reason == "it was not loaded after 1000 seconds"
+    assert fleet.workers == []
+
+
+def test_a_worker_that_is_silent_over_its_shard_is_replaced(silent_fleet):
+    [event] = silent_fleet("busy", 101).wait(0)
+    assert isinstance(event, Lost)
+    assert (event.shard_id, event.reason) == (3, "it gave no sign of life for 100 seconds")
