@@ -1,5 +1,6 @@
 """Stage 2: the transformer with bitwise self-correction, and its text encoder, jointly."""
 
+import copy
 import json
 import random
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from .text_training import build_text_encoder, build_tokenizer, load_text, text_
 
 _SHARD_BYTES = 15 << 20
 _INIT_STD = 0.02
+# A run that is cut off leaves what it has learnt, though without the end of its cosine.
+_SAVE_EVERY_S = 100.0
 
 
 @dataclass(frozen=True)
@@ -294,11 +297,15 @@ def train_model(
         _parameter_groups(model), lr=0.0, betas=(0.9, 0.95), fused=device.type == "cuda"
     )
     averaged = AveragedWeights(model, 0.999)
+    if device.type == "cuda":
+        for block in model.transformer.blocks:
+            block.compile(dynamic=False)
     pool = FeaturePool(settings.capacity, (preset.vae.codebook_dim, *schedule[-1]), device, settings.seed)
     fresh = scene_batches(settings.seed, settings.batch_size, 1_000_000, num_workers=settings.num_workers)
     clock = TimedCosine(settings.peak_rate, settings.minutes, start=settings.start, stop=settings.stop)
     dice = random.Random(settings.seed)
-    step, history = 0, []
+    step, saved_at = 0, 0.0
+    history: list[list[float]] = []
     while not clock.over:
         if step < 40 or step % settings.new_every == 0:
             _render_into(pool, next(fresh), vae, 16 * schedule[-1][0], device)
@@ -319,20 +326,22 @@ def train_model(
             clock.restart()
         if step % 50 == 0 or clock.over:
             accuracy = [part.mean().item() for part in right.split([h * w for h, w in schedule])]
-            history.append([step, round(clock.elapsed, 1), loss.item()])
+            history.append([step, round(clock.elapsed, 1), round(loss.item(), 5)])
             rates = " ".join(f"{value:.3f}" for value in accuracy)
             print(
                 f"{clock.elapsed:6.0f} s  step {step:5d}  loss {loss.item():.4f}  norm {norm:.2f}  bits {rates}",
                 flush=True,
             )
-    record = {
-        "settings": asdict(settings),
-        "steps": step,
-        "seconds": clock.elapsed,
-        "right_bits": accuracy,
-        "history": history,
-    }
-    _save(averaged.module, tokenizer, output, record)
+            record = {
+                "settings": asdict(settings),
+                "steps": step,
+                "seconds": clock.elapsed,
+                "right_bits": accuracy,
+                "history": history,
+            }
+            if clock.over or clock.elapsed - saved_at > _SAVE_EVERY_S:
+                saved_at = clock.elapsed
+                _save(averaged.module, tokenizer, output, record)
     return record
 
 
@@ -344,7 +353,7 @@ def _render_into(pool: FeaturePool, batch: Any, vae: Vae, side: int, device: tor
 
 
 def _save(model: ReferenceModel, tokenizer: Any, output: Path, record: dict[str, Any]) -> None:
-    low = model.to(torch.bfloat16)
+    low = copy.deepcopy(model).to(torch.bfloat16)
     save_shards(low.transformer, output / "transformer", _SHARD_BYTES)
     low.text_encoder.save_pretrained(output / "text_encoder")
     tokenizer.save_pretrained(output / "text_encoder")

@@ -1,5 +1,6 @@
 """Stage 1: the VAE with binary spherical multi-scale quantisation."""
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ _COMMITMENT = 0.25
 _EDGES = 0.5
 _SEED = 11
 _EVALUATION_SEED = 9_001
+# A run that is cut off leaves what it has learnt, though without the end of its cosine.
+_SAVE_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class VaeTrainingSettings:
     """
 
     minutes: float = 8.0
-    small_fraction: float = 0.35
+    small_fraction: float = 0.75
     batch_small: int = 96
     batch_large: int = 40
     peak_rate: float = 1.5e-3
@@ -130,10 +133,10 @@ def train_vae(
     if device.type == "cuda":
         # Fused norms and channels-last convolutions: several times the speed of the eager modules.
         vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        vae.encoder.compile()
-        vae.decoder.compile()
+        vae.encoder.compile(dynamic=False)
+        vae.decoder.compile(dynamic=False)
     clock = TimedCosine(settings.peak_rate, settings.minutes)
-    step = 0
+    step, saved_at = 0, 0.0
     for side, batch_size, until in (
         (256, settings.batch_small, settings.small_fraction),
         (512, settings.batch_large, 1.0),
@@ -156,6 +159,9 @@ def train_vae(
             step += 1
             if step == 1:
                 clock.restart()
+            if clock.elapsed - saved_at > _SAVE_EVERY_S:
+                saved_at = clock.elapsed
+                _save(averaged, output)
             if step % 100 == 0:
                 psnr = -10 * (squared / 4).log10().item()
                 print(
@@ -164,8 +170,12 @@ def train_vae(
                 )
         del batches
     seconds = clock.elapsed
-    save_plain(averaged.module.to(torch.bfloat16), output)
+    _save(averaged, output)
     final = load_vae(sizes, output, device, torch.float32, with_encoder=True)
     record = {"steps": float(step), "seconds": seconds, **reconstruction_psnr(final, 512, 256, device)}
     output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
     return record
+
+
+def _save(averaged: AveragedWeights[Vae], output: Path) -> None:
+    save_plain(copy.deepcopy(averaged.module).to(torch.bfloat16), output)
