@@ -306,7 +306,8 @@ def train_model(
     dice = random.Random(settings.seed)
     step, saved_at = 0, 0.0
     history: list[list[float]] = []
-    while not clock.over:
+    finished = False
+    while not finished:
         if step < 40 or step % settings.new_every == 0:
             _render_into(pool, next(fresh), vae, 16 * schedule[-1][0], device)
         features, captions = pool.draw(settings.batch_size)
@@ -324,7 +325,8 @@ def train_model(
         step += 1
         if step == 1:
             clock.restart()
-        if step % 50 == 0 or clock.over:
+        finished = clock.over
+        if step % 50 == 0 or finished:
             accuracy = [part.mean().item() for part in right.split([h * w for h, w in schedule])]
             history.append([step, round(clock.elapsed, 1), round(loss.item(), 5)])
             rates = " ".join(f"{value:.3f}" for value in accuracy)
@@ -339,7 +341,7 @@ def train_model(
                 "right_bits": accuracy,
                 "history": history,
             }
-            if clock.over or clock.elapsed - saved_at > _SAVE_EVERY_S:
+            if finished or clock.elapsed - saved_at > _SAVE_EVERY_S:
                 saved_at = clock.elapsed
                 _save(averaged.module, tokenizer, output, record)
     return record
