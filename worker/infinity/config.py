@@ -119,7 +119,7 @@ PRESETS: Final[dict[str, ModelPreset]] = {
         transformer=TransformerArchitecture(9, 320, 5, 256, _VAE_TINY.bits_per_token),
         vae=_VAE_TINY,
         text_encoder=T5Architecture(d_model=256, d_kv=64, d_ff=256, num_layers=3, num_heads=4),
-        resolution="0.06M",
+        resolution="0.25M",
         cfg_scale=3.0,
         temperature=1.0,
     ),

@@ -23,6 +23,7 @@ from toprovar_batch.worker.infinity.transformer import Infinity, TextContext
 from toprovar_batch.worker.infinity.vae import Vae
 from toprovar_batch.worker.models import load_transformer, load_vae
 
+from . import data_parallel
 from .scene_stream import render_pixels, scene_batches
 from .schedule import AveragedWeights, TimedCosine
 from .text_training import build_text_encoder, build_tokenizer, load_text, text_features
@@ -278,10 +279,14 @@ def train_model(
         resume: the output of an earlier run to go on from.
 
     Returns:
-        The record: settings, steps, seconds, the last losses and the fraction of right bits a scale.
+        The record: settings, steps, seconds, the last losses and the fraction of right bits a scale; empty on all
+        processes but the first.
     """
     torch.manual_seed(settings.seed)
     model, tokenizer = _build(preset, resume, device)
+    rank = data_parallel.rank()
+    own_seed = settings.seed + 1_000 * rank  # the same start everywhere, other pictures and flips
+    torch.manual_seed(own_seed)
     vae = load_vae(
         preset.vae,
         vae_file,
@@ -300,12 +305,13 @@ def train_model(
     if device.type == "cuda":
         for block in model.transformer.blocks:
             block.compile(dynamic=False)
-    pool = FeaturePool(settings.capacity, (preset.vae.codebook_dim, *schedule[-1]), device, settings.seed)
-    fresh = scene_batches(settings.seed, settings.batch_size, 1_000_000, num_workers=settings.num_workers)
+    pool = FeaturePool(settings.capacity, (preset.vae.codebook_dim, *schedule[-1]), device, own_seed)
+    fresh = scene_batches(own_seed, settings.batch_size, 1_000_000, num_workers=settings.num_workers)
     clock = TimedCosine(settings.peak_rate, settings.minutes, start=settings.start, stop=settings.stop)
-    dice = random.Random(settings.seed)
+    dice = random.Random(own_seed)
     step, saved_at = 0, 0.0
     history: list[list[float]] = []
+    record: dict[str, Any] = {}
     finished = False
     while not finished:
         if step < 40 or step % settings.new_every == 0:
@@ -317,33 +323,37 @@ def train_model(
             loss, right = model.loss(tokenizer, captions, dropped, tokens, schedule, rotations, weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        data_parallel.average_gradients(model.parameters())
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        now = data_parallel.of_first(clock.elapsed)
         for group in optimizer.param_groups:
-            group["lr"] = clock.rate
+            group["lr"] = clock.rate_at(now)
         optimizer.step()
         averaged.update(model)
         step += 1
         if step == 1:
             clock.restart()
-        finished = clock.over
-        if step % 50 == 0 or finished:
+        finished = step > 1 and clock.over_at(now)
+        if rank == 0 and (step % 50 == 0 or finished):
             accuracy = [part.mean().item() for part in right.split([h * w for h, w in schedule])]
-            history.append([step, round(clock.elapsed, 1), round(loss.item(), 5)])
+            history.append([step, round(now, 1), round(loss.item(), 5)])
             rates = " ".join(f"{value:.3f}" for value in accuracy)
             print(
-                f"{clock.elapsed:6.0f} s  step {step:5d}  loss {loss.item():.4f}  norm {norm:.2f}  bits {rates}",
+                f"{now:6.0f} s  step {step:5d}  loss {loss.item():.4f}  norm {norm:.2f}  bits {rates}",
                 flush=True,
             )
             record = {
                 "settings": asdict(settings),
+                "processes": data_parallel.processes(),
                 "steps": step,
-                "seconds": clock.elapsed,
+                "seconds": now,
                 "right_bits": accuracy,
                 "history": history,
             }
-            if finished or clock.elapsed - saved_at > _SAVE_EVERY_S:
-                saved_at = clock.elapsed
+            if finished or now - saved_at > _SAVE_EVERY_S:
+                saved_at = now
                 _save(averaged.module, tokenizer, output, record)
+    data_parallel.leave()
     return record
 
 

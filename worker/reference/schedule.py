@@ -57,13 +57,21 @@ class TimedCosine:
     @property
     def over(self) -> bool:
         """Whether the time is up."""
-        return self.elapsed >= self._seconds
+        return self.over_at(self.elapsed)
+
+    def over_at(self, elapsed: float) -> bool:
+        """Whether the time is up after so many seconds."""
+        return elapsed >= self._seconds
 
     @property
     def rate(self) -> float:
         """The learning rate now."""
-        place = self._start + (self._stop - self._start) * self.fraction
-        warm = min(1.0, self.elapsed / self._warmup)
+        return self.rate_at(self.elapsed)
+
+    def rate_at(self, elapsed: float) -> float:
+        """The learning rate after so many seconds."""
+        place = self._start + (self._stop - self._start) * min(1.0, elapsed / self._seconds)
+        warm = min(1.0, elapsed / self._warmup)
         return self._peak * warm * 0.5 * (1 + math.cos(math.pi * place))
 
 

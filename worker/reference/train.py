@@ -10,17 +10,14 @@ import torch
 
 from toprovar_batch.worker.infinity.config import get_preset
 
+from . import data_parallel
 from .detector_training import train_detector_command
 from .model_training import ModelTrainingSettings, train_model
 from .vae_training import VaeTrainingSettings, train_vae
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _workers() -> int:
-    return max(0, (os.cpu_count() or 1) - 2)
+    return max(0, (os.cpu_count() or 1) // data_parallel.processes() - 2)
 
 
 @click.group()
@@ -42,7 +39,7 @@ def train() -> None:
 def vae_command(output: Path, resume: Path | None, **settings: Any) -> None:
     """Stage 1: the VAE with binary spherical multi-scale quantisation."""
     recipe = VaeTrainingSettings(num_workers=_workers(), **settings)
-    click.echo(json.dumps(train_vae(get_preset("tiny").vae, recipe, output, _device(), resume)))
+    click.echo(json.dumps(train_vae(get_preset("tiny").vae, recipe, output, data_parallel.join(), resume)))
 
 
 @train.command("model")
@@ -53,18 +50,20 @@ def vae_command(output: Path, resume: Path | None, **settings: Any) -> None:
 @click.option("--resume", type=click.Path(path_type=Path, exists=True), help="Output of an earlier run.")
 @click.option("--minutes", type=float, default=ModelTrainingSettings.minutes, show_default=True)
 @click.option(
-    "--start", type=float, default=0.0, show_default=True, help="Where on the whole cosine this run begins."
+    "--begin", "start", type=float, default=0.0, show_default=True, help="Where on the whole cosine this run begins."
 )
-@click.option("--stop", type=float, default=1.0, show_default=True, help="Where it ends.")
+@click.option("--end", "stop", type=float, default=1.0, show_default=True, help="Where it ends.")
 @click.option("--batch-size", type=int, default=ModelTrainingSettings.batch_size, show_default=True)
 @click.option("--peak-rate", type=float, default=ModelTrainingSettings.peak_rate, show_default=True)
 @click.option("--new-every", type=int, default=ModelTrainingSettings.new_every, show_default=True)
 @click.option("--seed", type=int, default=ModelTrainingSettings.seed, show_default=True)
 def model_command(vae_file: Path, output: Path, resume: Path | None, **settings: Any) -> None:
     """Stage 2: transformer and text encoder, on what the VAE makes of the scenes."""
+    device = data_parallel.join()
     recipe = ModelTrainingSettings(num_workers=_workers(), **settings)
-    record = train_model(get_preset("tiny"), recipe, vae_file, output, _device(), resume)
-    click.echo(json.dumps({name: record[name] for name in ("steps", "seconds", "right_bits")}))
+    record = train_model(get_preset("tiny"), recipe, vae_file, output, device, resume)
+    if record:
+        click.echo(json.dumps({name: record[name] for name in ("steps", "seconds", "right_bits")}))
 
 
 train.add_command(train_detector_command)

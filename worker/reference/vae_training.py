@@ -56,6 +56,10 @@ def quantized(features: Tensor, schedule: ScaleSchedule) -> Tensor:
     return features + (total.summed_codes - features).detach()
 
 
+def _schedule(side: int) -> ScaleSchedule:
+    return scale_schedule(1.0, "0.25M" if side == 512 else "0.06M")
+
+
 def vae_loss(vae: Vae, images: Tensor, schedule: ScaleSchedule) -> tuple[Tensor, Tensor]:
     """Loss of a batch, and its reconstruction's mean squared error.
 
@@ -85,7 +89,7 @@ def reconstruction_psnr(vae: Vae, side: int, count: int, device: torch.device) -
         count: pictures.
         device: of the VAE.
     """
-    schedule = scale_schedule(1.0, "0.25M" if side == 512 else "0.06M")
+    schedule = _schedule(side)
     psnr, complexity = [], []
     for batch in scene_batches(_EVALUATION_SEED, min(16, count), -(-count // 16), split="heldout"):
         images = render_pixels(batch, side, device)
@@ -135,13 +139,17 @@ def train_vae(
         vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         vae.encoder.compile(dynamic=False)
         vae.decoder.compile(dynamic=False)
+    phases = ((256, settings.batch_small, settings.small_fraction), (512, settings.batch_large, 1.0))
+    if device.type == "cuda":
+        for side, batch_size, _ in phases:  # compile both forms before the clock runs
+            with torch.autocast("cuda", torch.bfloat16):
+                vae_loss(vae, torch.zeros(batch_size, 3, side, side, device=device), _schedule(side))[
+                    0
+                ].backward()
     clock = TimedCosine(settings.peak_rate, settings.minutes)
     step, saved_at = 0, 0.0
-    for side, batch_size, until in (
-        (256, settings.batch_small, settings.small_fraction),
-        (512, settings.batch_large, 1.0),
-    ):
-        schedule = scale_schedule(1.0, "0.25M" if side == 512 else "0.06M")
+    for side, batch_size, until in phases:
+        schedule = _schedule(side)
         batches = scene_batches(_SEED + side, batch_size, 1_000_000, num_workers=settings.num_workers)
         for batch in batches:
             if clock.fraction >= until:
