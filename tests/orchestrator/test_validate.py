@@ -16,6 +16,8 @@ from toprovar_batch.worker.errors import ModelSpecError, OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema
 from toprovar_batch.worker.specs import ModelSpec
 
+BASE = "prompts: {source: p.jsonl}\noutput: out\nmodel: {random_weights: true}\n"
+
 
 @pytest.fixture
 def validate(tmp_path, monkeypatch):
@@ -24,7 +26,7 @@ def validate(tmp_path, monkeypatch):
 
     def run(*options, rows=({"prompt": "a cat"},), extra=""):
         (tmp_path / "p.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        (tmp_path / "job.yaml").write_text(f"prompts: {{source: p.jsonl}}\noutput: out\n{extra}")
+        (tmp_path / "job.yaml").write_text(f"{BASE}{extra}")
         return CliRunner().invoke(main, ["validate", "job.yaml", *options])
 
     return run
@@ -111,6 +113,7 @@ def test_an_output_below_a_file_is_refused(begun, tmp_path):
 
 def test_model_urls_are_looked_up():
     fsspec.filesystem("memory").pipe("/models/t.pth", b"x")
+    assert list(check_remote_files(ModelSpec())) == []  # what is shipped is not remote
     there = ModelSpec(transformer="memory://models/t.pth", vae="/local/vae.pth", text_encoder="./t5")
     assert list(check_remote_files(there)) == []
     with pytest.raises(ModelSpecError, match=r"model\.vae: memory://models/v\.pth: there is no such file"):
