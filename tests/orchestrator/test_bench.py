@@ -14,7 +14,9 @@ from toprovar_batch.worker.specs import ArchitectureSpec, EngineSpec, ImageSpec,
 
 
 def _bench(*arguments):
-    return CliRunner().invoke(main, ["bench", "--device", "cpu", "--random-weights", "--resolution", "0.06M", *arguments])
+    return CliRunner().invoke(
+        main, ["bench", "--device", "cpu", "--random-weights", "--resolution", "0.06M", *arguments]
+    )
 
 
 def test_json_has_every_batch_with_its_split():

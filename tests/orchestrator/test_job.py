@@ -226,7 +226,9 @@ def test_identity_names_the_field_that_changes_the_content(keys, field):
 
 def test_random_weights_are_another_job():
     differing = differing_fields(job_from().identity(), job_from(model={"random_weights": True}).identity())
-    assert differing[:4] == [f"model.{key}" for key in ("transformer", "vae", "text_encoder", "random_weights")]
+    assert differing[:4] == [
+        f"model.{key}" for key in ("transformer", "vae", "text_encoder", "random_weights")
+    ]
 
 
 def test_shipped_weights_are_told_by_their_content_and_not_by_their_place(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """`validate`: what it says about a good job, and that it leaves nothing behind."""
 
 import json
+import re
 
 import fsspec
 import pytest
@@ -14,6 +15,7 @@ from toprovar_batch.orchestrator.output_check import check_output
 from toprovar_batch.orchestrator.plan import plan_job
 from toprovar_batch.worker.errors import ModelSpecError, OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema
+from toprovar_batch.worker.reference.scenes import make_batch
 from toprovar_batch.worker.specs import ModelSpec
 
 BASE = "prompts: {source: p.jsonl}\noutput: out\nmodel: {random_weights: true}\n"
@@ -71,6 +73,16 @@ def test_the_prompts_of_the_demo_are_all_good_and_different(pytestconfig):
     plan = plan_job(load_job(str(pytestconfig.rootpath / "jobs/demo.yaml")))
     assert plan.num_prompts >= 24
     assert plan.warnings == ()
+
+
+def test_the_demo_is_worded_as_the_captions_that_the_model_has_learnt(pytestconfig):
+    prompts = plan_job(load_job(str(pytestconfig.rootpath / "jobs/demo.yaml"))).samples.column("prompt")
+    learnt = {word for text in make_batch(0, 0, 4000).captions for word in _words(text)}
+    assert {word for text in prompts.to_pylist() for word in _words(text)} <= learnt
+
+
+def _words(text):
+    return re.findall(r"\w+", text.lower())
 
 
 # The output folder
