@@ -56,7 +56,8 @@ def model_files(spec: ModelSpec) -> ModelFiles:
     With `random_weights` no part has a file.
 
     Raises:
-        ModelSpecError: a part has no file and the preset none to offer; or files named beside random_weights.
+        ModelSpecError: an impossible architecture; a part has no file and the preset none of these sizes to offer; or
+            files named beside random_weights.
     """
     preset = get_preset(spec.preset)
     named = (spec.transformer, spec.vae, spec.text_encoder)
@@ -77,6 +78,13 @@ def model_files(spec: ModelSpec) -> ModelFiles:
             f"model.{missing[0]}: preset {spec.preset!r} has no released file for it; "
             "name one, or set model.random_weights to true"
         )
+    wanted, offered = resolve_architecture(spec), (preset.transformer, preset.vae)
+    for part, own, sizes, its_sizes in zip(("transformer", "vae"), named, wanted, offered, strict=False):
+        if own is None and sizes != its_sizes:
+            raise ModelSpecError(
+                f"model.{part}: the file of preset {spec.preset!r} has other sizes than model.architecture gives; "
+                "name one that has these, or set model.random_weights to true"
+            )
     return files
 
 

@@ -83,6 +83,18 @@ def test_shipped_files_that_are_not_installed_are_named(tmp_path, monkeypatch):
     assert len(check_model_files(ModelSpec(random_weights=True))) == 3
 
 
+def test_files_of_a_preset_are_not_taken_for_other_sizes():
+    for sizes, part in (
+        (ArchitectureSpec(depth=2), "transformer"),
+        (ArchitectureSpec(vae_base_channels=64), "vae"),
+    ):
+        with pytest.raises(
+            ModelSpecError, match=rf"model\.{part}: the file of preset 'tiny' has other sizes"
+        ):
+            model_files(ModelSpec(architecture=sizes))
+    assert model_files(ModelSpec(architecture=ArchitectureSpec(depth=2), transformer="my.pth")).vae
+
+
 def test_named_files_take_the_place_of_the_presets():
     files = model_files(ModelSpec(preset="infinity-2b", vae="my/vae.pth"))
     assert files.vae == "my/vae.pth"
