@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: help install dev demo test check format
 
 help:
-	@echo "make demo    generate the demo dataset on this machine"
+	@echo "make demo    generate the demo dataset on this machine, and draw it as outputs/demo.jpg"
 	@echo "make test    run the tests (CPU only)"
 	@echo "make check   lint, formatting and types"
 	@echo "make format  format the code and mend what the linter can"
@@ -25,6 +25,7 @@ dev: .venv/dev.stamp
 
 demo: install
 	$(BIN)/toprovar-batch submit jobs/demo.yaml
+	$(BIN)/toprovar-batch sheet outputs/demo --file outputs/demo.jpg
 
 test: dev
 	$(BIN)/python -m pytest

@@ -6,6 +6,7 @@ import fsspec
 
 from toprovar_batch.orchestrator.job import JobSpec
 from toprovar_batch.worker.errors import ModelSpecError
+from toprovar_batch.worker.fetch import is_packaged
 from toprovar_batch.worker.specs import ModelSpec
 
 
@@ -41,7 +42,7 @@ def check_remote_files(model: ModelSpec) -> Iterator[str]:
     files = model_files(model)
     for part in ("transformer", "vae", "text_encoder"):
         location: str | None = getattr(files, part)
-        if location is None:
+        if location is None or is_packaged(location):
             continue
         url = location
         if "://" not in location:

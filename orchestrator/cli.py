@@ -25,6 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "orchestrator.evaluate:evaluate_command",
         "Score a dataset of known prompts, alone or against another.",
     ),
+    "sheet": (
+        "orchestrator.sheet:sheet_command",
+        "Draw a dataset's pictures with their prompts into one image.",
+    ),
     "bench": ("orchestrator.bench:bench_command", "Time generation at several batch sizes."),
 }
 

@@ -1,4 +1,4 @@
-"""Weight files from anywhere: local paths as they are, URLs through a cache on this machine."""
+"""Weight files from anywhere: local paths as they are, our own beside the code, URLs through a cache on this machine."""
 
 import fcntl
 import hashlib
@@ -11,21 +11,34 @@ import fsspec
 
 from .errors import CheckpointError
 
+_PACKAGE = "package://"
+_PACKAGE_FOLDER = Path(__file__).parents[
+    1
+]  # of the folders kernels, worker and orchestrator, wherever they are
+
 
 def cache_folder() -> Path:
     """Where fetched weights are kept: $TOPROVAR_CACHE, or a folder under ~/.cache."""
     return Path(os.environ.get("TOPROVAR_CACHE") or Path.home() / ".cache" / "toprovar-batch")
 
 
+def is_packaged(location: str) -> bool:
+    """Whether a location names a file that comes with this package, the same on every machine."""
+    return location.startswith(_PACKAGE)
+
+
 def fetch(location: str) -> Path:
     """A local path of a weight file or a folder of shards.
 
     Args:
-        location: a local path, an fsspec URL, or hf://owner/name/path (through the hub's own cache).
+        location: a local path, an fsspec URL, hf://owner/name/path (through the hub's own cache), or
+            package://path of a file that comes with this package.
 
     Raises:
-        CheckpointError: it cannot be fetched; names it.
+        CheckpointError: it cannot be fetched, or is not part of this installation; names it.
     """
+    if is_packaged(location):
+        return _packaged_path(location)
     if "://" not in location:
         return Path(location).expanduser()
     try:
@@ -35,6 +48,16 @@ def fetch(location: str) -> Path:
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{location}: cannot be fetched ({reason})") from error
+
+
+def _packaged_path(location: str) -> Path:
+    path = _PACKAGE_FOLDER / location.removeprefix(_PACKAGE)
+    if not path.exists():
+        raise CheckpointError(
+            f"{location}: not part of this installation; install toprovar-batch again with its weights, "
+            "or set model.random_weights to true"
+        )
+    return path
 
 
 def _fetch_from_hub(path: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from .errors import ModelSpecError
-from .fetch import fetch
+from .fetch import fetch, is_packaged
 from .infinity.checkpoint import (
     StateDict,
     adapt_transformer,
@@ -53,11 +53,11 @@ class ModelFiles:
 def model_files(spec: ModelSpec) -> ModelFiles:
     """The files a spec asks for, the preset's where it names none.
 
-    A preset that has no released files (tiny) is random where none are named, as everything is with
-    `random_weights`.
+    With `random_weights` no part has a file.
 
     Raises:
-        ModelSpecError: a part has no file and the preset none to offer; or files named beside random_weights.
+        ModelSpecError: an impossible architecture; a part has no file and the preset none of these sizes to offer; or
+            files named beside random_weights.
     """
     preset = get_preset(spec.preset)
     named = (spec.transformer, spec.vae, spec.text_encoder)
@@ -73,11 +73,18 @@ def model_files(spec: ModelSpec) -> ModelFiles:
         spec.text_encoder or preset.text_encoder_name,
     )
     missing = [part for part in ("transformer", "vae", "text_encoder") if getattr(files, part) is None]
-    if missing and not (spec.preset == "tiny" and not any(named)):
+    if missing:
         raise ModelSpecError(
             f"model.{missing[0]}: preset {spec.preset!r} has no released file for it; "
             "name one, or set model.random_weights to true"
         )
+    wanted, offered = resolve_architecture(spec), (preset.transformer, preset.vae)
+    for part, own, sizes, its_sizes in zip(("transformer", "vae"), named, wanted, offered, strict=False):
+        if own is None and sizes != its_sizes:
+            raise ModelSpecError(
+                f"model.{part}: the file of preset {spec.preset!r} has other sizes than model.architecture gives; "
+                "name one that has these, or set model.random_weights to true"
+            )
     return files
 
 
@@ -201,7 +208,7 @@ def _text_encoder_name(location: str) -> str:
 
 
 def check_model_files(spec: ModelSpec) -> list[str]:
-    """What can be told about a model's files without loading them: of local checkpoints, names and shapes.
+    """What can be told about a model's files without loading them: of local and shipped checkpoints, names and shapes.
 
     Args:
         spec: the model.
@@ -211,7 +218,7 @@ def check_model_files(spec: ModelSpec) -> list[str]:
 
     Raises:
         ModelSpecError: an impossible description, or a missing local file; names it.
-        CheckpointError: a local checkpoint that does not fit; names the tensor.
+        CheckpointError: a local checkpoint that does not fit, or one of the package that is not installed.
     """
     transformer_sizes, vae_sizes = resolve_architecture(spec)
     files = model_files(spec)
@@ -221,14 +228,17 @@ def check_model_files(spec: ModelSpec) -> list[str]:
         if location is None:
             lines.append(f"{part}: random weights, seed {spec.weights_seed}")
             continue
-        is_local = "://" not in location and (part != "text_encoder" or location.startswith((".", "/", "~")))
-        if is_local and not Path(location).expanduser().exists():
-            raise ModelSpecError(f"model.{part}: {location}: no such file or folder")
-        if is_local and part == "transformer":
-            _read_transformer(transformer_sizes, fetch(location))
-        if is_local and part == "vae":
-            _read_vae(vae_sizes, fetch(location), with_encoder=False)
-        if is_local and part == "text_encoder":
-            check_local_encoder(fetch(location), transformer_sizes.text_width)
         lines.append(f"{part}: {location}")
+        is_id = part == "text_encoder" and not location.startswith((".", "/", "~"))
+        if not is_packaged(location) and ("://" in location or is_id):
+            continue
+        path = fetch(location)
+        if not path.exists():
+            raise ModelSpecError(f"model.{part}: {location}: no such file or folder")
+        if part == "transformer":
+            _read_transformer(transformer_sizes, path)
+        elif part == "vae":
+            _read_vae(vae_sizes, path, with_encoder=False)
+        else:
+            check_local_encoder(path, transformer_sizes.text_width)
     return lines

@@ -61,6 +61,7 @@ def write_job(tmp_path):
             f"output: {output or tmp_path / 'out'}",
             f"shard_size: {shard_size}",
             "model: {random_weights: true, architecture: {depth: 2, width: 64, num_heads: 2}}",
+            "image: {resolution: 0.06M}",
             "runtime:",
             *(f"  {key}: {value}" for key, value in settings.items()),
         ]

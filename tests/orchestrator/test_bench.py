@@ -10,15 +10,17 @@ from toprovar_batch.orchestrator.bench import measure
 from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.errors import RunFailedError
-from toprovar_batch.worker.specs import ArchitectureSpec, EngineSpec, ModelSpec, RuntimeSpec
+from toprovar_batch.worker.specs import ArchitectureSpec, EngineSpec, ImageSpec, ModelSpec, RuntimeSpec
 
 
 def _bench(*arguments):
-    return CliRunner().invoke(main, ["bench", "--device", "cpu", *arguments])
+    return CliRunner().invoke(
+        main, ["bench", "--device", "cpu", "--random-weights", "--resolution", "0.06M", *arguments]
+    )
 
 
 def test_json_has_every_batch_with_its_split():
-    result = _bench("--batch", "1,2", "--repeats", "2", "--warmup", "0", "--random-weights", "--json")
+    result = _bench("--batch", "1,2", "--repeats", "2", "--warmup", "0", "--json")
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
     assert [timing["batch"] for timing in record["batches"]] == [1, 2]
@@ -65,7 +67,12 @@ def test_bad_options_are_named(arguments, named):
 
 def test_nothing_is_timed_when_the_model_gives_no_numbers():
     engine = Engine(
-        EngineSpec(model=ModelSpec(architecture=ArchitectureSpec(depth=1, width=64, num_heads=2))),
+        EngineSpec(
+            model=ModelSpec(
+                random_weights=True, architecture=ArchitectureSpec(depth=1, width=64, num_heads=2)
+            ),
+            image=ImageSpec(resolution="0.06M"),
+        ),
         RuntimeSpec(device="cpu"),
     )
     engine.setup()

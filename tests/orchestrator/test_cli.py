@@ -92,12 +92,12 @@ def test_an_unforeseen_error_is_not_hidden(monkeypatch):
     assert isinstance(CliRunner().invoke(cli.main, ["failing"]).exception, ZeroDivisionError)
 
 
-BASE = "prompts: {source: p.txt}\noutput: out\n"
+BASE = "prompts: {source: p.txt}\noutput: out\nmodel: {random_weights: true}\n"
 MISTAKES = {
     "missing job file": (["none.yaml"], BASE, {}, "none.yaml: there is no such job file"),
     "empty job file": ([], "", {}, "job.yaml: the job file is empty"),
     "unreadable YAML": ([], "a: [1\nb: 2", {}, "job.yaml, line 2: not readable as YAML"),
-    "a key twice": ([], BASE + "output: x", {}, "job.yaml, line 3: not readable as YAML: the key 'output' is there twice"),
+    "a key twice": ([], BASE + "output: x", {}, "job.yaml, line 4: not readable as YAML: the key 'output' is there twice"),
     "unknown key": ([], BASE + "sampling: {sead: 1}", {}, "unknown key sampling.sead; did you mean sampling.seed?"),
     "wrong type": ([], BASE + "shard_size: many", {}, "shard_size must be a whole number, got the text 'many'"),
     "invalid h/w": ([], BASE + "image: {h_div_w: 9}", {}, "image.h_div_w must be at most 3, got 9"),
@@ -116,7 +116,7 @@ MISTAKES = {
     "unknown preset": (["--set", "model.preset=infinity-2"], BASE, {}, "did you mean 'infinity-2b'?"),
     "impossible width": (["--set", "model.architecture={width: 383, num_heads: 6}"], BASE, {}, "model.architecture.width: 383 is not divisible by num_heads 6"),
     "odd head size": (["--set", "model.architecture={width: 36, num_heads: 6}"], BASE, {}, "the head size 6 (width / num_heads) must be divisible by 4"),
-    "guidance per scale": (["--set", "sampling.cfg_scale=[1, 2]"], BASE, {}, "sampling.cfg_scale: the schedule has 7 scales, but 2 values are given"),
+    "guidance per scale": (["--set", "sampling.cfg_scale=[1, 2]"], BASE, {}, "sampling.cfg_scale: the schedule has 10 scales, but 2 values are given"),
     "temperature per scale": (["--set", "sampling.temperature=[1, 2]", "--set", "image.resolution=1M"], BASE, {}, "sampling.temperature: the schedule has 13 scales, but 2"),
     "guidance layer": (["--set", "sampling.cfg_insertion_layer=-99"], BASE, {}, "sampling.cfg_insertion_layer: -99 names no block"),
     "missing model file": (["--set", "model={transformer: t.pth, vae: v.pth, text_encoder: ./t5}"], BASE, {"p__txt": "x"}, "model.transformer: "),

@@ -198,9 +198,13 @@ def test_identity_ignores_where_and_how_a_job_runs():
 
 def test_identity_is_the_same_for_a_default_and_its_value_spelled_out():
     spelled = job_from(
-        model={"preset": "tiny", "architecture": {"depth": 9}, "random_weights": True},
+        model={
+            "preset": "tiny",
+            "architecture": {"depth": 9},
+            "transformer": "package://worker/reference/weights/transformer",
+        },
         sampling={"cfg_scale": 3, "temperature": 1.0, "seed": 0},
-        image={"resolution": "0.06M", "h_div_w": (1.0,)},
+        image={"resolution": "0.25M", "h_div_w": (1.0,)},
         policy="dense",
     )
     assert differing_fields(job_from().identity(), spelled.identity()) == []
@@ -218,6 +222,28 @@ def test_identity_is_the_same_for_a_default_and_its_value_spelled_out():
 )
 def test_identity_names_the_field_that_changes_the_content(keys, field):
     assert differing_fields(job_from().identity(), job_from(**keys).identity()) == [field]
+
+
+def test_random_weights_are_another_job():
+    differing = differing_fields(job_from().identity(), job_from(model={"random_weights": True}).identity())
+    assert differing[:4] == [
+        f"model.{key}" for key in ("transformer", "vae", "text_encoder", "random_weights")
+    ]
+
+
+def test_shipped_weights_are_told_by_their_content_and_not_by_their_place(tmp_path, monkeypatch):
+    identities = []
+    for place, content, time_ns in (("here", b"old", 1), ("there", b"old", 2), ("there", b"new", 2)):
+        folder = tmp_path / place / "worker/reference/weights/transformer"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "a.safetensors").write_bytes(content)
+        os.utime(folder / "a.safetensors", ns=(time_ns, time_ns))
+        monkeypatch.setattr("toprovar_batch.worker.fetch._PACKAGE_FOLDER", tmp_path / place)
+        identities.append(job_from().identity())
+    here, there, changed = identities
+    assert here == there
+    assert str(tmp_path) not in str(here)
+    assert differing_fields(there, changed) == ["model.transformer (file)"]
 
 
 def replace_file(path, content):
@@ -245,7 +271,7 @@ def test_identity_notices_local_weights_that_were_replaced(tmp_path):
 
 def test_weights_that_one_machine_does_not_have_are_not_compared(tmp_path):
     (tmp_path / "vae.pth").touch()
-    job = job_from(model={"vae": str(tmp_path / "vae.pth")})
+    job = job_from(model={"preset": "infinity-2b", "vae": str(tmp_path / "vae.pth")})
     with_file = job.identity()
     (tmp_path / "vae.pth").unlink()
     assert differing_fields(with_file, job.identity()) == []

@@ -1,6 +1,7 @@
 """`validate`: what it says about a good job, and that it leaves nothing behind."""
 
 import json
+import re
 
 import fsspec
 import pytest
@@ -14,7 +15,10 @@ from toprovar_batch.orchestrator.output_check import check_output
 from toprovar_batch.orchestrator.plan import plan_job
 from toprovar_batch.worker.errors import ModelSpecError, OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema
+from toprovar_batch.worker.reference.scenes import make_batch
 from toprovar_batch.worker.specs import ModelSpec
+
+BASE = "prompts: {source: p.jsonl}\noutput: out\nmodel: {random_weights: true}\n"
 
 
 @pytest.fixture
@@ -24,7 +28,7 @@ def validate(tmp_path, monkeypatch):
 
     def run(*options, rows=({"prompt": "a cat"},), extra=""):
         (tmp_path / "p.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        (tmp_path / "job.yaml").write_text(f"prompts: {{source: p.jsonl}}\noutput: out\n{extra}")
+        (tmp_path / "job.yaml").write_text(f"{BASE}{extra}")
         return CliRunner().invoke(main, ["validate", "job.yaml", *options])
 
     return run
@@ -71,6 +75,16 @@ def test_the_prompts_of_the_demo_are_all_good_and_different(pytestconfig):
     assert plan.warnings == ()
 
 
+def test_the_demo_is_worded_as_the_captions_that_the_model_has_learnt(pytestconfig):
+    prompts = plan_job(load_job(str(pytestconfig.rootpath / "jobs/demo.yaml"))).samples.column("prompt")
+    learnt = {word for text in make_batch(0, 0, 4000).captions for word in _words(text)}
+    assert {word for text in prompts.to_pylist() for word in _words(text)} <= learnt
+
+
+def _words(text):
+    return re.findall(r"\w+", text.lower())
+
+
 # The output folder
 
 
@@ -111,6 +125,7 @@ def test_an_output_below_a_file_is_refused(begun, tmp_path):
 
 def test_model_urls_are_looked_up():
     fsspec.filesystem("memory").pipe("/models/t.pth", b"x")
+    assert list(check_remote_files(ModelSpec())) == []  # what is shipped is not remote
     there = ModelSpec(transformer="memory://models/t.pth", vae="/local/vae.pth", text_encoder="./t5")
     assert list(check_remote_files(there)) == []
     with pytest.raises(ModelSpecError, match=r"model\.vae: memory://models/v\.pth: there is no such file"):

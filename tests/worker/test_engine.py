@@ -33,9 +33,13 @@ PROMPTS = [
 ]
 
 
-def _engine(batch_size=None, **spec):
+def _engine(batch_size=None, image_format="png", quality=95, **spec):
     engine = Engine(
-        EngineSpec(model=ModelSpec(random_weights=True, architecture=SMALL), **spec),
+        EngineSpec(
+            model=ModelSpec(random_weights=True, architecture=SMALL),
+            image=ImageSpec(resolution="0.06M", format=image_format, quality=quality),
+            **spec,
+        ),
         RuntimeSpec(device="cpu", batch_size=batch_size),
     )
     engine.setup()
@@ -145,7 +149,7 @@ def test_results_carry_size_latency_and_work(engine):
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
 def test_every_format_is_written(image_format):
-    engine = _engine(image=ImageSpec(format=image_format, quality=80))
+    engine = _engine(image_format=image_format, quality=80)
     result = engine.generate([_request(0)])[0]
     assert Image.open(io.BytesIO(result.image)).format == image_format.upper()
     assert result.format == image_format
@@ -249,12 +253,16 @@ def test_a_gpu_that_is_not_there_is_a_clear_error():
         resolve_device("cuda")
 
 
-def test_a_checkpoint_folder_generates_through_the_engine():
+def test_a_folder_that_is_no_text_encoder_is_refused():
     golden = Path(__file__).parents[1] / "data" / "golden" / "square"
     with pytest.raises(ModelSpecError, match=r"model\.text_encoder"):
         Engine(
             EngineSpec(
-                model=ModelSpec(transformer=str(golden / "infinity.pth"), vae=str(golden / "vae.pth"))
+                model=ModelSpec(
+                    transformer=str(golden / "infinity.pth"),
+                    vae=str(golden / "vae.pth"),
+                    text_encoder=str(golden),
+                )
             ),
             RuntimeSpec(device="cpu"),
         ).setup()

@@ -8,6 +8,7 @@ import pytest
 
 from toprovar_batch.worker.errors import CheckpointError
 from toprovar_batch.worker.fetch import fetch
+from toprovar_batch.worker.reference import scorer
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +28,17 @@ def memory():
 
 def test_local_paths_are_taken_as_they_are(tmp_path):
     assert fetch(str(tmp_path / "w.pth")) == tmp_path / "w.pth"
+
+
+def test_what_comes_with_the_package_is_found_beside_its_code():
+    path = fetch("package://worker/reference/scorer.py")
+    assert path.is_absolute()
+    assert path.samefile(scorer.__file__)
+
+
+def test_what_the_package_lacks_is_named():
+    with pytest.raises(CheckpointError, match=r"^package://worker/none: not part of this installation"):
+        fetch("package://worker/none")
 
 
 def test_a_url_is_copied_once(memory, monkeypatch):

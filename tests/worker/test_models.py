@@ -8,7 +8,13 @@ import torch
 from toprovar_batch.worker.errors import CheckpointError, ModelSpecError
 from toprovar_batch.worker.infinity.config import PRESETS, get_preset, resolve_architecture
 from toprovar_batch.worker.infinity.transformer import Infinity
-from toprovar_batch.worker.models import build_model, check_model_files, model_files, random_transformer
+from toprovar_batch.worker.models import (
+    ModelFiles,
+    build_model,
+    check_model_files,
+    model_files,
+    random_transformer,
+)
 from toprovar_batch.worker.specs import ArchitectureSpec, ModelSpec
 
 CPU = torch.device("cpu")
@@ -63,6 +69,30 @@ def test_official_presets_name_their_released_files():
     assert files.transformer == "hf://FoundationVision/Infinity/infinity_2b_reg.pth"
     assert files.vae == "hf://FoundationVision/Infinity/infinity_vae_d32reg.pth"
     assert files.text_encoder == "google/flan-t5-xl"
+
+
+def test_the_small_preset_names_files_of_this_package_unless_random_ones_are_asked_for():
+    assert model_files(ModelSpec()).vae == "package://worker/reference/weights/vae.safetensors"
+    assert model_files(ModelSpec(random_weights=True)) == ModelFiles(None, None, None)
+
+
+def test_shipped_files_that_are_not_installed_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("toprovar_batch.worker.fetch._PACKAGE_FOLDER", tmp_path)
+    with pytest.raises(CheckpointError, match=r"package://worker/\S+: not part of this installation"):
+        check_model_files(ModelSpec())
+    assert len(check_model_files(ModelSpec(random_weights=True))) == 3
+
+
+def test_files_of_a_preset_are_not_taken_for_other_sizes():
+    for sizes, part in (
+        (ArchitectureSpec(depth=2), "transformer"),
+        (ArchitectureSpec(vae_base_channels=64), "vae"),
+    ):
+        with pytest.raises(
+            ModelSpecError, match=rf"model\.{part}: the file of preset 'tiny' has other sizes"
+        ):
+            model_files(ModelSpec(architecture=sizes))
+    assert model_files(ModelSpec(architecture=ArchitectureSpec(depth=2), transformer="my.pth")).vae
 
 
 def test_named_files_take_the_place_of_the_presets():

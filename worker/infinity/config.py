@@ -95,6 +95,7 @@ class ModelPreset:
 
 
 _HUB = "hf://FoundationVision/Infinity"
+_SHIPPED = "package://worker/reference/weights"  # docs/reference-model.md tells how they were made
 _FLAN_T5_XL = T5Architecture(d_model=2048, d_kv=64, d_ff=5120, num_layers=24, num_heads=32)
 _VAE_D32 = VaeArchitecture(32, 128, (1, 2, 4, 4, 4), spatial_patchify=False)
 _VAE_D56 = VaeArchitecture(14, 128, (1, 2, 4, 4), spatial_patchify=True)
@@ -122,6 +123,9 @@ PRESETS: Final[dict[str, ModelPreset]] = {
         resolution="0.25M",
         cfg_scale=3.0,
         temperature=1.0,
+        transformer_file=f"{_SHIPPED}/transformer",
+        vae_file=f"{_SHIPPED}/vae.safetensors",
+        text_encoder_name=f"{_SHIPPED}/text_encoder",
     ),
     "infinity-2b": replace(
         _family(32, 2048, 16),
