@@ -116,10 +116,9 @@ def corrupt(features: Tensor, schedule: ScaleSchedule, max_flip: float) -> Train
     return TrainingTokens(inputs, torch.cat(targets, dim=1))
 
 
-def all_rotations(
-    schedule: ScaleSchedule, largest: tuple[int, int], head_dim: int, device: torch.device
-) -> Tensor:
+def all_rotations(schedule: ScaleSchedule, head_dim: int, device: torch.device) -> Tensor:
     """[total L, D / 2] complex64: the rotations of all scales, one after the other."""
+    largest = scale_schedule(1.0, "1M")[-1]
     return torch.cat([rope_2d(size, largest, head_dim, device) for size in schedule])
 
 
@@ -284,27 +283,18 @@ def train_model(
     """
     torch.manual_seed(settings.seed)
     model, tokenizer = _build(preset, resume, device)
-    rank = data_parallel.rank()
-    own_seed = settings.seed + 1_000 * rank  # the same start everywhere, other pictures and flips
+    own_seed = settings.seed + 1_000 * data_parallel.rank()  # the same start, other pictures and flips
     torch.manual_seed(own_seed)
-    vae = load_vae(
-        preset.vae,
-        vae_file,
-        device,
-        torch.bfloat16 if device.type == "cuda" else torch.float32,
-        with_encoder=True,
-    )
+    low = torch.bfloat16 if device.type == "cuda" else torch.float32
+    vae = load_vae(preset.vae, vae_file, device, low, with_encoder=True)
     schedule = scale_schedule(1.0, preset.resolution)
-    largest = scale_schedule(1.0, "1M")[-1]
-    rotations = all_rotations(schedule, largest, preset.transformer.head_dim, device)
+    rotations = all_rotations(schedule, preset.transformer.head_dim, device)
     weights = scale_weights(schedule, device)
     optimizer = torch.optim.AdamW(
         _parameter_groups(model), lr=0.0, betas=(0.9, 0.95), fused=device.type == "cuda"
     )
     averaged = AveragedWeights(model, 0.999)
-    if device.type == "cuda":
-        for block in model.transformer.blocks:
-            block.compile(dynamic=False)
+    _compile_blocks(model.transformer, device)
     pool = FeaturePool(settings.capacity, (preset.vae.codebook_dim, *schedule[-1]), device, own_seed)
     fresh = scene_batches(own_seed, settings.batch_size, 1_000_000, num_workers=settings.num_workers)
     clock = TimedCosine(settings.peak_rate, settings.minutes, start=settings.start, stop=settings.stop)
@@ -334,7 +324,7 @@ def train_model(
         if step == 1:
             clock.restart()
         finished = step > 1 and clock.over_at(now)
-        if rank == 0 and (step % 50 == 0 or finished):
+        if data_parallel.rank() == 0 and (step % 50 == 0 or finished):
             accuracy = [part.mean().item() for part in right.split([h * w for h, w in schedule])]
             history.append([step, round(now, 1), round(loss.item(), 5)])
             rates = " ".join(f"{value:.3f}" for value in accuracy)
@@ -353,8 +343,14 @@ def train_model(
             if finished or now - saved_at > _SAVE_EVERY_S:
                 saved_at = now
                 _save(averaged.module, tokenizer, output, record)
-    data_parallel.leave()
     return record
+
+
+def _compile_blocks(model: Infinity, device: torch.device) -> None:
+    """On a GPU; captions differ in length, so shapes are not all fixed."""
+    if device.type == "cuda":
+        for block in model.blocks:
+            block.compile()
 
 
 @torch.inference_mode()

@@ -50,7 +50,12 @@ def vae_command(output: Path, resume: Path | None, **settings: Any) -> None:
 @click.option("--resume", type=click.Path(path_type=Path, exists=True), help="Output of an earlier run.")
 @click.option("--minutes", type=float, default=ModelTrainingSettings.minutes, show_default=True)
 @click.option(
-    "--begin", "start", type=float, default=0.0, show_default=True, help="Where on the whole cosine this run begins."
+    "--begin",
+    "start",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Where on the whole cosine this run begins.",
 )
 @click.option("--end", "stop", type=float, default=1.0, show_default=True, help="Where it ends.")
 @click.option("--batch-size", type=int, default=ModelTrainingSettings.batch_size, show_default=True)
@@ -62,6 +67,7 @@ def model_command(vae_file: Path, output: Path, resume: Path | None, **settings:
     device = data_parallel.join()
     recipe = ModelTrainingSettings(num_workers=_workers(), **settings)
     record = train_model(get_preset("tiny"), recipe, vae_file, output, device, resume)
+    data_parallel.leave()
     if record:
         click.echo(json.dumps({name: record[name] for name in ("steps", "seconds", "right_bits")}))
 

@@ -59,7 +59,7 @@ def test_teacher_forcing_gives_the_logits_of_the_sampler(tokenizer):
     tokens = corrupt(_features(SCHEDULE), SCHEDULE, 0.0)
     with torch.no_grad():
         text = model.transformer.encode_text(text_features(tokenizer, model.text_encoder, CAPTIONS, CPU))
-        rotations = all_rotations(SCHEDULE, (64, 64), SIZES.head_dim, CPU)
+        rotations = all_rotations(SCHEDULE, SIZES.head_dim, CPU)
         logits = teacher_forced_logits(model.transformer, text, tokens.inputs, SCHEDULE, rotations).view(
             2, -1, 16
         )
@@ -120,7 +120,7 @@ def test_a_step_of_stage_one_lowers_its_loss():
 def test_a_step_of_stage_two_lowers_its_loss(tokenizer):
     model = _model(tokenizer)
     tokens = corrupt(_features(SHORT), SHORT, 0.2)
-    rotations = all_rotations(SHORT, (64, 64), SIZES.head_dim, CPU)
+    rotations = all_rotations(SHORT, SIZES.head_dim, CPU)
     weights = scale_weights(SHORT, CPU)
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     losses = []
