@@ -4,16 +4,21 @@ import copy
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, scaled_dot_product_attention
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    interpolate,
+    pad,
+    scaled_dot_product_attention,
+)
 
-from toprovar_batch.kernels.attention import TokenLayout
+from toprovar_batch.kernels.attention import KeyLengths, TokenLayout
 from toprovar_batch.worker.infinity.bsq import ResidualSum, code_maps_to_tokens
 from toprovar_batch.worker.infinity.checkpoint import save_shards
 from toprovar_batch.worker.infinity.config import ModelPreset
@@ -30,6 +35,7 @@ from .text_training import build_text_encoder, build_tokenizer, load_text, text_
 
 _SHARD_BYTES = 15 << 20
 _INIT_STD = 0.02
+_TEXT_MULTIPLE = 64
 # A run that is cut off leaves what it has learnt, though without the end of its cosine.
 _SAVE_EVERY_S = 100.0
 
@@ -41,7 +47,8 @@ class ModelTrainingSettings:
     Attributes:
         minutes: of this run.
         start, stop: the part of the whole learning-rate cosine that this run covers.
-        batch_size: pictures a step.
+        scales: train only so many, the coarsest, which decide what is where; None trains all.
+        batch_size: pictures a step and process.
         peak_rate: learning rate of AdamW at its largest.
         max_flip: each sample's bits are flipped with a probability drawn from [0, max_flip].
         caption_drop: fraction of samples trained without their caption, for guidance.
@@ -54,6 +61,7 @@ class ModelTrainingSettings:
     minutes: float = 8.0
     start: float = 0.0
     stop: float = 1.0
+    scales: int | None = None
     batch_size: int = 64
     peak_rate: float = 1.2e-3
     max_flip: float = 0.3
@@ -96,18 +104,21 @@ class TrainingTokens:
     targets: Tensor
 
 
-def corrupt(features: Tensor, schedule: ScaleSchedule, max_flip: float) -> TrainingTokens:
+def corrupt(
+    features: Tensor, schedule: ScaleSchedule, max_flip: float, scales: int | None = None
+) -> TrainingTokens:
     """Quantise features with random flips whose errors the later scales must correct (Infinity, sec. 3.3).
 
     Args:
         features: [B, z, H, W] of the VAE's encoder.
         schedule: token map sizes.
         max_flip: largest flip probability of a sample.
+        scales: only so many, the coarsest; they do not depend on the others.
     """
     total = ResidualSum(schedule, features.shape[0], features.shape[1], False, features.device)
     flip = torch.rand(features.shape[0], 1, 1, 1, device=features.device) * max_flip
     inputs, targets = [], []
-    for scale_index, size in enumerate(schedule):
+    for scale_index, size in enumerate(schedule[:scales]):
         if scale_index:
             inputs.append(total.tokens(scale_index))
         bits = interpolate(features - total.summed_codes, size, mode="area") > 0
@@ -122,6 +133,29 @@ def all_rotations(schedule: ScaleSchedule, head_dim: int, device: torch.device) 
     return torch.cat([rope_2d(size, largest, head_dim, device) for size in schedule])
 
 
+class PaddedKeys(KeyLengths):
+    """Text lengths as a mask alone: compiled code that knew the numbers would be compiled anew for every batch."""
+
+    def __init__(self, mask: Tensor) -> None:
+        """Take a [R, 1, 1, N] boolean mask, True where a key is seen."""
+        super().__init__((mask.shape[-1],) * mask.shape[0], mask.device)
+        self.__dict__["mask"] = mask
+
+
+def padded_text(text: TextContext, multiple: int) -> TextContext:
+    """The same text with its keys and values [R, H, N, D] padded to a multiple of `multiple` tokens."""
+    lengths = torch.tensor(text.text_lengths.lengths, device=text.cond.device)
+    longest = max(text.text_lengths.lengths)
+    size = -(-longest // multiple) * multiple
+    extra = (0, 0, 0, size - longest)
+    blocks = tuple(
+        replace(block, text_keys=pad(block.text_keys, extra), text_values=pad(block.text_values, extra))
+        for block in text.blocks
+    )
+    mask = torch.arange(size, device=lengths.device) < lengths[:, None]
+    return TextContext(text.cond, PaddedKeys(mask[:, None, None, :]), blocks)
+
+
 def teacher_forced_logits(
     model: Infinity, text: TextContext, inputs: Sequence[Tensor], schedule: ScaleSchedule, rotations: Tensor
 ) -> Tensor:
@@ -132,10 +166,9 @@ def teacher_forced_logits(
     layout = TokenLayout.dense(x.shape[0], x.shape[1], x.device)
     x = x.flatten(0, 1)
     memory = TeacherForcing(schedule)
-    for layer, block in enumerate(model.blocks):
-        x, _ = block(
-            x, text.blocks[layer], text.text_lengths, layout, rotations, memory, layer, with_entropy=False
-        )
+    for block, context in zip(model.blocks, text.blocks, strict=True):
+        # One number for all layers, which this memory ignores: the blocks then share one compiled form.
+        x, _ = block(x, context, text.text_lengths, layout, rotations, memory, 0, with_entropy=False)
     return model.logits(x, text.cond, layout)
 
 
@@ -233,7 +266,7 @@ class ReferenceModel(nn.Module):
             self.transformer.unconditional_features(len(row)) if drop else row
             for row, drop in zip(features, dropped, strict=True)
         ]
-        text = self.transformer.encode_text(features)
+        text = padded_text(self.transformer.encode_text(features), _TEXT_MULTIPLE)
         logits = teacher_forced_logits(self.transformer, text, tokens.inputs, schedule, rotations)
         return bit_loss(logits, tokens.targets, weights)
 
@@ -288,8 +321,9 @@ def train_model(
     low = torch.bfloat16 if device.type == "cuda" else torch.float32
     vae = load_vae(preset.vae, vae_file, device, low, with_encoder=True)
     schedule = scale_schedule(1.0, preset.resolution)
-    rotations = all_rotations(schedule, preset.transformer.head_dim, device)
-    weights = scale_weights(schedule, device)
+    trained = schedule[: settings.scales]
+    rotations = all_rotations(trained, preset.transformer.head_dim, device)
+    weights = scale_weights(trained, device)
     optimizer = torch.optim.AdamW(
         _parameter_groups(model), lr=0.0, betas=(0.9, 0.95), fused=device.type == "cuda"
     )
@@ -307,10 +341,10 @@ def train_model(
         if step < 40 or step % settings.new_every == 0:
             _render_into(pool, next(fresh), vae, 16 * schedule[-1][0], device)
         features, captions = pool.draw(settings.batch_size)
-        tokens = corrupt(features, schedule, settings.max_flip)
+        tokens = corrupt(features, schedule, settings.max_flip, settings.scales)
         dropped = [dice.random() < settings.caption_drop for _ in captions]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss, right = model.loss(tokenizer, captions, dropped, tokens, schedule, rotations, weights)
+            loss, right = model.loss(tokenizer, captions, dropped, tokens, trained, rotations, weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         data_parallel.average_gradients(model.parameters())
@@ -325,11 +359,11 @@ def train_model(
             clock.restart()
         finished = step > 1 and clock.over_at(now)
         if data_parallel.rank() == 0 and (step % 50 == 0 or finished):
-            accuracy = [part.mean().item() for part in right.split([h * w for h, w in schedule])]
+            accuracy = [part.mean().item() for part in right.split([h * w for h, w in trained])]
             history.append([step, round(now, 1), round(loss.item(), 5)])
-            rates = " ".join(f"{value:.3f}" for value in accuracy)
             print(
-                f"{now:6.0f} s  step {step:5d}  loss {loss.item():.4f}  norm {norm:.2f}  bits {rates}",
+                f"{now:6.0f} s  step {step:5d}  loss {loss.item():.4f}  norm {norm:.2f}  bits",
+                *(f"{value:.3f}" for value in accuracy),
                 flush=True,
             )
             record = {
@@ -347,10 +381,10 @@ def train_model(
 
 
 def _compile_blocks(model: Infinity, device: torch.device) -> None:
-    """On a GPU; captions differ in length, so shapes are not all fixed."""
+    """On a GPU; all blocks share one compiled form for each padded length of the text."""
     if device.type == "cuda":
         for block in model.blocks:
-            block.compile()
+            block.compile(dynamic=False)
 
 
 @torch.inference_mode()

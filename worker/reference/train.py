@@ -2,17 +2,23 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
+from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.infinity.config import get_preset
+from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec, SamplingSpec
 
 from . import data_parallel
 from .detector_training import train_detector_command
+from .model_check import check_model
 from .model_training import ModelTrainingSettings, train_model
+from .scenes.vocab import TASKS
+from .scorer import SCORER_FILE, load_scorer
 from .vae_training import VaeTrainingSettings, train_vae
 
 
@@ -58,6 +64,7 @@ def vae_command(output: Path, resume: Path | None, **settings: Any) -> None:
     help="Where on the whole cosine this run begins.",
 )
 @click.option("--end", "stop", type=float, default=1.0, show_default=True, help="Where it ends.")
+@click.option("--scales", type=int, help="Train only so many scales, the coarsest.")
 @click.option("--batch-size", type=int, default=ModelTrainingSettings.batch_size, show_default=True)
 @click.option("--peak-rate", type=float, default=ModelTrainingSettings.peak_rate, show_default=True)
 @click.option("--new-every", type=int, default=ModelTrainingSettings.new_every, show_default=True)
@@ -70,6 +77,34 @@ def model_command(vae_file: Path, output: Path, resume: Path | None, **settings:
     data_parallel.leave()
     if record:
         click.echo(json.dumps({name: record[name] for name in ("steps", "seconds", "right_bits")}))
+
+
+@train.command("check")
+@click.option(
+    "--weights", type=click.Path(path_type=Path, exists=True), required=True, help="Stage 2's output."
+)
+@click.option(
+    "--vae", "vae_file", type=click.Path(path_type=Path, exists=True), required=True, help="Stage 1's file."
+)
+@click.option("--scorer", "scorer_file", type=click.Path(path_type=Path), default=SCORER_FILE)
+@click.option("--prompts", type=int, default=20, show_default=True, help="Held-out prompts a task.")
+@click.option("--images", type=int, default=1, show_default=True, help="Pictures a prompt.")
+@click.option("--cfg-scale", type=float, default=3.0, show_default=True)
+def check_command(
+    weights: Path, vae_file: Path, scorer_file: Path, prompts: int, images: int, cfg_scale: float
+) -> None:
+    """Score pictures of held-out prompts, task by task."""
+    model = ModelSpec(
+        transformer=str(weights / "transformer"),
+        vae=str(vae_file),
+        text_encoder=str(weights / "text_encoder"),
+    )
+    engine = Engine(EngineSpec(model=model, sampling=SamplingSpec(cfg_scale=cfg_scale)), RuntimeSpec())
+    engine.setup()
+    verdicts = check_model(engine, load_scorer(engine.device, scorer_file), TASKS, prompts, images)
+    for task, found in verdicts.items():
+        reasons = Counter((verdict.reason or "right").split(":")[0] for verdict in found)
+        click.echo(f"{task:15s} {reasons['right'] / len(found):.3f} of {len(found):3d}  {dict(reasons)}")
 
 
 train.add_command(train_detector_command)

@@ -21,6 +21,7 @@ from toprovar_batch.worker.reference.model_training import (
     bit_loss,
     corrupt,
     initialize_for_training,
+    padded_text,
     scale_weights,
     teacher_forced_logits,
 )
@@ -83,6 +84,27 @@ def test_without_flips_the_targets_are_the_quantised_features():
     bits = [code_maps_to_tokens(maps, False) for maps in quantize(features, SCHEDULE, False)]
     assert torch.equal(tokens.targets, torch.cat(bits, dim=1))
     assert [part.shape[1] for part in tokens.inputs] == [h * w for h, w in SCHEDULE[1:]]
+
+
+def test_the_first_scales_alone_are_those_of_the_whole():
+    features = _features(SCHEDULE)
+    whole, first = corrupt(features, SCHEDULE, 0.0), corrupt(features, SCHEDULE, 0.0, 3)
+    assert torch.equal(first.targets, whole.targets[:, : first.targets.shape[1]])
+    assert first.targets.shape[1] == sum(h * w for h, w in SCHEDULE[:3])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(first.inputs, whole.inputs, strict=False))
+
+
+def test_padding_the_text_changes_no_logit(tokenizer):
+    model = _model(tokenizer)
+    tokens = corrupt(_features(SHORT), SHORT, 0.2)
+    rotations = all_rotations(SHORT, SIZES.head_dim, CPU)
+    with torch.no_grad():
+        text = model.transformer.encode_text(text_features(tokenizer, model.text_encoder, CAPTIONS, CPU))
+        expected = teacher_forced_logits(model.transformer, text, tokens.inputs, SHORT, rotations)
+        padded = padded_text(text, 32)
+        assert padded.blocks[0].text_keys.shape[2] == 32
+        actual = teacher_forced_logits(model.transformer, padded, tokens.inputs, SHORT, rotations)
+    assert torch.allclose(actual, expected, atol=1e-5)
 
 
 def test_the_targets_correct_what_flips_did():
