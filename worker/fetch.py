@@ -12,9 +12,8 @@ import fsspec
 from .errors import CheckpointError
 
 _PACKAGE = "package://"
-_PACKAGE_FOLDER = Path(__file__).parents[
-    1
-]  # of the folders kernels, worker and orchestrator, wherever they are
+# That of the folders kernels, worker and orchestrator, wherever they are.
+_PACKAGE_FOLDER = Path(__file__).parents[1]
 
 
 def cache_folder() -> Path:

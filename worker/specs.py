@@ -34,8 +34,8 @@ class ModelSpec(FrozenSpec):
     """Which model to run and where its files are.
 
     Each of `transformer`, `vae` and `text_encoder` overrides the preset's file: a local path, an fsspec URL,
-    package:// for a file of this package, or (text encoder) a Hugging Face id. `random_weights` builds the model at full size from `weights_seed`
-    without any file.
+    package:// for a file of this package, or (text encoder) a Hugging Face id. `random_weights` builds the model
+    at full size from `weights_seed` without any file.
     """
 
     preset: str = "tiny"

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 
 def join() -> torch.device:
@@ -58,10 +59,6 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         if parameter.grad is None:  # no caption was dropped here, say, but one was elsewhere
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = parameters_to_vector(gradients)
     dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    start = 0
-    for gradient in gradients:
-        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-        start += gradient.numel()
+    vector_to_parameters(flat / dist.get_world_size(), gradients)

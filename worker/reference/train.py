@@ -11,6 +11,7 @@ import torch
 
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.infinity.config import get_preset
+from toprovar_batch.worker.settings import resolve_device
 from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec, SamplingSpec
 
 from . import data_parallel
@@ -45,7 +46,7 @@ def train() -> None:
 def vae_command(output: Path, resume: Path | None, **settings: Any) -> None:
     """Stage 1: the VAE with binary spherical multi-scale quantisation."""
     recipe = VaeTrainingSettings(num_workers=_workers(), **settings)
-    click.echo(json.dumps(train_vae(get_preset("tiny").vae, recipe, output, data_parallel.join(), resume)))
+    click.echo(json.dumps(train_vae(get_preset("tiny").vae, recipe, output, resolve_device("auto"), resume)))
 
 
 @train.command("model")
