@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .attention import attention, attention_entropy
 from .bit_sampling import sample_bits
+from .flash_attention import attention, attention_entropy
 from .qk_norm_rope import qk_norm_rope
 
 __all__ = [

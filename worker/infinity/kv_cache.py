@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.attention import KeyLengths, TokenLayout
+from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout
 from toprovar_batch.kernels.ops import attention, attention_entropy
 
 from .config import TransformerArchitecture

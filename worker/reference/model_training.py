@@ -18,7 +18,7 @@ from torch.nn.functional import (
     scaled_dot_product_attention,
 )
 
-from toprovar_batch.kernels.attention import KeyLengths, TokenLayout
+from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout
 from toprovar_batch.worker.infinity.bsq import ResidualSum, code_maps_to_tokens
 from toprovar_batch.worker.infinity.checkpoint import save_shards
 from toprovar_batch.worker.infinity.config import ModelPreset
