@@ -297,7 +297,11 @@ class Infinity(nn.Module):
             The context of R = len(features) rows.
         """
         lengths = KeyLengths(tuple(len(row) for row in features), self.device)
-        normed = self.text_norm(nn.utils.rnn.pad_sequence(features, batch_first=True))  # [R, N, Ct5]
+        return self.encode_padded(nn.utils.rnn.pad_sequence(features, batch_first=True), lengths)
+
+    def encode_padded(self, features: Tensor, lengths: KeyLengths) -> TextContext:
+        """Precompute from features [R, N, Ct5] float32, of which each row's first are its own."""
+        normed = self.text_norm(features)
         cond = self.text_proj_for_sos.ca(normed, lengths)
         text = self.text_proj_for_ca(normed.to(self.dtype))
         shared = self.shared_ada_lin(cond).unflatten(-1, (6, -1))

@@ -2,40 +2,39 @@
 
 import copy
 import json
-import random
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import accumulate, pairwise
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import (
-    binary_cross_entropy_with_logits,
-    interpolate,
-    pad,
-    scaled_dot_product_attention,
-)
 
-from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout
-from toprovar_batch.worker.infinity.bsq import ResidualSum, code_maps_to_tokens
 from toprovar_batch.worker.infinity.checkpoint import save_shards
 from toprovar_batch.worker.infinity.config import ModelPreset
-from toprovar_batch.worker.infinity.rope import rope_2d
 from toprovar_batch.worker.infinity.schedule import ScaleSchedule, scale_schedule
-from toprovar_batch.worker.infinity.transformer import Infinity, TextContext
-from toprovar_batch.worker.infinity.vae import Vae
+from toprovar_batch.worker.infinity.transformer import Infinity
 from toprovar_batch.worker.models import load_transformer, load_vae
 
 from . import data_parallel
-from .scene_stream import render_pixels, scene_batches
+from .feature_pool import Drawn, FeaturePool, PoolFiller
+from .scene_stream import scene_batches
 from .schedule import AveragedWeights, TimedCosine
-from .text_training import build_text_encoder, build_tokenizer, load_text, text_features
+from .teacher_forcing import (
+    PaddedKeys,
+    TrainingTokens,
+    all_rotations,
+    bit_loss,
+    corrupt,
+    scale_weights,
+    teacher_forced_logits,
+)
+from .text_training import build_text_encoder, build_tokenizer, encode_captions, load_text
 
 _SHARD_BYTES = 15 << 20
 _INIT_STD = 0.02
-_TEXT_MULTIPLE = 64
+# One length for all captions, so that one compiled form serves every batch; the scenes' longest has 115 or so.
+_TEXT_TOKENS = 128
+_FRESH = 64
 # A run that is cut off leaves what it has learnt, though without the end of its cosine.
 _SAVE_EVERY_S = 100.0
 
@@ -49,10 +48,12 @@ class ModelTrainingSettings:
         start, stop: the part of the whole learning-rate cosine that this run covers.
         scales: train only so many, the coarsest, which decide what is where; None trains all.
         batch_size: pictures a step and process.
-        peak_rate: learning rate of AdamW at its largest.
+        peak_rate: learning rate of AdamW at its largest: embeddings, biases and the head.
+        matrix_rate: of Muon, which trains the matrices between them, in AdamW's units.
         max_flip: each sample's bits are flipped with a probability drawn from [0, max_flip].
         caption_drop: fraction of samples trained without their caption, for guidance.
-        new_every: steps for each newly rendered batch; the others draw from what was rendered before.
+        new_every: steps for each 64 newly rendered pictures; all batches draw from what was rendered so far.
+        prefill: pictures rendered before the first step.
         capacity: pictures kept, as features of the VAE.
         seed: of the scenes; another one for each run.
         num_workers: processes that make scenes.
@@ -63,141 +64,15 @@ class ModelTrainingSettings:
     stop: float = 1.0
     scales: int | None = None
     batch_size: int = 64
-    peak_rate: float = 1.2e-3
+    peak_rate: float = 1.5e-3
+    matrix_rate: float = 4e-3
     max_flip: float = 0.3
     caption_drop: float = 0.1
-    new_every: int = 2
-    capacity: int = 60_000
+    new_every: int = 4
+    prefill: int = 4_096
+    capacity: int = 200_000
     seed: int = 101
     num_workers: int = 0
-
-
-class TeacherForcing:
-    """Self-attention over all scales at once: a token sees its own scale and the earlier ones."""
-
-    def __init__(self, schedule: ScaleSchedule) -> None:
-        self._bounds = list(pairwise((0, *accumulate(h * w for h, w in schedule))))
-
-    def attend(
-        self, _layer: int, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, *, with_entropy: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """See `SelfAttentionMemory`; every row holds all tokens of all scales, and no entropy is measured."""
-        assert not with_entropy
-        q, k, v = (layout.by_row(x).transpose(1, 2) for x in (q, k, v))  # [R, H, L, D]
-        scales = [
-            scaled_dot_product_attention(q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], scale=1.0)
-            for start, stop in self._bounds
-        ]
-        return torch.cat(scales, dim=2).transpose(1, 2).flatten(0, 1), None
-
-
-@dataclass(frozen=True)
-class TrainingTokens:
-    """What teacher forcing feeds and asks for.
-
-    Attributes:
-        inputs: for each scale after the first, [B, L, D] float32: the resized sum of (partly flipped) codes.
-        targets: [B, total L, D] bool: the bits that correct what the flips did.
-    """
-
-    inputs: list[Tensor]
-    targets: Tensor
-
-
-def corrupt(
-    features: Tensor, schedule: ScaleSchedule, max_flip: float, scales: int | None = None
-) -> TrainingTokens:
-    """Quantise features with random flips whose errors the later scales must correct (Infinity, sec. 3.3).
-
-    Args:
-        features: [B, z, H, W] of the VAE's encoder.
-        schedule: token map sizes.
-        max_flip: largest flip probability of a sample.
-        scales: only so many, the coarsest; they do not depend on the others.
-    """
-    total = ResidualSum(schedule, features.shape[0], features.shape[1], False, features.device)
-    flip = torch.rand(features.shape[0], 1, 1, 1, device=features.device) * max_flip
-    inputs, targets = [], []
-    for scale_index, size in enumerate(schedule[:scales]):
-        if scale_index:
-            inputs.append(total.tokens(scale_index))
-        bits = interpolate(features - total.summed_codes, size, mode="area") > 0
-        targets.append(code_maps_to_tokens(bits, False))
-        total.add(scale_index, bits ^ (torch.rand(bits.shape, device=bits.device) < flip))
-    return TrainingTokens(inputs, torch.cat(targets, dim=1))
-
-
-def all_rotations(schedule: ScaleSchedule, head_dim: int, device: torch.device) -> Tensor:
-    """[total L, D / 2] complex64: the rotations of all scales, one after the other."""
-    largest = scale_schedule(1.0, "1M")[-1]
-    return torch.cat([rope_2d(size, largest, head_dim, device) for size in schedule])
-
-
-class PaddedKeys(KeyLengths):
-    """Text lengths as a mask alone: compiled code that knew the numbers would be compiled anew for every batch."""
-
-    def __init__(self, mask: Tensor) -> None:
-        """Take a [R, 1, 1, N] boolean mask, True where a key is seen."""
-        super().__init__((mask.shape[-1],) * mask.shape[0], mask.device)
-        self.__dict__["mask"] = mask
-
-
-def padded_text(text: TextContext, multiple: int) -> TextContext:
-    """The same text with its keys and values [R, H, N, D] padded to a multiple of `multiple` tokens."""
-    lengths = torch.tensor(text.text_lengths.lengths, device=text.cond.device)
-    longest = max(text.text_lengths.lengths)
-    size = -(-longest // multiple) * multiple
-    extra = (0, 0, 0, size - longest)
-    blocks = tuple(
-        replace(block, text_keys=pad(block.text_keys, extra), text_values=pad(block.text_values, extra))
-        for block in text.blocks
-    )
-    mask = torch.arange(size, device=lengths.device) < lengths[:, None]
-    return TextContext(text.cond, PaddedKeys(mask[:, None, None, :]), blocks)
-
-
-def teacher_forced_logits(
-    model: Infinity, text: TextContext, inputs: Sequence[Tensor], schedule: ScaleSchedule, rotations: Tensor
-) -> Tensor:
-    """[B * total L, 2D] logits of all scales in one pass."""
-    parts = [model.embed_first(text)[:, None]]
-    parts += [model.embed(tokens, scale_index) for scale_index, tokens in enumerate(inputs, start=1)]
-    x = torch.cat(parts, dim=1)  # [B, total L, C]
-    layout = TokenLayout.dense(x.shape[0], x.shape[1], x.device)
-    x = x.flatten(0, 1)
-    memory = TeacherForcing(schedule)
-    for block, context in zip(model.blocks, text.blocks, strict=True):
-        # One number for all layers, which this memory ignores: the blocks then share one compiled form.
-        x, _ = block(x, context, text.text_lengths, layout, rotations, memory, 0, with_entropy=False)
-    return model.logits(x, text.cond, layout)
-
-
-def scale_weights(schedule: ScaleSchedule, device: torch.device) -> Tensor:
-    """[total L] weights of the tokens with mean 1: a scale of n tokens counts as much as sqrt(n).
-
-    The few tokens of the coarse scales decide what is in the picture; equal weights would let the finest scale,
-    two fifths of all tokens, drown them.
-    """
-    weights = torch.cat([torch.full((h * w,), (h * w) ** -0.5) for h, w in schedule])
-    return (weights / weights.mean()).to(device)
-
-
-def bit_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted cross-entropy of the bits, and which bits are right.
-
-    Args:
-        logits: [B * L, 2D].
-        targets: [B, L, D] bool.
-        weights: [L].
-
-    Returns:
-        The loss, and [L] the fraction of right bits of every token.
-    """
-    zero, one = logits.float().unflatten(-1, (-1, 2)).unbind(-1)
-    margin = (one - zero).view(targets.shape)
-    losses = binary_cross_entropy_with_logits(margin, targets.float(), reduction="none").mean(dim=(0, 2))
-    right = ((margin > 0) == targets).float().mean(dim=(0, 2))
-    return (losses * weights).mean(), right.detach()
 
 
 def initialize_for_training(model: Infinity) -> None:
@@ -218,30 +93,6 @@ def initialize_for_training(model: Infinity) -> None:
                 parameter[:, :, :2] += 1.0
 
 
-class FeaturePool:
-    """The VAE features of rendered scenes and their captions, drawn again and again while new ones come in."""
-
-    def __init__(self, capacity: int, shape: Sequence[int], device: torch.device, seed: int) -> None:
-        self._features = torch.empty((capacity, *shape), dtype=torch.float16, device=device)
-        self._captions = [""] * capacity
-        self._added = 0
-        self._random = random.Random(seed)
-
-    def add(self, features: Tensor, captions: Sequence[str]) -> None:
-        """Take in a batch, in place of the oldest when full."""
-        for row, text in enumerate(captions):
-            place = self._added % len(self._captions)
-            self._features[place] = features[row].half()
-            self._captions[place] = text
-            self._added += 1
-
-    def draw(self, count: int) -> tuple[Tensor, list[str]]:
-        """Random features [count, z, H, W] float32 and their captions."""
-        filled = min(self._added, len(self._captions))
-        places = [self._random.randrange(filled) for _ in range(count)]
-        return self._features[places].float(), [self._captions[place] for place in places]
-
-
 class ReferenceModel(nn.Module):
     """Transformer and text encoder as one trainable module."""
 
@@ -252,21 +103,18 @@ class ReferenceModel(nn.Module):
 
     def loss(
         self,
-        tokenizer: Any,
-        captions: Sequence[str],
-        dropped: Sequence[bool],
+        drawn: Drawn,
+        dropped: Tensor,
         tokens: TrainingTokens,
         schedule: ScaleSchedule,
         rotations: Tensor,
         weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Loss of a batch; `dropped` captions are replaced by the unconditional features."""
-        features = text_features(tokenizer, self.text_encoder, list(captions), rotations.device)
-        features = [
-            self.transformer.unconditional_features(len(row)) if drop else row
-            for row, drop in zip(features, dropped, strict=True)
-        ]
-        text = padded_text(self.transformer.encode_text(features), _TEXT_MULTIPLE)
+        """Loss of a batch; `dropped` ([B] bool) captions are replaced by the unconditional features."""
+        features = encode_captions(self.text_encoder, drawn.ids, drawn.seen)
+        unconditional = self.transformer.unconditional_features(features.shape[1])
+        features = torch.where(dropped[:, None, None], unconditional, features)
+        text = self.transformer.encode_padded(features, PaddedKeys(drawn.seen))
         logits = teacher_forced_logits(self.transformer, text, tokens.inputs, schedule, rotations)
         return bit_loss(logits, tokens.targets, weights)
 
@@ -283,13 +131,21 @@ def _build(preset: ModelPreset, resume: Path | None, device: torch.device) -> tu
     return ReferenceModel(transformer, encoder).to(device).train().requires_grad_(True), tokenizer
 
 
-def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Weight decay for matrices only."""
+_NOT_MATRICES = ("embed", "cfg_uncond", "shared.weight", "relative_attention_bias", "transformer.head")
+
+
+def build_optimizers(model: nn.Module, settings: ModelTrainingSettings) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices between embeddings and head, AdamW for the rest; each group knows its `peak` rate."""
     named = list(model.named_parameters())
-    decayed = [p for name, p in named if p.dim() == 2 and "embed" not in name and "cfg_uncond" not in name]
-    chosen = {id(p) for p in decayed}
-    others = [p for _, p in named if id(p) not in chosen]
-    return [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    is_matrix = {name: p.dim() == 2 and not any(part in name for part in _NOT_MATRICES) for name, p in named}
+    matrices = [p for name, p in named if is_matrix[name]]
+    others = [p for name, p in named if not is_matrix[name]]
+    muon = torch.optim.Muon(matrices, lr=0.0, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=others[0].is_cuda)
+    for optimizer, peak in ((muon, settings.matrix_rate), (adamw, settings.peak_rate)):
+        for group in optimizer.param_groups:
+            group["peak"] = peak
+    return [muon, adamw]
 
 
 def train_model(
@@ -318,41 +174,42 @@ def train_model(
     model, tokenizer = _build(preset, resume, device)
     own_seed = settings.seed + 1_000 * data_parallel.rank()  # the same start, other pictures and flips
     torch.manual_seed(own_seed)
-    low = torch.bfloat16 if device.type == "cuda" else torch.float32
-    vae = load_vae(preset.vae, vae_file, device, low, with_encoder=True)
     schedule = scale_schedule(1.0, preset.resolution)
     trained = schedule[: settings.scales]
     rotations = all_rotations(trained, preset.transformer.head_dim, device)
     weights = scale_weights(trained, device)
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(model), lr=0.0, betas=(0.9, 0.95), fused=device.type == "cuda"
-    )
+    optimizers = build_optimizers(model, settings)
     averaged = AveragedWeights(model, 0.999)
-    _compile_blocks(model.transformer, device)
-    pool = FeaturePool(settings.capacity, (preset.vae.codebook_dim, *schedule[-1]), device, own_seed)
-    fresh = scene_batches(own_seed, settings.batch_size, 1_000_000, num_workers=settings.num_workers)
-    clock = TimedCosine(settings.peak_rate, settings.minutes, start=settings.start, stop=settings.stop)
-    dice = random.Random(own_seed)
+    pool = FeaturePool(
+        settings.capacity, (preset.vae.codebook_dim, *schedule[-1]), _TEXT_TOKENS, device, own_seed
+    )
+    filler = _filler(pool, preset, vae_file, tokenizer, settings, own_seed, device)
+    for _ in range(-(-settings.prefill // _FRESH)):
+        filler.add_batch()
+    if device.type == "cuda":
+        _compile_blocks(model.transformer)
+    clock = TimedCosine(1.0, settings.minutes, start=settings.start, stop=settings.stop)
     step, saved_at = 0, 0.0
     history: list[list[float]] = []
     record: dict[str, Any] = {}
     finished = False
     while not finished:
-        if step < 40 or step % settings.new_every == 0:
-            _render_into(pool, next(fresh), vae, 16 * schedule[-1][0], device)
-        features, captions = pool.draw(settings.batch_size)
-        tokens = corrupt(features, schedule, settings.max_flip, settings.scales)
-        dropped = [dice.random() < settings.caption_drop for _ in captions]
+        if step % settings.new_every == 0:
+            filler.add_batch()
+        drawn = pool.draw(settings.batch_size)
+        tokens = corrupt(drawn.features, schedule, settings.max_flip, settings.scales)
+        dropped = torch.rand(settings.batch_size, device=device) < settings.caption_drop
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss, right = model.loss(tokenizer, captions, dropped, tokens, trained, rotations, weights)
-        optimizer.zero_grad(set_to_none=True)
+            loss, right = model.loss(drawn, dropped, tokens, trained, rotations, weights)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         data_parallel.average_gradients(model.parameters())
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         now = data_parallel.of_first(clock.elapsed)
-        for group in optimizer.param_groups:
-            group["lr"] = clock.rate_at(now)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * clock.rate_at(now)
+            optimizer.step()
         averaged.update(model)
         step += 1
         if step == 1:
@@ -380,18 +237,29 @@ def train_model(
     return record
 
 
-def _compile_blocks(model: Infinity, device: torch.device) -> None:
-    """On a GPU; all blocks share one compiled form for each padded length of the text."""
+def _filler(
+    pool: FeaturePool,
+    preset: ModelPreset,
+    vae_file: Path,
+    tokenizer: Any,
+    settings: ModelTrainingSettings,
+    seed: int,
+    device: torch.device,
+) -> PoolFiller:
+    low = torch.bfloat16 if device.type == "cuda" else torch.float32
+    vae = load_vae(preset.vae, vae_file, device, low, with_encoder=True)
+    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cuda":
-        for block in model.blocks:
-            block.compile(dynamic=False)
+        vae.encoder.compile(dynamic=False)
+    scenes = scene_batches(seed, _FRESH, 1_000_000, num_workers=settings.num_workers)
+    side = 16 * scale_schedule(1.0, preset.resolution)[-1][0]
+    return PoolFiller(pool, scenes, vae, tokenizer, side, _TEXT_TOKENS)
 
 
-@torch.inference_mode()
-def _render_into(pool: FeaturePool, batch: Any, vae: Vae, side: int, device: torch.device) -> None:
-    images = render_pixels(batch, side, device)
-    for part, start in zip(images.split(32), range(0, len(images), 32), strict=True):
-        pool.add(vae.encoder(part.to(vae.dtype)), batch.captions[start : start + len(part)])
+def _compile_blocks(model: Infinity) -> None:
+    """All blocks share one compiled form."""
+    for block in model.blocks:
+        block.compile(dynamic=False)
 
 
 def _save(model: ReferenceModel, tokenizer: Any, output: Path, record: dict[str, Any]) -> None:

@@ -88,5 +88,5 @@ class AveragedWeights(Generic[M]):
         """Take in the module's present weights; early updates count more."""
         self._updates += 1
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
-        for ours, theirs in zip(self.module.parameters(), module.parameters(), strict=True):
-            ours.lerp_(theirs, 1 - decay)
+        ours, theirs = list(self.module.parameters()), list(module.parameters())
+        torch._foreach_lerp_(ours, theirs, 1 - decay)

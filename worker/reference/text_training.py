@@ -1,5 +1,6 @@
 """The small T5 encoder of the reference model and the tokenizer it reads with."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,18 @@ def load_text(folder: Path) -> tuple[Any, Any]:
     return AutoTokenizer.from_pretrained(folder), encoder
 
 
-def text_features(tokenizer: Any, encoder: Any, captions: list[str], device: torch.device) -> list[Tensor]:
-    """Features [n, Ct5] float32 of each caption's own tokens, with gradients."""
-    batch = tokenizer(captions, truncation=True, max_length=512, padding=True, return_tensors="pt")
-    ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
-    hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-    lengths = batch["attention_mask"].sum(1).tolist()
-    return [row[:length] for row, length in zip(hidden, lengths, strict=True)]
+def tokenize(tokenizer: Any, captions: Sequence[str], size: int) -> tuple[Tensor, Tensor]:
+    """Tokens of captions on the CPU, padded and, where one is longer, cut to `size`.
+
+    Returns:
+        [B, size] int64, and [B] int64: the tokens of each caption without padding.
+    """
+    batch = tokenizer(
+        list(captions), truncation=True, max_length=size, padding="max_length", return_tensors="pt"
+    )
+    return batch["input_ids"], batch["attention_mask"].sum(1)
+
+
+def encode_captions(encoder: Any, ids: Tensor, seen: Tensor) -> Tensor:
+    """Features [B, N, Ct5] float32 of tokens [B, N], of which those not `seen` are padding; with gradients."""
+    return encoder(input_ids=ids, attention_mask=seen).last_hidden_state.float()  # type: ignore[no-any-return]
