@@ -46,11 +46,14 @@ class ResidualSum:
     ) -> None:
         self._sizes = [code_size(scale, spatial_patchify) for scale in schedule]
         self._spatial_patchify = spatial_patchify
-        self.summed_codes = torch.zeros(batch, codebook_dim, *self._sizes[-1], device=device)
+        # PyTorch's resizing gives a GPU one thread a pixel, unless the channels come last.
+        self.summed_codes = torch.zeros(batch, codebook_dim, *self._sizes[-1], device=device).contiguous(
+            memory_format=torch.channels_last
+        )
 
     def add(self, scale_index: int, bit_maps: Tensor) -> None:
         """Add a scale's bits ([B, z, h, w]), upsampled bilinearly to the last scale's size."""
-        codes = bits_to_codes(bit_maps)
+        codes = bits_to_codes(bit_maps).contiguous(memory_format=torch.channels_last)
         if scale_index < len(self._sizes) - 1:
             codes = interpolate(codes, self._sizes[-1], mode="bilinear", align_corners=False)
         self.summed_codes += codes

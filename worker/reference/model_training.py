@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,16 @@ from torch import Tensor, nn
 
 from toprovar_batch.worker.infinity.checkpoint import save_shards
 from toprovar_batch.worker.infinity.config import ModelPreset
-from toprovar_batch.worker.infinity.schedule import ScaleSchedule, scale_schedule
+from toprovar_batch.worker.infinity.schedule import scale_schedule
 from toprovar_batch.worker.infinity.transformer import Infinity
 from toprovar_batch.worker.models import load_transformer, load_vae
 
 from . import data_parallel
-from .feature_pool import Drawn, FeaturePool, PoolFiller
+from .feature_pool import FeaturePool, PoolFiller
+from .muon import Muon
 from .scene_stream import scene_batches
 from .schedule import AveragedWeights, TimedCosine
-from .teacher_forcing import (
-    PaddedKeys,
-    TrainingTokens,
-    all_rotations,
-    bit_loss,
-    corrupt,
-    scale_weights,
-    teacher_forced_logits,
-)
+from .teacher_forcing import TransformerLoss, capture, corrupt
 from .text_training import build_text_encoder, build_tokenizer, encode_captions, load_text
 
 _SHARD_BYTES = 15 << 20
@@ -57,6 +51,7 @@ class ModelTrainingSettings:
         capacity: pictures kept, as features of the VAE.
         seed: of the scenes; another one for each run.
         num_workers: processes that make scenes.
+        capture: on a GPU, record forward and backward as CUDA graphs: launched one by one, they keep it half idle.
     """
 
     minutes: float = 8.0
@@ -65,7 +60,7 @@ class ModelTrainingSettings:
     scales: int | None = None
     batch_size: int = 64
     peak_rate: float = 1.5e-3
-    matrix_rate: float = 4e-3
+    matrix_rate: float = 2e-3
     max_flip: float = 0.3
     caption_drop: float = 0.1
     new_every: int = 4
@@ -73,6 +68,7 @@ class ModelTrainingSettings:
     capacity: int = 200_000
     seed: int = 101
     num_workers: int = 0
+    capture: bool = True
 
 
 def initialize_for_training(model: Infinity) -> None:
@@ -101,23 +97,6 @@ class ReferenceModel(nn.Module):
         self.transformer = transformer
         self.text_encoder = text_encoder
 
-    def loss(
-        self,
-        drawn: Drawn,
-        dropped: Tensor,
-        tokens: TrainingTokens,
-        schedule: ScaleSchedule,
-        rotations: Tensor,
-        weights: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Loss of a batch; `dropped` ([B] bool) captions are replaced by the unconditional features."""
-        features = encode_captions(self.text_encoder, drawn.ids, drawn.seen)
-        unconditional = self.transformer.unconditional_features(features.shape[1])
-        features = torch.where(dropped[:, None, None], unconditional, features)
-        text = self.transformer.encode_padded(features, PaddedKeys(drawn.seen))
-        logits = teacher_forced_logits(self.transformer, text, tokens.inputs, schedule, rotations)
-        return bit_loss(logits, tokens.targets, weights)
-
 
 def _build(preset: ModelPreset, resume: Path | None, device: torch.device) -> tuple[ReferenceModel, Any]:
     if resume is None:
@@ -140,12 +119,93 @@ def build_optimizers(model: nn.Module, settings: ModelTrainingSettings) -> list[
     is_matrix = {name: p.dim() == 2 and not any(part in name for part in _NOT_MATRICES) for name, p in named}
     matrices = [p for name, p in named if is_matrix[name]]
     others = [p for name, p in named if not is_matrix[name]]
-    muon = torch.optim.Muon(matrices, lr=0.0, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(matrices, lr=0.0, weight_decay=0.05)
     adamw = torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=others[0].is_cuda)
     for optimizer, peak in ((muon, settings.matrix_rate), (adamw, settings.peak_rate)):
         for group in optimizer.param_groups:
             group["peak"] = peak
     return [muon, adamw]
+
+
+class ModelTraining:
+    """All that one process trains with, and a step of it."""
+
+    def __init__(
+        self,
+        preset: ModelPreset,
+        settings: ModelTrainingSettings,
+        vae_file: Path,
+        device: torch.device,
+        resume: Path | None,
+    ) -> None:
+        """Build everything and render the first pictures; see `train_model`."""
+        torch.manual_seed(settings.seed)
+        self._settings, self._device = settings, device
+        self.model, self.tokenizer = _build(preset, resume, device)
+        own_seed = settings.seed + 1_000 * data_parallel.rank()  # the same start, other pictures and flips
+        torch.manual_seed(own_seed)
+        self._schedule = scale_schedule(1.0, preset.resolution)
+        self.trained = self._schedule[: settings.scales]
+        self._optimizers = build_optimizers(self.model, settings)
+        self.averaged = AveragedWeights(self.model, 0.999)
+        shape = (preset.vae.codebook_dim, *self._schedule[-1])
+        self._pool = FeaturePool(settings.capacity, shape, _TEXT_TOKENS, device, own_seed)
+        self._filler = self._build_filler(preset, vae_file, own_seed)
+        for _ in range(-(-settings.prefill // _FRESH)):
+            self._filler.add_batch()
+        self._loss = TransformerLoss(self.model.transformer, self.trained, device)
+        self._forward: Callable[..., tuple[Tensor, Tensor]] | None = None
+        self.steps = 0
+
+    def _build_filler(self, preset: ModelPreset, vae_file: Path, seed: int) -> PoolFiller:
+        on_gpu = self._device.type == "cuda"
+        dtype = torch.bfloat16 if on_gpu else torch.float32
+        vae = load_vae(preset.vae, vae_file, self._device, dtype, with_encoder=True)
+        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if on_gpu:
+            vae.encoder.compile(dynamic=False)
+        scenes = scene_batches(seed, _FRESH, 1_000_000, num_workers=self._settings.num_workers)
+        side = 16 * self._schedule[-1][0]
+        return PoolFiller(self._pool, scenes, vae, self.tokenizer, side, _TEXT_TOKENS)
+
+    def step(self, rate: float) -> tuple[Tensor, Tensor]:
+        """Train on one batch.
+
+        Args:
+            rate: factor on the peak learning rates.
+
+        Returns:
+            The loss, and [total L] the fraction of right bits of every token.
+        """
+        settings = self._settings
+        if self.steps % settings.new_every == 0:
+            self._filler.add_batch()
+        drawn = self._pool.draw(settings.batch_size)
+        tokens = corrupt(drawn.features, self._schedule, settings.max_flip, settings.scales)
+        dropped = torch.rand(settings.batch_size, device=self._device) < settings.caption_drop
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
+            features = encode_captions(self.model.text_encoder, drawn.ids, drawn.seen)
+        arguments = (features, drawn.seen, dropped, tokens.targets, *tokens.inputs)
+        if self._forward is None:
+            self._forward = self._prepare(arguments)
+        loss, right = self._forward(*arguments)
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()
+        data_parallel.average_gradients(self.model.parameters())
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["peak"]
+            optimizer.step()
+        self.averaged.update(self.model)
+        self.steps += 1
+        return loss.detach(), right.detach()
+
+    def _prepare(self, arguments: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, Tensor]]:
+        if self._device.type != "cuda":
+            return self._loss
+        self._loss.compile_parts()
+        return capture(self._loss, arguments) if self._settings.capture else self._loss
 
 
 def train_model(
@@ -170,96 +230,36 @@ def train_model(
         The record: settings, steps, seconds, the last losses and the fraction of right bits a scale; empty on all
         processes but the first.
     """
-    torch.manual_seed(settings.seed)
-    model, tokenizer = _build(preset, resume, device)
-    own_seed = settings.seed + 1_000 * data_parallel.rank()  # the same start, other pictures and flips
-    torch.manual_seed(own_seed)
-    schedule = scale_schedule(1.0, preset.resolution)
-    trained = schedule[: settings.scales]
-    rotations = all_rotations(trained, preset.transformer.head_dim, device)
-    weights = scale_weights(trained, device)
-    optimizers = build_optimizers(model, settings)
-    averaged = AveragedWeights(model, 0.999)
-    pool = FeaturePool(
-        settings.capacity, (preset.vae.codebook_dim, *schedule[-1]), _TEXT_TOKENS, device, own_seed
-    )
-    filler = _filler(pool, preset, vae_file, tokenizer, settings, own_seed, device)
-    for _ in range(-(-settings.prefill // _FRESH)):
-        filler.add_batch()
-    if device.type == "cuda":
-        _compile_blocks(model.transformer)
+    training = ModelTraining(preset, settings, vae_file, device, resume)
     clock = TimedCosine(1.0, settings.minutes, start=settings.start, stop=settings.stop)
-    step, saved_at = 0, 0.0
+    sizes = [h * w for h, w in training.trained]
     history: list[list[float]] = []
     record: dict[str, Any] = {}
+    saved_at = 0.0
     finished = False
     while not finished:
-        if step % settings.new_every == 0:
-            filler.add_batch()
-        drawn = pool.draw(settings.batch_size)
-        tokens = corrupt(drawn.features, schedule, settings.max_flip, settings.scales)
-        dropped = torch.rand(settings.batch_size, device=device) < settings.caption_drop
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss, right = model.loss(drawn, dropped, tokens, trained, rotations, weights)
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-        data_parallel.average_gradients(model.parameters())
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         now = data_parallel.of_first(clock.elapsed)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * clock.rate_at(now)
-            optimizer.step()
-        averaged.update(model)
-        step += 1
-        if step == 1:
+        loss, right = training.step(clock.rate_at(now))
+        if training.steps == 1:
             clock.restart()
-        finished = step > 1 and clock.over_at(now)
-        if data_parallel.rank() == 0 and (step % 50 == 0 or finished):
-            accuracy = [part.mean().item() for part in right.split([h * w for h, w in trained])]
-            history.append([step, round(now, 1), round(loss.item(), 5)])
-            print(
-                f"{now:6.0f} s  step {step:5d}  loss {loss.item():.4f}  norm {norm:.2f}  bits",
-                *(f"{value:.3f}" for value in accuracy),
-                flush=True,
-            )
+        finished = training.steps > 1 and clock.over_at(now)
+        if data_parallel.rank() == 0 and (training.steps % 50 == 0 or finished):
+            accuracy = [part.mean().item() for part in right.split(sizes)]
+            history.append([training.steps, round(now, 1), round(loss.item(), 5)])
+            shown = " ".join(f"{value:.3f}" for value in accuracy)
+            print(f"{now:6.0f} s  step {training.steps:5d}  loss {loss.item():.4f}  bits {shown}", flush=True)
             record = {
                 "settings": asdict(settings),
                 "processes": data_parallel.processes(),
-                "steps": step,
+                "steps": training.steps,
                 "seconds": now,
                 "right_bits": accuracy,
                 "history": history,
             }
             if finished or now - saved_at > _SAVE_EVERY_S:
                 saved_at = now
-                _save(averaged.module, tokenizer, output, record)
+                _save(training.averaged.module, training.tokenizer, output, record)
     return record
-
-
-def _filler(
-    pool: FeaturePool,
-    preset: ModelPreset,
-    vae_file: Path,
-    tokenizer: Any,
-    settings: ModelTrainingSettings,
-    seed: int,
-    device: torch.device,
-) -> PoolFiller:
-    low = torch.bfloat16 if device.type == "cuda" else torch.float32
-    vae = load_vae(preset.vae, vae_file, device, low, with_encoder=True)
-    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if device.type == "cuda":
-        vae.encoder.compile(dynamic=False)
-    scenes = scene_batches(seed, _FRESH, 1_000_000, num_workers=settings.num_workers)
-    side = 16 * scale_schedule(1.0, preset.resolution)[-1][0]
-    return PoolFiller(pool, scenes, vae, tokenizer, side, _TEXT_TOKENS)
-
-
-def _compile_blocks(model: Infinity) -> None:
-    """All blocks share one compiled form."""
-    for block in model.blocks:
-        block.compile(dynamic=False)
 
 
 def _save(model: ReferenceModel, tokenizer: Any, output: Path, record: dict[str, Any]) -> None:

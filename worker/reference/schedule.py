@@ -6,7 +6,7 @@ import time
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -88,5 +88,6 @@ class AveragedWeights(Generic[M]):
         """Take in the module's present weights; early updates count more."""
         self._updates += 1
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
-        ours, theirs = list(self.module.parameters()), list(module.parameters())
+        ours: list[Tensor] = list(self.module.parameters())
+        theirs: list[Tensor] = list(module.parameters())
         torch._foreach_lerp_(ours, theirs, 1 - decay)

@@ -1,11 +1,11 @@
 """What stage 2 feeds the transformer and asks of it: all scales of a picture in one pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, scaled_dot_product_attention
 
 from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout
@@ -127,3 +127,51 @@ def bit_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, 
     losses = binary_cross_entropy_with_logits(margin, targets.float(), reduction="none").mean(dim=(0, 2))
     right = ((margin > 0) == targets).float().mean(dim=(0, 2))
     return (losses * weights).mean(), right.detach()
+
+
+class TransformerLoss(nn.Module):
+    """From the captions' features to the loss of all scales: tensors of fixed shapes in, tensors out."""
+
+    def __init__(self, transformer: Infinity, schedule: ScaleSchedule, device: torch.device) -> None:
+        """Take the transformer and the scales to train."""
+        super().__init__()
+        self.transformer = transformer
+        self._schedule, self._device = schedule, device
+        self._rotations = all_rotations(schedule, transformer.sizes.head_dim, device)
+        self._weights = scale_weights(schedule, device)
+
+    def compile_parts(self) -> None:
+        """Compile the blocks, which share one compiled form."""
+        for block in self.transformer.blocks:
+            block.compile(dynamic=False)
+
+    def forward(
+        self, features: Tensor, seen: Tensor, dropped: Tensor, targets: Tensor, *inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of a batch, and which bits are right; in bfloat16 on a GPU.
+
+        Args:
+            features: [B, N, Ct5] float32 of the captions.
+            seen: [B, N] bool, False for padding.
+            dropped: [B] bool, True where the unconditional features replace the caption.
+            targets: [B, total L, D] bool.
+            inputs: see `TrainingTokens`.
+
+        Returns:
+            The loss, and [total L] the fraction of right bits of every token.
+        """
+        unconditional = self.transformer.unconditional_features(features.shape[1])
+        features = torch.where(dropped[:, None, None], unconditional, features)
+        kind = self._device.type
+        # Without the cache of cast weights: a CUDA graph would keep what it held while being recorded.
+        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda", cache_enabled=False):
+            text = self.transformer.encode_padded(features, PaddedKeys(seen))
+            logits = teacher_forced_logits(self.transformer, text, inputs, self._schedule, self._rotations)
+        return bit_loss(logits, targets, self._weights)
+
+
+def capture(loss: TransformerLoss, arguments: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The same as two CUDA graphs, forward and backward, for tensors shaped as these."""
+    samples = tuple(each.detach().clone().requires_grad_(each.requires_grad) for each in arguments)
+    torch.cuda.make_graphed_callables(loss, samples, allow_unused_input=True)  # changes `loss` itself
+    return loss

@@ -86,4 +86,5 @@ def tokenize(tokenizer: Any, captions: Sequence[str], size: int) -> tuple[Tensor
 
 def encode_captions(encoder: Any, ids: Tensor, seen: Tensor) -> Tensor:
     """Features [B, N, Ct5] float32 of tokens [B, N], of which those not `seen` are padding; with gradients."""
-    return encoder(input_ids=ids, attention_mask=seen).last_hidden_state.float()  # type: ignore[no-any-return]
+    hidden: Tensor = encoder(input_ids=ids, attention_mask=seen).last_hidden_state
+    return hidden.float()

@@ -68,6 +68,7 @@ def vae_command(output: Path, resume: Path | None, **settings: Any) -> None:
 @click.option("--scales", type=int, help="Train only so many scales, the coarsest.")
 @click.option("--batch-size", type=int, default=ModelTrainingSettings.batch_size, show_default=True)
 @click.option("--peak-rate", type=float, default=ModelTrainingSettings.peak_rate, show_default=True)
+@click.option("--capture/--no-capture", default=True, help="Record each step as CUDA graphs.")
 @click.option("--matrix-rate", type=float, default=ModelTrainingSettings.matrix_rate, show_default=True)
 @click.option("--prefill", type=int, default=ModelTrainingSettings.prefill, show_default=True)
 @click.option("--new-every", type=int, default=ModelTrainingSettings.new_every, show_default=True)

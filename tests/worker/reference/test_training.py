@@ -14,19 +14,29 @@ from toprovar_batch.worker.infinity.text import TextEncoder
 from toprovar_batch.worker.infinity.transformer import Infinity
 from toprovar_batch.worker.infinity.vae import Vae
 from toprovar_batch.worker.models import load_vae
+from toprovar_batch.worker.reference.feature_pool import FeaturePool
 from toprovar_batch.worker.reference.model_training import (
-    FeaturePool,
+    ModelTrainingSettings,
     ReferenceModel,
+    build_optimizers,
+    initialize_for_training,
+)
+from toprovar_batch.worker.reference.schedule import AveragedWeights, TimedCosine
+from toprovar_batch.worker.reference.teacher_forcing import (
+    PaddedKeys,
+    TransformerLoss,
     all_rotations,
     bit_loss,
     corrupt,
-    initialize_for_training,
-    padded_text,
     scale_weights,
     teacher_forced_logits,
 )
-from toprovar_batch.worker.reference.schedule import AveragedWeights, TimedCosine
-from toprovar_batch.worker.reference.text_training import build_text_encoder, build_tokenizer, text_features
+from toprovar_batch.worker.reference.text_training import (
+    build_text_encoder,
+    build_tokenizer,
+    encode_captions,
+    tokenize,
+)
 from toprovar_batch.worker.reference.vae_training import quantized, vae_loss
 from toprovar_batch.worker.sampler import BatchState, SamplingSettings
 
@@ -50,6 +60,19 @@ def _model(tokenizer):
     return ReferenceModel(transformer, build_text_encoder(TEXT, len(tokenizer)))
 
 
+def _captions(tokenizer, size=32):
+    """Tokens of the captions, and which of them are no padding."""
+    ids, lengths = tokenize(tokenizer, CAPTIONS, size)
+    return ids, torch.arange(size) < lengths[:, None]
+
+
+def _text(model, tokenizer):
+    """The captions' context as the engine makes it, without padding."""
+    ids, seen = _captions(tokenizer)
+    features = encode_captions(model.text_encoder, ids, seen)
+    return model.transformer.encode_text([row[mask] for row, mask in zip(features, seen, strict=True)])
+
+
 def _features(schedule):
     return torch.randn(2, 8, *schedule[-1], generator=torch.Generator().manual_seed(1))
 
@@ -59,7 +82,7 @@ def test_teacher_forcing_gives_the_logits_of_the_sampler(tokenizer):
     torch.nn.init.normal_(model.transformer.head.weight)
     tokens = corrupt(_features(SCHEDULE), SCHEDULE, 0.0)
     with torch.no_grad():
-        text = model.transformer.encode_text(text_features(tokenizer, model.text_encoder, CAPTIONS, CPU))
+        text = _text(model, tokenizer)
         rotations = all_rotations(SCHEDULE, SIZES.head_dim, CPU)
         logits = teacher_forced_logits(model.transformer, text, tokens.inputs, SCHEDULE, rotations).view(
             2, -1, 16
@@ -99,10 +122,12 @@ def test_padding_the_text_changes_no_logit(tokenizer):
     tokens = corrupt(_features(SHORT), SHORT, 0.2)
     rotations = all_rotations(SHORT, SIZES.head_dim, CPU)
     with torch.no_grad():
-        text = model.transformer.encode_text(text_features(tokenizer, model.text_encoder, CAPTIONS, CPU))
+        text = _text(model, tokenizer)
         expected = teacher_forced_logits(model.transformer, text, tokens.inputs, SHORT, rotations)
-        padded = padded_text(text, 32)
-        assert padded.blocks[0].text_keys.shape[2] == 32
+        ids, seen = _captions(tokenizer, 64)
+        features = encode_captions(model.text_encoder, ids, seen)
+        padded = model.transformer.encode_padded(features, PaddedKeys(seen))
+        assert padded.blocks[0].text_keys.shape[2] == 64
         actual = teacher_forced_logits(model.transformer, padded, tokens.inputs, SHORT, rotations)
     assert torch.allclose(actual, expected, atol=1e-5)
 
@@ -142,19 +167,34 @@ def test_a_step_of_stage_one_lowers_its_loss():
 def test_a_step_of_stage_two_lowers_its_loss(tokenizer):
     model = _model(tokenizer)
     tokens = corrupt(_features(SHORT), SHORT, 0.2)
-    rotations = all_rotations(SHORT, SIZES.head_dim, CPU)
-    weights = scale_weights(SHORT, CPU)
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    forward = TransformerLoss(model.transformer, SHORT, CPU)
+    ids, seen = _captions(tokenizer)
+    optimizers = build_optimizers(model, ModelTrainingSettings())
     losses = []
     for _ in range(12):
-        loss, _ = model.loss(tokenizer, CAPTIONS, [False, True], tokens, SHORT, rotations, weights)
-        optimizer.zero_grad()
+        features = encode_captions(model.text_encoder, ids, seen)
+        loss, _ = forward(features, seen, torch.tensor([False, True]), tokens.targets, *tokens.inputs)
+        model.zero_grad()
         loss.backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = 2 * group["peak"]
+            optimizer.step()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(math.log(2), abs=0.1)
     assert losses[-1] < 0.8 * losses[0]
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_every_parameter_has_one_optimizer(tokenizer):
+    model = _model(tokenizer)
+    optimizers = build_optimizers(model, ModelTrainingSettings())
+    of_each = [[p for group in each.param_groups for p in group["params"]] for each in optimizers]
+    assert sorted(map(id, [*of_each[0], *of_each[1]])) == sorted(map(id, model.parameters()))
+    matrices = {id(p) for p in of_each[0]}
+    assert id(model.transformer.blocks[0].ffn.fc1.weight) in matrices
+    assert id(model.transformer.head.weight) not in matrices
+    assert id(model.text_encoder.shared.weight) not in matrices
 
 
 def test_straight_through_codes_are_the_quantised_ones_with_the_features_gradient():
@@ -184,13 +224,15 @@ def test_bit_loss_counts_right_bits():
     assert loss.item() == pytest.approx(4.5, abs=1e-3)
 
 
-def test_the_pool_keeps_the_newest_pictures():
-    pool = FeaturePool(3, (1, 1, 1), CPU, seed=0)
+def test_the_pool_keeps_the_newest_pictures_and_their_captions():
+    pool = FeaturePool(3, (1, 1, 1), 4, CPU, seed=0)
     for value in range(5):
-        pool.add(torch.full((1, 1, 1, 1), float(value)), [str(value)])
-    features, captions = pool.draw(50)
-    assert {int(value) for value in features.flatten()} == {2, 3, 4}
-    assert [str(int(value)) for value in features.flatten()] == captions
+        ids = torch.full((1, 4), value)
+        pool.add(torch.full((1, 1, 1, 1), float(value)), ids, torch.tensor([value % 4]))
+    drawn = pool.draw(50)
+    assert {int(value) for value in drawn.features.flatten()} == {2, 3, 4}
+    assert torch.equal(drawn.ids[:, 0], drawn.features.flatten().long())
+    assert torch.equal(drawn.seen.sum(1), drawn.ids[:, 0] % 4)
 
 
 @pytest.mark.parametrize("text", ["A red CUBE.", "立方体 🧊 é\u0301", "x" * 3000])
@@ -206,9 +248,10 @@ def test_a_trained_text_encoder_loads_as_any_other(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = TextEncoder.load(str(tmp_path), CPU, torch.float32)
     with torch.no_grad():
-        expected = text_features(tokenizer, encoder, CAPTIONS, CPU)
-    for text, features in zip(loaded.encode(CAPTIONS), expected, strict=True):
-        assert torch.allclose(text.features, features, atol=1e-5)
+        ids, seen = _captions(tokenizer)
+        expected = encode_captions(encoder, ids, seen)
+    for text, features, mask in zip(loaded.encode(CAPTIONS), expected, seen, strict=True):
+        assert torch.allclose(text.features, features[mask], atol=1e-5)
 
 
 def test_a_trained_vae_loads_as_any_other(tmp_path):
