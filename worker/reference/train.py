@@ -94,8 +94,15 @@ def model_command(vae_file: Path, output: Path, resume: Path | None, **settings:
 @click.option("--prompts", type=int, default=20, show_default=True, help="Held-out prompts a task.")
 @click.option("--images", type=int, default=1, show_default=True, help="Pictures a prompt.")
 @click.option("--cfg-scale", type=float, default=3.0, show_default=True)
+@click.option("--temperature", type=float, default=1.0, show_default=True)
 def check_command(
-    weights: Path, vae_file: Path, scorer_file: Path, prompts: int, images: int, cfg_scale: float
+    weights: Path,
+    vae_file: Path,
+    scorer_file: Path,
+    prompts: int,
+    images: int,
+    cfg_scale: float,
+    temperature: float,
 ) -> None:
     """Score pictures of held-out prompts, task by task."""
     model = ModelSpec(
@@ -103,7 +110,10 @@ def check_command(
         vae=str(vae_file),
         text_encoder=str(weights / "text_encoder"),
     )
-    engine = Engine(EngineSpec(model=model, sampling=SamplingSpec(cfg_scale=cfg_scale)), RuntimeSpec())
+    engine = Engine(
+        EngineSpec(model=model, sampling=SamplingSpec(cfg_scale=cfg_scale, temperature=temperature)),
+        RuntimeSpec(),
+    )
     engine.setup()
     verdicts = check_model(engine, load_scorer(engine.device, scorer_file), TASKS, prompts, images)
     for task, found in verdicts.items():

@@ -19,7 +19,7 @@ TINY = ModelSpec(preset="tiny")
 MOST_BYTES = 48_000_000
 MOST_BYTES_A_FILE = 16 << 20
 LEAST_PSNR_DB = 28.0
-LEAST_SCORE = 0.15
+LEAST_SCORE = 0.8
 PROMPTS_A_TASK = 3
 
 
@@ -53,7 +53,7 @@ def test_they_load_as_any_other_model():
 def test_the_vae_reconstructs_scenes_that_training_has_not_shown():
     files = model_files(TINY)
     vae = load_vae(get_preset("tiny").vae, fetch(files.vae), CPU, torch.float32, with_encoder=True)
-    assert reconstruction_psnr(vae, 512, 8, CPU)["psnr_db"] >= LEAST_PSNR_DB
+    assert reconstruction_psnr(vae, 512, 16, CPU)["psnr_db"] >= LEAST_PSNR_DB
 
 
 @pytest.mark.slow

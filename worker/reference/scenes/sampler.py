@@ -24,9 +24,12 @@ from .spec import FloorSpec, SceneSpec
 from .split import allowed_colours, heldout_colours, heldout_floors, heldout_pairs, is_heldout_pair
 from .vocab import FLOOR_CLASHES, SHAPES, SIZES, SPLITS, TASK_SHAPES, TASKS
 
-_TASK_SHARE: Final = 0.4
+_TASK_SHARE: Final = 0.5
 """Part of the scenes sampled without a task that still follow one: their prompts must be learnt too."""
+_TASK_ODDS: Final = (1.0, 2.0, 2.0, 1.0, 3.0, 3.0)
+"""Which colour belongs to which thing, and where it is, takes the most pictures to learn."""
 _COUNTS: Final = ((1, 1), (1, 2), (2, 4), (3, 6), (6, 12))
+_TWO_THINGS: Final = frozenset({"two_objects", "position", "colour_binding"})
 _POSITIONS: Final = ("left of", "right of", "above", "below")
 _HELDOUT_ALL: Final = tuple((shape, colour) for shape in SHAPES for colour in sorted(heldout_colours(shape)))
 _HELDOUT_SHAPE_PAIRS: Final = tuple(
@@ -66,7 +69,7 @@ def sample_scenes(
 
 def _scene(dice: Dice, split: str, task: str | None) -> SceneSpec:
     if task is None and dice.chance(_TASK_SHARE):
-        task = dice.pick(TASKS)
+        task = dice.weighted(TASKS, _TASK_ODDS)
     if task is None:
         return _free_scene(dice, split)
     level = dice.weighted((0, 1, 2, 3), (3.0, 4.0, 3.0, 1.5))
@@ -139,10 +142,13 @@ def _free_looks(dice: Dice, level: int, count: int, split: str) -> list[Look]:
 
 def _task_names(dice: Dice, split: str, task: str) -> list[tuple[str, str]]:
     """The (shape, colour) of every object, in the order in which the prompt names them."""
-    if task == "two_objects" and split == "heldout":
+    if task in _TWO_THINGS and split == "heldout":
         first, second = dice.pick(_HELDOUT_SHAPE_PAIRS)
-        return [(first, pick_colour(dice, first, "train")), (second, pick_colour(dice, second, "train"))]
-    by_pair = split == "heldout" and task not in {"one_object", "two_objects"}
+        colours = [pick_colour(dice, shape, "train") for shape in (first, second)]
+        while colours[0] == colours[1] and task != "two_objects":
+            colours[1] = pick_colour(dice, second, "train")
+        return list(zip((first, second), colours, strict=True))
+    by_pair = split == "heldout" and task != "one_object"
     shape = dice.pick(TASK_SHAPES)
     one = dice.pick(heldout_pairs()) if by_pair else (shape, dice.pick(allowed_colours(shape, "train")))
     if task == "counting":
