@@ -162,13 +162,13 @@ def measure(engine: Any, batch: int, h_div_w: float, warmup: int, repeats: int) 
             clock = _ScaleClock(is_gpu)
             times = PhaseTimes()
             start = time.perf_counter()
-            pixels, _cut, finite = engine.generate_pixels(requests, schedule, times, clock)
+            made = engine.generate_pixels(requests, schedule, times, clock)
             encode_start = time.perf_counter()
-            encode_images(pixels, engine.image_spec)
+            encode_images(made.pixels, engine.image_spec)
             end = time.perf_counter()
             times.encode = end - encode_start
             if run == 0:
-                _check(pixels, finite)
+                _check(made.pixels, made.finite)
             if run > warmup:
                 timing.seconds.append(end - start)
                 runs.append((times, clock.milliseconds()))
