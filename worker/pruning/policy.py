@@ -181,7 +181,7 @@ class FastvarPolicy(Unobserving):
 def fastvar_layers(spec: FastvarSpec, depth: int) -> tuple[int, int]:
     """First and last layer that FastVAR prunes: 3 and 27 of 32, in proportion, where the spec names none."""
     first = round(3 * depth / 32) if spec.first_layer is None else spec.first_layer
-    last = round(27 * depth / 32) if spec.last_layer is None else spec.last_layer
+    last = min(depth - 1, round(27 * depth / 32)) if spec.last_layer is None else spec.last_layer
     return first, last
 
 
