@@ -292,6 +292,29 @@ def _read_policy_file(data: dict[str, Any], source: str) -> tuple[str | None, se
     return path, {f"policy.{key}" for key in settings.keys() - beside.keys()}
 
 
+def read_policy(policy: str) -> PolicySpec:
+    """A policy by its name, `paper-2b` for the replay of that name, or the file that holds one.
+
+    Raises:
+        JobSpecError: there is no such policy or file, or its settings are wrong.
+    """
+    is_file = policy.endswith((".yaml", ".yml"))
+    shorthand = {"paper-2b": {"name": "replay", "preset": "paper-2b"}}
+    settings = read_job_file(policy, "policy file") if is_file else shorthand.get(policy, {"name": policy})
+    settings.pop(PROVENANCE, None)
+    try:
+        return _Policy.model_validate(_freeze({"policy": settings}), strict=True).policy
+    except ValidationError as error:
+        _, sentence = explain(error, _Policy)
+        raise JobSpecError(f"{policy if is_file else '--policy'}: {sentence}") from error
+
+
+class _Policy(FrozenSpec):
+    """A policy alone, checked as in a job."""
+
+    policy: PolicySpec
+
+
 def _within(key: str, group: str) -> bool:
     """Whether a dotted key is `group` or under it."""
     return f"{key}.".startswith(f"{group}.")

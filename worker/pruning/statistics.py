@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 
 # G^(2**_SQUARINGS): what is left of another eigenvector vanishes, or its eigenvalue is the same to 1e-7.
 _SQUARINGS = 20
+_SQUARINGS_A_SCALING = 4  # entries stay below n^15, far within float64
 # A second singular value below this part of the first is rounding of a float32 map.
 _RANK_ONE = 1e-7
 
@@ -58,8 +59,9 @@ def _top_eigenvector(gram: Tensor) -> Tensor:
     """[..., n, n] positive semi-definite to [..., n, 1] unit vectors; zero where the matrix is."""
     tiny = torch.finfo(gram.dtype).tiny
     power = gram
-    for _ in range(_SQUARINGS):
-        power = power / power.abs().amax((-2, -1), keepdim=True).clamp_min(tiny)
+    for squaring in range(_SQUARINGS):
+        if squaring % _SQUARINGS_A_SCALING == 0:
+            power = power / power.abs().amax((-2, -1), keepdim=True).clamp_min(tiny)
         power = power @ power
     # Close to v v' in scale: its longest column is the best conditioned multiple of v.
     longest = power.diagonal(dim1=-2, dim2=-1).argmax(-1)

@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from toprovar_batch.worker.errors import RunFailedError
+from toprovar_batch.worker.pruning import bench
+from toprovar_batch.worker.pruning.bench import time_statistics
 from toprovar_batch.worker.pruning.draw import pruning_noise
 from toprovar_batch.worker.pruning.saliency import bit_certainty, code_smoothness
 from toprovar_batch.worker.pruning.skipvar import high_frequency_energy
@@ -20,6 +23,14 @@ from toprovar_batch.worker.pruning.statistics import (
 
 NAN = float("nan")
 SHAPES = [(1, 1), (2, 2), (3, 7), (8, 8), (12, 12), (21, 14), (40, 16), (1, 9)]
+
+
+def test_the_timings_are_checked_first(monkeypatch):
+    names = [timing.name for timing in time_statistics(torch.device("cpu"), 2, 1, repeats=1)]
+    assert "the same by torch.linalg.svdvals" in names
+    monkeypatch.setattr(bench, "top_singular_values", lambda maps: (maps[..., 0, 0],) * 2)
+    with pytest.raises(RunFailedError, match="are off by"):
+        time_statistics(torch.device("cpu"), 2, 1, repeats=1)
 
 
 def _random(*shape, seed=0):
