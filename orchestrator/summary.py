@@ -107,7 +107,8 @@ def time_lines(stats: ShardStats) -> Iterator[str]:
         saved = 1 - stats.token_layer_fraction / stats.fraction_rows
         if saved > 0:
             yield f"token-layers saved by the policy: {saved:.1%}"
-            yield f"pruning starts at {_start_scales(stats.pruning_start_scales)}"
+            if stats.pruning_start_scales:
+                yield f"pruning starts at {_start_scales(stats.pruning_start_scales)}"
 
 
 def _start_scales(counts: dict[str, int]) -> str:
