@@ -38,6 +38,7 @@ class BatchTiming:
         text_ms, transformer_ms, decode_ms, encode_ms: the split of a batch.
         scale_ms: transformer, sampling and codes of each scale, measured on the device.
         peak_memory_gb: of the device, weights included (GPU only), 10**9 bytes.
+        token_layer_fraction: token-layers that ran over those of the dense model, mean over the images.
         error: why there are no timings, or None.
     """
 
@@ -50,6 +51,7 @@ class BatchTiming:
     encode_ms: float = 0.0
     scale_ms: list[float] = field(default_factory=list)
     peak_memory_gb: float | None = None
+    token_layer_fraction: float = 1.0
     error: str | None = None
 
 
@@ -79,6 +81,7 @@ class BatchList(click.ParamType[tuple[int, ...]]):
 @click.option("--batch", "batches", type=BatchList(), default="1,4,8", show_default=True)
 @click.option("--resolution", help="0.06M, 0.25M, 0.60M or 1M; the preset's where left out.")
 @click.option("--h-div-w", type=float, default=1.0, show_default=True, help="Height over width.")
+@click.option("--policy", default="dense", show_default=True, help="Name, paper-2b, or a policy file (YAML).")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--warmup", type=click.IntRange(0), default=2, show_default=True)
@@ -89,6 +92,7 @@ def bench_command(
     batches: tuple[int, ...],
     resolution: str | None,
     h_div_w: float,
+    policy: str,
     device: Literal["auto", "cpu", "cuda"],
     repeats: int,
     warmup: int,
@@ -97,6 +101,7 @@ def bench_command(
     """Time generation at several batch sizes, and its split over text, scales, decoding and encoding."""
     from pydantic import ValidationError  # noqa: PLC0415 - only here
 
+    from toprovar_batch.orchestrator.job import read_policy  # noqa: PLC0415 - only here
     from toprovar_batch.worker.engine import Engine  # noqa: PLC0415 - imports torch
     from toprovar_batch.worker.specs import EngineSpec, ImageSpec, ModelSpec, RuntimeSpec  # noqa: PLC0415
 
@@ -104,6 +109,7 @@ def bench_command(
         spec = EngineSpec(
             model=ModelSpec(preset=preset, random_weights=random_weights),
             image=ImageSpec.model_validate({"resolution": resolution, "h_div_w": h_div_w}),
+            policy=read_policy(policy),
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -117,6 +123,7 @@ def bench_command(
         "version": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
+        "policy": spec.policy.model_dump(mode="json"),
         "engine": engine.describe(),
         "batches": [asdict(timing) for timing in timings],
     }
@@ -162,13 +169,15 @@ def measure(engine: Any, batch: int, h_div_w: float, warmup: int, repeats: int) 
             clock = _ScaleClock(is_gpu)
             times = PhaseTimes()
             start = time.perf_counter()
-            pixels, _cut, finite = engine.generate_pixels(requests, schedule, times, clock)
+            made = engine.generate_pixels(requests, schedule, times, clock)
             encode_start = time.perf_counter()
-            encode_images(pixels, engine.image_spec)
+            encode_images(made.pixels, engine.image_spec)
             end = time.perf_counter()
             times.encode = end - encode_start
             if run == 0:
-                _check(pixels, finite)
+                _check(made.pixels, made.finite)
+                fractions = [work.token_layer_fraction for work in made.work]
+                timing.token_layer_fraction = statistics.fmean(fractions)
             if run > warmup:
                 timing.seconds.append(end - start)
                 runs.append((times, clock.milliseconds()))
@@ -263,3 +272,6 @@ def _print_table(record: dict[str, Any], timings: list[BatchTiming]) -> None:
         if not timing.error:
             scales = " ".join(f"{value:.1f}" for value in timing.scale_ms)
             click.echo(f"batch {timing.batch}, ms of each scale: {scales}")
+    fraction = next((timing.token_layer_fraction for timing in timings if not timing.error), 1.0)
+    if record["policy"]["name"] != "dense":
+        click.echo(f"policy {record['policy']['name']}: {fraction:.1%} of the dense model's token-layers")

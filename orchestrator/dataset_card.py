@@ -19,6 +19,7 @@ _PLAIN = (
     pa.types.is_boolean,
     pa.types.is_string,
     pa.types.is_large_string,
+    pa.types.is_binary,
 )
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 

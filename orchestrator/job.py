@@ -15,18 +15,18 @@ from toprovar_batch.orchestrator.job_file import (
     read_job_file,
 )
 from toprovar_batch.orchestrator.model_files import MODEL_PARTS, fingerprints, named_files
-from toprovar_batch.orchestrator.spec_errors import explain
+from toprovar_batch.orchestrator.spec_errors import describe_value, explain
 from toprovar_batch.worker.errors import JobSpecError
 from toprovar_batch.worker.infinity.config import get_preset, resolve_architecture
+from toprovar_batch.worker.pruning.specs import DenseSpec, PolicySpec
+from toprovar_batch.worker.spec_base import FrozenSpec
 from toprovar_batch.worker.specs import (
     EngineSpec,
-    FrozenSpec,
     HDivW,
     ImageFormatSpec,
     ImageSpec,
     ModelSpec,
     NonEmpty,
-    PolicySpec,
     RuntimeSpec,
     SamplingSpec,
 )
@@ -45,7 +45,16 @@ def _refuse_nul(value: str) -> str:
 Location = Annotated[NonEmpty, AfterValidator(_refuse_nul)]
 AUTO_ID = "auto"
 FILE_MARK = "(file)"
+PROVENANCE = "provenance"
+"""The key of a policy file that tells how its settings were found."""
 _TEXT_ENCODER = ("model", "text_encoder")
+_PATHS = (
+    ("prompts", "source"),
+    ("model", "transformer"),
+    ("model", "vae"),
+    _TEXT_ENCODER,
+    ("policy", "file"),
+)
 _MAX_SEED = 2**63
 
 
@@ -116,7 +125,7 @@ class JobSpec(FrozenSpec):
     model: ModelSpec = ModelSpec()
     sampling: JobSamplingSpec = JobSamplingSpec()
     image: JobImageSpec = JobImageSpec()
-    policy: Annotated[PolicySpec, BeforeValidator(_expand_policy)] = PolicySpec()
+    policy: Annotated[PolicySpec, BeforeValidator(_expand_policy)] = DenseSpec()
     output: Location
     shard_size: int = Field(64, ge=1, le=100_000, description="samples a part file holds")
     runtime: RuntimeJobSpec = RuntimeJobSpec()
@@ -235,6 +244,7 @@ def load_job(path: str, overrides: Sequence[str] = (), *, output: str | None = N
     data = _expand_shorthand(data)
     _anchor_paths(data, folder)
     overridden = [_override(data, override) for override in overrides]
+    policy_file, of_policy_file = _read_policy_file(data, path)
     if output is not None:
         data["output"] = output
     if isinstance(data.get("output"), str):
@@ -247,7 +257,62 @@ def load_job(path: str, overrides: Sequence[str] = (), *, output: str | None = N
     except ValidationError as error:
         key, sentence = explain(error, JobSpec)
         from_override = any(_within(key, name) or _within(name, key) for name in overridden)
-        raise JobSpecError(f"{'--set' if from_override else path}: {sentence}") from error
+        source = policy_file if key in of_policy_file else "--set" if from_override else path
+        raise JobSpecError(f"{source}: {sentence}") from error
+
+
+def _read_policy_file(data: dict[str, Any], source: str) -> tuple[str | None, set[str]]:
+    """Put the settings of a policy file in the place of `policy.file`; what stands beside it wins.
+
+    Args:
+        data: of the job, changed in place.
+        source: names the job in errors.
+
+    Returns:
+        The file, and the dotted keys that came from it.
+
+    Raises:
+        JobSpecError: there is no such file, or it is of another policy than the job names.
+    """
+    policy = data.get("policy")
+    path = policy.get("file") if isinstance(policy, dict) else None
+    if not isinstance(policy, dict) or path is None:
+        return None, set()
+    if not isinstance(path, str):
+        raise JobSpecError(f"{source}: policy.file must be text, got {describe_value(path)}")
+    settings = read_job_file(path, "policy file")
+    settings.pop(PROVENANCE, None)
+    beside = {key: value for key, value in policy.items() if key != "file"}
+    name = beside.get("name", settings.get("name"))
+    if name != settings.get("name"):
+        raise JobSpecError(
+            f"{source}: policy.name: {name} is asked for, but {path} is of {settings.get('name')}; drop one of name and file"
+        )
+    data["policy"] = settings | beside
+    return path, {f"policy.{key}" for key in settings.keys() - beside.keys()}
+
+
+def read_policy(policy: str) -> PolicySpec:
+    """A policy by its name, `paper-2b` for the replay of that name, or the file that holds one.
+
+    Raises:
+        JobSpecError: there is no such policy or file, or its settings are wrong.
+    """
+    is_file = policy.endswith((".yaml", ".yml"))
+    shorthand = {"paper-2b": {"name": "replay", "preset": "paper-2b"}}
+    settings = read_job_file(policy, "policy file") if is_file else shorthand.get(policy, {"name": policy})
+    settings.pop(PROVENANCE, None)
+    try:
+        return _Policy.model_validate(_freeze({"policy": settings}), strict=True).policy
+    except ValidationError as error:
+        _, sentence = explain(error, _Policy)
+        raise JobSpecError(f"{policy if is_file else '--policy'}: {sentence}") from error
+
+
+class _Policy(FrozenSpec):
+    """A policy alone, checked as in a job."""
+
+    policy: PolicySpec
 
 
 def _within(key: str, group: str) -> bool:
@@ -279,12 +344,15 @@ def _override(data: dict[str, Any], override: str) -> str:
     for key in keys[:-1]:
         alone = alone[key]
     apply_override(data, keys, alone[keys[-1]])
+    data["policy"] = _expand_policy(data.get("policy"))
+    if data["policy"] is None:
+        del data["policy"]
     return ".".join(keys)
 
 
 def _anchor_paths(data: dict[str, Any], folder: str) -> None:
-    """Make the relative paths of prompts and model files absolute, in place."""
-    for group, key in (("prompts", "source"), ("model", "transformer"), ("model", "vae"), _TEXT_ENCODER):
+    """Make the relative paths of prompts, model and policy files absolute, in place."""
+    for group, key in _PATHS:
         values = data.get(group)
         path = values.get(key) if isinstance(values, dict) else None
         if not isinstance(values, dict) or not isinstance(path, str):

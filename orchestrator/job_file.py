@@ -50,11 +50,12 @@ class StrictLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 
-def read_job_file(path: str) -> dict[str, Any]:
-    """Read a YAML job file.
+def read_job_file(path: str, what: str = "job file") -> dict[str, Any]:
+    """Read a YAML job file, or another file of the same kind.
 
     Args:
         path: local path or fsspec URL.
+        what: to call it in errors.
 
     Returns:
         The mapping it holds.
@@ -66,21 +67,22 @@ def read_job_file(path: str) -> dict[str, Any]:
         with fsspec.open(path, "rb") as file:
             raw: bytes = file.read()
     except FileNotFoundError as error:
-        raise JobSpecError(f"{path}: there is no such job file") from error
+        raise JobSpecError(f"{path}: there is no such {what}") from error
     except IsADirectoryError as error:
-        raise JobSpecError(f"{path} is a folder; give the job file in it") from error
+        raise JobSpecError(f"{path} is a folder; give the {what} in it") from error
     except (OSError, ImportError, ValueError) as error:
-        raise JobSpecError(f"{path}: the job file cannot be read: {error}") from error
+        raise JobSpecError(f"{path}: the {what} cannot be read: {error}") from error
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise JobSpecError(f"{path}, line {line}: the job file is not UTF-8 text") from error
+        raise JobSpecError(f"{path}, line {line}: the {what} is not UTF-8 text") from error
     data = parse_yaml(text, path)
     if data is None:
-        raise JobSpecError(f"{path}: the job file is empty; it needs at least prompts.source and output")
+        needs = "prompts.source and output" if what == "job file" else "name"
+        raise JobSpecError(f"{path}: the {what} is empty; it needs at least {needs}")
     if not isinstance(data, dict):
-        raise JobSpecError(f"{path}: a job file is a mapping of keys, this one is {describe_value(data)}")
+        raise JobSpecError(f"{path}: a {what} is a mapping of keys, this one is {describe_value(data)}")
     return data
 
 

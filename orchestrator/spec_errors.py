@@ -17,6 +17,7 @@ EXPECTED = {
     "model_type": "a group of keys",
     "model_attributes_type": "a group of keys",
 }
+_TAG_ERRORS = ("union_tag_invalid", "union_tag_not_found")
 LIMITS = {"greater_than_equal": "ge", "greater_than": "gt", "less_than_equal": "le", "less_than": "lt"}
 LIMIT_WORDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
@@ -32,9 +33,10 @@ def field_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Dotted paths of every key that `model` takes, groups before what they hold."""
     for name, field in model.model_fields.items():
         yield f"{prefix}{name}"
-        group = _group_of(field.annotation)
-        if group is not None:
-            yield from field_paths(group, f"{prefix}{name}.")
+        below = (
+            path for group in _groups_of(field.annotation) for path in field_paths(group, f"{prefix}{name}.")
+        )
+        yield from dict.fromkeys(below)  # members of a union share keys
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
@@ -49,11 +51,14 @@ def explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
         at other keys are counted at its end.
     """
     by_key: dict[str, list[tuple[str, Any]]] = {}
+    groups: dict[str, type[BaseModel]] = {}
     for detail in error.errors(include_url=False):
-        key, item = _key_of(detail["loc"], model)
+        key, item, groups[key] = _key_of(detail["loc"], model)
+        if detail["type"] in _TAG_ERRORS:
+            key = f"{key}.{detail['ctx']['discriminator'].strip(chr(39))}"
         by_key.setdefault(key, []).append((item, detail))
     key, details = next(iter(by_key.items()))
-    sentence = _sentence(key, details, model)
+    sentence = _sentence(key, details, model, groups.get(key, model))
     others = len(by_key) - 1
     return key, f"{sentence} (and {others} more)" if others else sentence
 
@@ -75,44 +80,63 @@ def describe_value(value: Any) -> str:
     )
 
 
-def _group_of(annotation: Any) -> type[BaseModel] | None:
-    """The model behind an annotation, also behind `Model | None`."""
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
+def _groups_of(annotation: Any) -> list[type[BaseModel]]:
+    """The models behind an annotation: one, also behind `Model | None`, or the members of a union."""
+    return [
+        candidate
+        for candidate in (annotation, *get_args(annotation))
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel)
+    ]
 
 
-def _key_of(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, str]:
-    """Split pydantic's location into the dotted key and the index inside a list value ("" or "[2]").
+def _key_of(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, str, type[BaseModel]]:
+    """Split pydantic's location into the dotted key, the index inside a list value ("" or "[2]"), and the key's group.
 
-    Locations also hold the names of union members (`cfg_scale.float`), which mean nothing to a user.
+    Locations also hold the names of union members (`cfg_scale.float`, `policy.dense`), which mean nothing to a user.
     """
     keys: list[str] = []
-    group: type[BaseModel] | None = model
+    group = model
     rest = list(location)
-    while rest and group is not None:
+    while rest:
         key = str(rest.pop(0))
         keys.append(key)
         field = group.model_fields.get(key)
-        group = None if field is None else _group_of(field.annotation)
-    return ".".join(keys), "".join(f"[{part}]" for part in rest if isinstance(part, int))
+        below = [] if field is None else _groups_of(field.annotation)
+        if len(below) > 1 and rest:  # a union, whose member is named next
+            name = rest.pop(0)
+            below = [member for member in below if _tag(member) == name]
+        if not below:
+            break
+        if rest:
+            group = below[0]
+    return ".".join(keys), "".join(f"[{part}]" for part in rest if isinstance(part, int)), group
 
 
-def _sentence(key: str, details: list[tuple[str, Any]], model: type[BaseModel]) -> str:
+def _tag(member: type[BaseModel]) -> Any:
+    """The name by which a union tells its member."""
+    return member.model_fields["name"].default if "name" in member.model_fields else None
+
+
+def _sentence(
+    key: str, details: list[tuple[str, Any]], model: type[BaseModel], group: type[BaseModel]
+) -> str:
     """One sentence from all failures of one key; a union gives one failure for each member."""
     # What failed deepest, and by its value rather than by its type, is what the user meant.
     item, detail = max(details, key=lambda pair: (bool(pair[0]), not pair[1]["type"].endswith("_type")))
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return _unknown_key(key, model)
+        return _unknown_key(key, model, group)
     if kind == "missing":
         return f"{key} is missing and has no default"
     if kind == "value_error":
         return f"{key}{item}: {context['error']}".removeprefix(": ")  # a rule about several keys has no key
     if kind in {"string_too_short", "too_short"}:
         return f"{key}{item} must not be empty"
-    if kind == "literal_error":
+    if kind == "union_tag_not_found":
+        return f"{key} is missing and has no default"
+    if kind == "union_tag_invalid":
+        expected, value = _choices(context["expected_tags"]), context["tag"]
+    elif kind == "literal_error":
         expected = _choices(context["expected"])
     elif kind in LIMITS:
         limit = context[LIMITS[kind]]
@@ -125,21 +149,21 @@ def _sentence(key: str, details: list[tuple[str, Any]], model: type[BaseModel]) 
     return f"{key}{item} must be {expected}, got {describe_value(value)}{_hint(value, expected)}"
 
 
-def _unknown_key(key: str, model: type[BaseModel]) -> str:
+def _unknown_key(key: str, model: type[BaseModel], group: type[BaseModel]) -> str:
     """Name the unknown key and the existing one it most resembles, in its own group first."""
-    group, _, leaf = key.rpartition(".")
-    paths = list(field_paths(model))
-    siblings = [path.rpartition(".")[2] for path in paths if path.rpartition(".")[0] == group]
-    elsewhere = {path.rpartition(".")[2]: path for path in reversed(paths)}
+    prefix, _, leaf = key.rpartition(".")
+    siblings = list(group.model_fields)
+    elsewhere = {path.rpartition(".")[2]: path for path in reversed(list(field_paths(model))) if path != key}
     near_sibling, near_elsewhere = nearest(leaf, siblings), nearest(leaf, elsewhere)
     if leaf in elsewhere:
         near = elsewhere[leaf]
     elif near_sibling is not None:
-        near = f"{group}.{near_sibling}" if group else near_sibling
-    elif near_elsewhere is not None:
+        near = f"{prefix}.{near_sibling}" if prefix else near_sibling
+    elif near_elsewhere is not None and not near_elsewhere.startswith(f"{prefix}."):
         near = elsewhere[near_elsewhere]
     else:
-        return f"unknown key {key}; {group or 'a job'} takes {', '.join(siblings)}"
+        owner = f"{prefix} {_tag(group)}" if _tag(group) else prefix or "a job"
+        return f"unknown key {key}; {owner} takes {', '.join(siblings)}"
     return f"unknown key {key}; did you mean {near}?"
 
 

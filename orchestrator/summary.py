@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from toprovar_batch.worker.shard_stats import ShardStats
+from toprovar_batch.worker.shard_stats import NO_PRUNING, ShardStats
 
 
 def total(stats: Iterable[ShardStats]) -> ShardStats:
@@ -107,6 +107,17 @@ def time_lines(stats: ShardStats) -> Iterator[str]:
         saved = 1 - stats.token_layer_fraction / stats.fraction_rows
         if saved > 0:
             yield f"token-layers saved by the policy: {saved:.1%}"
+            if stats.pruning_start_scales:
+                yield f"pruning starts at {_start_scales(stats.pruning_start_scales)}"
+
+
+def _start_scales(counts: dict[str, int]) -> str:
+    """Say how many images are pruned from which scale on."""
+    pruned = sorted((int(start), count) for start, count in counts.items() if start != NO_PRUNING)
+    parts = [f"scale {start} in {count:,} images" for start, count in pruned]
+    if NO_PRUNING in counts:
+        parts.append(f"none in {counts[NO_PRUNING]:,}")
+    return ", ".join(parts)
 
 
 def error_lines(stats: ShardStats) -> Iterator[str]:

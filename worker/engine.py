@@ -15,13 +15,16 @@ from torch import Tensor
 from toprovar_batch.kernels.ops import Backend, fastest_attention, resolve_backend
 
 from .images import encode_images
-from .infinity.config import get_preset
+from .infinity.config import get_preset, resolve_architecture
 from .infinity.flops import decoder_flops, transformer_flops
 from .infinity.kv_cache import cache_bytes
-from .infinity.schedule import ScaleSchedule, image_size, nearest_h_div_w, scale_schedule
+from .infinity.schedule import ScaleSchedule, image_size, nearest_h_div_w, num_scales, scale_schedule
 from .infinity.text import EncodedText
 from .infinity.vae import to_uint8
 from .models import Model, build_model
+from .pruning.build import policy_factory
+from .pruning.history import PromptWork
+from .pruning.policy import BatchContext
 from .request import GenerationRequest, GenerationResult
 from .sampler import BatchState, SamplingSettings, sample_codes, text_rows
 from .settings import resolve_device, resolve_dtype, resolve_settings
@@ -36,6 +39,29 @@ _DECODE_CHUNK = 1
 # values in float32 and their products.
 _ACTIVATION_MULTIPLE = 24
 T = TypeVar("T")
+
+
+@dataclass
+class GeneratedBatch:
+    """A batch up to its pixels.
+
+    Attributes:
+        pixels: [B, H, W, 3] uint8 RGB.
+        truncated: for each image whether its text was cut.
+        finite: for each image whether all its logits were.
+        work: what each prompt ran.
+        low_entropy_ratio: of each prompt and scale; None where not measured.
+        layer_representation_score: of each prompt and layer; empty where not measured.
+        pruning_maps: of each prompt, where they are asked for.
+    """
+
+    pixels: np.ndarray
+    truncated: list[bool]
+    finite: list[bool]
+    work: list[PromptWork]
+    low_entropy_ratio: list[list[float | None]]
+    layer_representation_score: list[list[float]]
+    pruning_maps: list[bytes] | None
 
 
 @dataclass
@@ -58,10 +84,15 @@ class Engine:
         Args:
             spec: decides the images.
             runtime: decides where and how they are made.
+
+        Raises:
+            ModelSpecError: settings or a policy that do not fit the model and its scales.
         """
         self._spec, self._runtime = spec, runtime
         self._resolution = spec.image.resolution or get_preset(spec.model.preset).resolution
         self._settings = resolve_settings(spec, self._resolution)
+        depth = resolve_architecture(spec.model)[0].depth
+        self._policy_factory = policy_factory(spec.policy, num_scales(self._resolution), depth)
         self._model: Model | None = None
         self._batch_limit: int | None = None
         self._out_of_memory: list[dict[str, int]] = []
@@ -132,6 +163,9 @@ class Engine:
         last = schedule[-1][0] * schedule[-1][1]
         per_image = cache_bytes(sizes, rows, kept, self.dtype)
         per_image += rows * last * sizes.width * self.dtype.itemsize * _ACTIVATION_MULTIPLE
+        if getattr(self._spec.policy, "restoration", None) == "cached":
+            largest = schedule[-2][0] * schedule[-2][1]  # the last scale whose changes may be kept
+            per_image += sizes.depth * rows * largest * sizes.width * self.dtype.itemsize
         return max(1, min(_LARGEST_AUTO_BATCH, int(0.85 * free / per_image)))
 
     def plan_batches(
@@ -202,16 +236,17 @@ class Engine:
     def _generate_chunk(self, batch: Sequence[GenerationRequest]) -> list[GenerationResult]:
         times = PhaseTimes()
         schedule = self.schedule_of(batch[0].h_div_w)
-        pixels, truncated, finite = self.generate_pixels(batch, schedule, times)
-        encoded = self._timed(times, "encode", lambda: encode_images(pixels, self._spec.image))
+        made = self.generate_pixels(batch, schedule, times)
+        encoded = self._timed(times, "encode", lambda: encode_images(made.pixels, self._spec.image))
         height, width = image_size(schedule)
         share = 1e3 / len(batch)
         results = []
-        for request, image, cut, is_finite in zip(batch, encoded, truncated, finite, strict=True):
-            if not is_finite:
+        for index, (request, image) in enumerate(zip(batch, encoded, strict=True)):
+            if not made.finite[index]:
                 message = "the model gave numbers that are not finite; check its weights and dtype"
                 results.append(GenerationResult(request.sample_id, "error", message))
                 continue
+            work = made.work[index]
             result = GenerationResult(
                 request.sample_id,
                 "ok",
@@ -219,17 +254,19 @@ class Engine:
                 width=width,
                 height=height,
                 format=self._spec.image.format,
-                prompt_truncated=cut,
+                prompt_truncated=made.truncated[index],
                 text_ms=times.text * share,
                 sample_ms=times.sample * share,
                 decode_ms=times.decode * share,
                 encode_ms=times.encode * share,
                 batch_size=len(batch),
-                pruning_start_scale=len(schedule),
-                low_entropy_ratio=[None] * len(schedule),
-                keep_ratio=[1.0] * len(schedule),
-                token_layer_fraction=1.0,
-                flops=self._flops(schedule),
+                pruning_start_scale=work.pruning_start_scale,
+                low_entropy_ratio=made.low_entropy_ratio[index],
+                keep_ratio=work.keep_ratio,
+                layer_representation_score=made.layer_representation_score[index],
+                token_layer_fraction=work.token_layer_fraction,
+                flops=self._flops(work),
+                pruning_map=made.pruning_maps[index] if made.pruning_maps else None,
             )
             results.append(result)
         return results
@@ -240,7 +277,7 @@ class Engine:
         schedule: ScaleSchedule,
         times: PhaseTimes,
         on_scale: Callable[[int], None] | None = None,
-    ) -> tuple[np.ndarray, list[bool], list[bool]]:
+    ) -> GeneratedBatch:
         """Generate a batch up to its pixels.
 
         Args:
@@ -249,39 +286,56 @@ class Engine:
             times: takes the seconds of each phase.
             on_scale: called with -1 before the transformer starts, then with each scale's index once its
                 work is queued.
-
-        Returns:
-            [B, H, W, 3] uint8 RGB; for each image whether its text was cut; and whether all its logits were
-            finite.
         """
         model = self.model
         with torch.inference_mode(), fastest_attention(self.device):
             prompts, negatives = self._timed(times, "text", lambda: self._encode_text(batch))
             seeds = torch.tensor([request.seed for request in batch], device=self.device)
 
-            def sample() -> tuple[Tensor, Tensor]:
+            policy = self._policy_factory(BatchContext(schedule, model.transformer.sizes.depth, seeds))
+
+            def sample() -> BatchState:
                 if on_scale is not None:
                     on_scale(-1)
-                features = [text.features for text in prompts]
-                unconditional = [text.features if text else None for text in negatives]
-                rows = text_rows(model.transformer, features, unconditional, guided=self._settings.guided)
-                state = BatchState(
-                    model.transformer,
-                    model.transformer.encode_text(rows),
-                    schedule,
-                    self._settings,
-                    codebook_dim=model.vae.sizes.codebook_dim,
-                    spatial_patchify=model.vae.sizes.spatial_patchify,
-                )
-                return sample_codes(state, seeds, on_scale), state.finite
+                state = self._fresh_state(prompts, negatives, schedule)
+                sample_codes(state, seeds, policy, on_scale)
+                return state
 
-            codes, finite = self._timed(times, "sample", sample)
-            pixels = self._timed(times, "decode", lambda: self._decode(codes))
-        truncated = [
-            text.truncated or (negative is not None and negative.truncated)
-            for text, negative in zip(prompts, negatives, strict=True)
-        ]
-        return pixels, truncated, finite.tolist()
+            state = self._timed(times, "sample", sample)
+            pixels = self._timed(times, "decode", lambda: self._decode(state.codes.summed_codes))
+        count = range(len(batch))
+        return GeneratedBatch(
+            pixels,
+            truncated=[
+                text.truncated or (negative is not None and negative.truncated)
+                for text, negative in zip(prompts, negatives, strict=True)
+            ],
+            finite=state.finite.tolist(),
+            work=[state.history.work(index) for index in count],
+            low_entropy_ratio=[policy.low_entropy_ratio(index) for index in count],
+            layer_representation_score=[policy.layer_representation_score(index) for index in count],
+            pruning_maps=state.history.pruning_maps() if self._spec.policy.pruning_map else None,
+        )
+
+    def _fresh_state(
+        self,
+        prompts: Sequence[EncodedText],
+        negatives: Sequence[EncodedText | None],
+        schedule: ScaleSchedule,
+    ) -> BatchState:
+        model = self.model
+        features = [text.features for text in prompts]
+        unconditional = [text.features if text else None for text in negatives]
+        rows = text_rows(model.transformer, features, unconditional, guided=self._settings.guided)
+        return BatchState(
+            model.transformer,
+            model.transformer.encode_text(rows),
+            schedule,
+            self._settings,
+            codebook_dim=model.vae.sizes.codebook_dim,
+            spatial_patchify=model.vae.sizes.spatial_patchify,
+            count_layers=self._spec.policy.pruning_map,
+        )
 
     def _encode_text(
         self, batch: Sequence[GenerationRequest]
@@ -308,10 +362,10 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _flops(self, schedule: ScaleSchedule) -> float:
-        rows = 2 if self._settings.guided else 1
-        sizes = self.model.transformer.sizes
-        return transformer_flops(sizes, schedule, rows) + decoder_flops(self.model.vae.sizes, schedule)
+    def _flops(self, work: PromptWork) -> float:
+        model = self.model
+        sampled = transformer_flops(model.transformer.sizes, work.schedule, work.counts, work.branches)
+        return sampled + decoder_flops(model.vae.sizes, work.schedule)
 
     def describe(self) -> dict[str, Any]:
         """A record of this engine for the run's file: JSON-able."""

@@ -58,6 +58,7 @@ _RESULT_FIELDS = (
     pa.field("layer_representation_score", pa.list_(pa.float32())),
     pa.field("token_layer_fraction", pa.float64()),
     pa.field("flops", pa.float64()),
+    pa.field("pruning_map", pa.binary()),
 )
 RESULT_COLUMNS: tuple[str, ...] = tuple(field.name for field in _SAMPLE_FIELDS + _RESULT_FIELDS)
 """Every column this package writes; a pass-through column must have another name."""

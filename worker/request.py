@@ -40,10 +40,11 @@ class GenerationResult:
         batch_size: images in that batch.
         pruning_start_scale: first pruned scale counted from 0; the number of scales where nothing was pruned.
         low_entropy_ratio: fraction of low-entropy tokens per scale; None where not measured.
-        keep_ratio: fraction of token-layers run per scale.
+        keep_ratio: fraction of token-layers run per scale, over both guidance branches.
         layer_representation_score: per layer; empty where not measured.
         token_layer_fraction: token-layers run over the dense number of them.
         flops: floating-point operations of the transformer and the VAE decoder for this image.
+        pruning_map: one byte a token, scale after scale: how many layers it ran; None unless asked for.
     """
 
     sample_id: str
@@ -66,3 +67,4 @@ class GenerationResult:
     layer_representation_score: list[float] = field(default_factory=list)
     token_layer_fraction: float | None = None
     flops: float | None = None
+    pruning_map: bytes | None = None

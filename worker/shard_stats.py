@@ -10,6 +10,7 @@ TIME_COLUMNS = ("text_ms", "sample_ms", "decode_ms", "encode_ms")
 _NAMED_SAMPLES = 3  # sample ids named for each error sentence
 _NAMED_ERRORS = 20  # error sentences told apart in one footer; the rest is counted together
 OTHER_ERRORS = "other errors"
+NO_PRUNING = "none"
 
 
 @dataclass(slots=True)
@@ -36,6 +37,8 @@ class ShardStats:
         times_ms: summed `text_ms`, `sample_ms`, `decode_ms`, `encode_ms` of the rows with an image.
         token_layer_fraction: summed over the `fraction_rows` rows that have one.
         fraction_rows: rows with a `token_layer_fraction`.
+        pruning_start_scales: rows with an image by the first scale, counted from 0, in which something was pruned;
+            those where nothing was are under "none".
         error_kinds: failed rows by their error sentence.
         attempt: which attempt at the shard published it, from 1.
         worker: who published it, host:pid.
@@ -51,6 +54,7 @@ class ShardStats:
     times_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TIME_COLUMNS, 0.0))
     token_layer_fraction: float = 0.0
     fraction_rows: int = 0
+    pruning_start_scales: dict[str, int] = field(default_factory=dict)
     error_kinds: dict[str, ErrorKind] = field(default_factory=dict)
     attempt: int = 0
     worker: str = ""
@@ -67,6 +71,10 @@ class ShardStats:
             self.times_ms[column] += pc.sum(good[column]).as_py() or 0.0
         self.token_layer_fraction += pc.sum(good["token_layer_fraction"]).as_py() or 0.0
         self.fraction_rows += good.num_rows - good["token_layer_fraction"].null_count
+        starts = good.select(["pruning_start_scale", "keep_ratio"]).to_pylist()
+        for start, ratios in (row.values() for row in starts):
+            if start is not None and ratios is not None:
+                self._count_start(str(start) if start < len(ratios) else NO_PRUNING)
         bad = rows.select(["sample_id", "error"]).filter(pc.not_equal(rows["status"], "ok"))
         for row in bad.to_pylist():
             self._count_error(row["error"], ErrorKind(1, [row["sample_id"]]))
@@ -82,6 +90,8 @@ class ShardStats:
             self.times_ms[column] += other.times_ms[column]
         self.token_layer_fraction += other.token_layer_fraction
         self.fraction_rows += other.fraction_rows
+        for start, count in other.pruning_start_scales.items():
+            self._count_start(start, count)
         for sentence, kind in other.error_kinds.items():
             self._count_error(sentence, kind)
 
@@ -96,6 +106,9 @@ class ShardStats:
         stats = cls(**{name: value for name, value in record.items() if name in known})
         stats.error_kinds = {name: ErrorKind(**kind) for name, kind in stats.error_kinds.items()}  # type: ignore[arg-type]
         return stats
+
+    def _count_start(self, start: str, count: int = 1) -> None:
+        self.pruning_start_scales[start] = self.pruning_start_scales.get(start, 0) + count
 
     def _count_error(self, sentence: str, kind: ErrorKind) -> None:
         if sentence not in self.error_kinds and len(self.error_kinds) >= _NAMED_ERRORS:

@@ -2,19 +2,16 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
+
+from toprovar_batch.worker.pruning.specs import DenseSpec, PolicySpec
+from toprovar_batch.worker.spec_base import FrozenSpec
 
 Resolution = Literal["0.06M", "0.25M", "0.60M", "1M"]
 NonEmpty = Annotated[str, Field(min_length=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 HDivW = Annotated[float, Field(ge=1 / 3 - 1e-3, le=3 + 1e-3)]
 CfgScale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class FrozenSpec(BaseModel):
-    """Base of all specs: unknown keys are refused, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class ArchitectureSpec(FrozenSpec):
@@ -75,19 +72,13 @@ class ImageSpec(ImageFormatSpec):
     h_div_w: HDivW = 1.0
 
 
-class PolicySpec(FrozenSpec):
-    """The pruning policy by name."""
-
-    name: Literal["dense"] = "dense"
-
-
 class EngineSpec(FrozenSpec):
     """Everything that decides what an engine generates, and nothing about where or when it runs."""
 
     model: ModelSpec = ModelSpec()
     sampling: SamplingSpec = SamplingSpec()
     image: ImageSpec = ImageSpec()
-    policy: PolicySpec = PolicySpec()
+    policy: PolicySpec = DenseSpec()
 
 
 class RuntimeSpec(FrozenSpec):

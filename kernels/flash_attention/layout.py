@@ -8,6 +8,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from toprovar_batch.kernels.host_values import to_device
+
 
 @dataclass(frozen=True)
 class TokenLayout:
@@ -18,11 +20,13 @@ class TokenLayout:
         token_indices: [T] int64, each packed query's place in its scale's row-major token map; None where
             every row holds the whole map in order (the dense case).
         device: where the derived tensors live.
+        known_row_ids: [T] int64, the row of each packed query, where the maker has it already.
     """
 
     row_lengths: tuple[int, ...]
     device: torch.device
     token_indices: Tensor | None = None
+    known_row_ids: Tensor | None = None
 
     @classmethod
     def dense(cls, num_rows: int, length: int, device: torch.device) -> "TokenLayout":
@@ -58,7 +62,9 @@ class TokenLayout:
     @cached_property
     def row_ids(self) -> Tensor:
         """[T] int64: the row of each packed query."""
-        lengths = torch.tensor(self.row_lengths, device=self.device)
+        if self.known_row_ids is not None:
+            return self.known_row_ids
+        lengths = to_device(self.row_lengths, self.device)
         return torch.repeat_interleave(
             torch.arange(self.num_rows, device=self.device), lengths, output_size=self.num_tokens
         )
@@ -85,5 +91,5 @@ class KeyLengths:
         longest = max(self.lengths)
         if min(self.lengths) == longest:
             return None
-        lengths = torch.tensor(self.lengths, device=self.device)
+        lengths = to_device(self.lengths, self.device)
         return (torch.arange(longest, device=self.device) < lengths[:, None])[:, None, None, :]

@@ -69,6 +69,8 @@ def attention_entropy(
     """
     entropy = torch.empty(q.shape[0], dtype=torch.float32, device=q.device)
     for row, (part, seen) in enumerate(zip(layout.row_slices, key_lengths.lengths, strict=True)):
+        if part.start == part.stop:
+            continue
         row_keys = keys[row, :, :seen].float()  # [H, N, D]
         chunk = max(1, _ENTROPY_CHUNK_ELEMENTS // (row_keys.shape[0] * row_keys.shape[1]))
         for first in range(part.start, part.stop, chunk):

@@ -37,6 +37,19 @@ def test_json_has_every_batch_with_its_split():
     assert "python" in record
 
 
+def test_policies_are_timed_by_name_or_file(tmp_path):
+    file = tmp_path / "exit.yaml"
+    file.write_text("name: fixed_exit\nstart_scale: 5\nprovenance: {date: 2026-01-01}\n")
+    common = ("--batch", "1", "--repeats", "1", "--warmup", "0")
+    for policy, share in (("paper-2b", "% of the dense"), (str(file), "policy fixed_exit: 23.2% of")):
+        result = _bench(*common, "--policy", policy)
+        assert result.exit_code == 0, result.output
+        assert share in result.output
+    refused = _bench(*common, "--policy", "fast")
+    assert refused.exit_code == 2
+    assert "--policy: policy.name must be one of dense" in refused.output
+
+
 def test_table_names_model_device_and_every_batch():
     result = _bench("--batch", "1", "--repeats", "1", "--warmup", "0")
     assert result.exit_code == 0, result.output

@@ -11,7 +11,7 @@ from toprovar_batch.orchestrator.dataset_card import dataset_card
 from toprovar_batch.orchestrator.job import load_job
 from toprovar_batch.orchestrator.manifest import PLAN_COLUMNS, open_output
 from toprovar_batch.orchestrator.plan import plan_job
-from toprovar_batch.orchestrator.summary import total
+from toprovar_batch.orchestrator.summary import time_lines, total
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import PartWriter, dataset_schema, result_rows
 from toprovar_batch.worker.shard_stats import OTHER_ERRORS, ShardStats
@@ -186,3 +186,23 @@ def test_errors_are_counted_by_sentence_up_to_a_limit():
     assert sum(kind.count for kind in stats.error_kinds.values()) == 90
     assert stats.error_kinds[OTHER_ERRORS].count == 30
     assert ShardStats.from_json(stats.to_json()) == stats
+
+
+def test_start_scales_are_counted_and_told():
+    rows = [
+        {"sample_id": "a", "status": "ok", "pruning_start_scale": 7, "keep_ratio": [1.0] * 10},
+        {"sample_id": "b", "status": "ok", "pruning_start_scale": 10, "keep_ratio": [1.0] * 10},
+        {"sample_id": "c", "status": "ok", "pruning_start_scale": 7, "keep_ratio": [1.0] * 10},
+        {"sample_id": "d", "status": "ok"},
+        {"sample_id": "e", "status": "error", "error": "no"},
+    ]
+    stats = ShardStats()
+    for fraction, row in zip((0.5, 1.0, 0.25, None, None), rows, strict=True):
+        table = pa.Table.from_pylist([row | {"token_layer_fraction": fraction}], schema=dataset_schema([]))
+        shard = ShardStats()
+        shard.add_rows(table)
+        stats.merge(ShardStats.from_json(shard.to_json()))
+    assert stats.pruning_start_scales == {"7": 2, "none": 1}
+    saved, starts = list(time_lines(stats))[1:]
+    assert saved == "token-layers saved by the policy: 41.7%"
+    assert starts == "pruning starts at scale 7 in 2 images, none in 1"

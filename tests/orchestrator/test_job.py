@@ -111,7 +111,19 @@ def test_an_output_from_the_command_line_is_taken_literally(load, tmp_path, monk
         ("image: {h_div_w: [1, 1]}", "image.h_div_w: the same value is in the list twice"),
         ("image: {h_div_w: []}", "image.h_div_w must not be empty"),
         ("image: 5", "image must be a group of keys, got 5"),
-        ("policy: fast", "policy.name must be dense, got the text 'fast'"),
+        ("policy: fast", "policy.name must be one of dense, toprovar, fastvar, skipvar, fixed_exit, replay, got the text 'fast'; did you mean fastvar?"),
+        ("policy: 5", "policy must be a group of keys, got 5"),
+        ("policy: {beta: 1}", "policy.name is missing and has no default"),
+        ("policy: {name: toprovar, beta: -1}", "policy.beta must be at least 0, got -1"),
+        ("policy: {name: toprovar, bta: 1}", "unknown key policy.bta; did you mean policy.beta?"),
+        ("policy: {name: fixed_exit, beta: 1}", "unknown key policy.beta; policy fixed_exit takes pruning_map, name, start_scale"),
+        ("policy: {name: dense, format: png}", "unknown key policy.format; did you mean prompts.format?"),
+        ("policy: {name: fastvar, keep_ratio: [0.5, 2]}", "policy.keep_ratio[1] must be at most 1, got 2"),
+        ("policy: {name: toprovar, a_min: 0.9}", "policy: a_max, 0.8, is below a_min, 0.9; raise it"),
+        ("policy: {name: skipvar, skip_below: 0.5}", "policy: conditional_below, 0.2, is below skip_below, 0.5; raise it"),
+        ("policy: {name: replay}", "policy: give one of preset (paper-2b) and plan"),
+        ("policy: {name: toprovar, scale_pruning: false, layer_pruning: false, token_pruning: false}", "policy: scale_pruning, layer_pruning and token_pruning are all false, which prunes nothing; use policy: dense"),
+        ("policy: {file: 3}", "policy.file must be text, got 3"),
         ("runtime: {num_workers: x, bogus: 1}", "runtime.num_workers must be a whole number, got the text 'x' (and 1 more)"),
         ("model: {vae: ''}", "model.vae must not be empty"),
     ],
@@ -120,6 +132,41 @@ def test_a_wrong_value_is_named_with_its_file_and_the_mend(load, tmp_path, extra
     with pytest.raises(JobSpecError) as caught:
         load(BASE + extra)
     assert str(caught.value) == f"{tmp_path / 'job.yaml'}: {message}"
+
+
+def test_a_policy_file_stands_for_its_keys_and_what_is_beside_it_wins(load, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "name: toprovar\nbeta: 0.1\na_max: 0.9\nprovenance: {date: 2026-01-01}\n"
+    )
+    job = load(BASE + "policy: {file: mine.yaml, a_max: 0.5}", "policy.pruning_map=true")
+    assert (job.policy.name, job.policy.beta, job.policy.a_max) == ("toprovar", 0.1, 0.5)
+    assert job.policy.pruning_map
+    spelled_out = load(BASE + "policy: {name: toprovar, beta: 0.1, a_max: 0.5, pruning_map: true}")
+    assert job.identity() == spelled_out.identity()
+
+
+@pytest.mark.parametrize(
+    ("content", "extra", "message"),
+    [
+        ("name: toprovar\nbeta: x", "", "mine.yaml: policy.beta must be a number, got the text 'x'"),
+        ("name: toprovar", ", beta: x", "job.yaml: policy.beta must be a number, got the text 'x'"),
+        ("name: toprovar", ", name: fastvar", "job.yaml: policy.name: fastvar is asked for, but"),
+        ("", "", "mine.yaml: the policy file is empty; it needs at least name"),
+        ("- 1", "", "mine.yaml: a policy file is a mapping of keys, this one is the list [1]"),
+        ("bta: 1", "", "policy.name is missing and has no default"),
+    ],
+)
+def test_a_wrong_policy_file_is_named(load, tmp_path, content, extra, message):
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(JobSpecError) as caught:
+        load(BASE + f"policy: {{file: mine.yaml{extra}}}")
+    assert message in str(caught.value)
+
+
+def test_overrides_may_choose_a_policy_and_then_set_its_keys(load):
+    job = load(BASE, "policy=toprovar", "policy.beta=2")
+    assert (job.policy.name, job.policy.beta) == ("toprovar", 2.0)
+    assert load(BASE + "policy: toprovar", "policy=").policy.name == "dense"
 
 
 def test_two_ways_to_give_the_image_size_exclude_each_other(load):

@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ from toprovar_batch.orchestrator.plan import plan_job
 from toprovar_batch.orchestrator.submit import finish, submit
 from toprovar_batch.worker.errors import CheckpointError, JobSpecError, RunFailedError
 from toprovar_batch.worker.part_file import dataset_schema
+from toprovar_batch.worker.pruning.pruning_map import read_pruning_map
 
 
 def read_rows(folder):
@@ -48,6 +50,47 @@ def test_prompts_in_images_out_with_the_real_engine(write_job, tmp_path, run_cli
     assert [rows[start]["prompt_truncated"] for start in ("a c", "wor")] == [False, True]
     assert [rows[start]["status"] for start in ("", "Non")] == ["error", "error"]
     assert rows["wor"]["sample_ms"] > 0
+
+
+def test_a_pruned_job_tells_what_it_saved(write_job, tmp_path, run_cli):
+    job = write_job(["a cat", "two red cubes"], shard_size=1)
+    pruning = (
+        "policy=toprovar",
+        "policy.depth_threshold=0",
+        "policy.token_pruning=false",
+        "policy.beta=1000000",
+    )
+    settings = [
+        part
+        for key in (*pruning, "policy.layer_threshold=0", "policy.pruning_map=true")
+        for part in ("--set", key)
+    ]
+    result = run_cli("submit", job, *settings)
+    assert result.exit_code == 0, result.output
+    assert "token-layers saved by the policy: 96.0%" in result.output
+    assert "pruning starts at scale 3 in 2 images" in result.output
+    rows = {row["prompt"]: row for row in read_rows(tmp_path / "out")}
+    for prompt in ("a cat", "two red cubes"):
+        row = rows[prompt]
+        assert (row["policy"], row["pruning_start_scale"], row["keep_ratio"]) == (
+            "toprovar",
+            3,
+            [1.0] * 3 + [0.0] * 4,
+        )
+        assert row["token_layer_fraction"] == 21 / 521
+        assert row["layer_representation_score"] == pytest.approx([0.0, 0.0], abs=1e-6)
+        assert [ratio is None for ratio in row["low_entropy_ratio"]] == [True, True, False] + [True] * 4
+        scales = read_pruning_map(row["pruning_map"], row["h_div_w"], len(row["keep_ratio"]))
+        assert [int(scale.max()) for scale in scales] == [2, 2, 2, 0, 0, 0, 0]
+    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "out/_job/runs").iterdir())
+    assert record["totals"]["pruning_start_scales"] == {"3": 2}
+    status = run_cli("status", tmp_path / "out")
+    assert "pruning starts at scale 3 in 2 images" in status.output
+    loaded = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded.features["pruning_map"].dtype == "binary"
+    other = run_cli("submit", job, *settings, "--set", "policy.beta=3")
+    assert other.exit_code == 2
+    assert "policy.beta" in other.output
 
 
 def test_a_second_run_generates_nothing(write_job, tmp_path, make_engine_factory):

@@ -51,12 +51,30 @@ class ResidualSum:
             memory_format=torch.channels_last
         )
 
-    def add(self, scale_index: int, bit_maps: Tensor) -> None:
-        """Add a scale's bits ([B, z, h, w]), upsampled bilinearly to the last scale's size."""
+    def add(
+        self,
+        scale_index: int,
+        bit_maps: Tensor,
+        prompts: Tensor | None = None,
+        counted: Tensor | None = None,
+    ) -> None:
+        """Add a scale's codes, upsampled bilinearly to the last scale's size.
+
+        Args:
+            scale_index: counted from 0.
+            bit_maps: [P, z, h, w] bits.
+            prompts: [P] int64, whose they are; None: all B prompts'.
+            counted: [P, z, h, w] bool, which codes count; the others are 0. None: all.
+        """
         codes = bits_to_codes(bit_maps).contiguous(memory_format=torch.channels_last)
+        if counted is not None:
+            codes = codes * counted
         if scale_index < len(self._sizes) - 1:
             codes = interpolate(codes, self._sizes[-1], mode="bilinear", align_corners=False)
-        self.summed_codes += codes
+        if prompts is None:
+            self.summed_codes += codes
+        else:
+            self.summed_codes.index_add_(0, prompts, codes)
 
     def tokens(self, scale_index: int) -> Tensor:
         """The sum resized to a scale: the [B, L, D] input of the transformer there."""

@@ -1,17 +1,25 @@
 """Floating-point operations of generation, counted from the sizes (a multiply-add is two)."""
 
+from collections.abc import Sequence
+
 from .bsq import code_size
 from .config import TransformerArchitecture, VaeArchitecture
 from .schedule import ScaleSchedule
 
 
-def transformer_flops(sizes: TransformerArchitecture, schedule: ScaleSchedule, rows: int) -> float:
-    """Dense transformer work of one image.
+def transformer_flops(
+    sizes: TransformerArchitecture,
+    schedule: ScaleSchedule,
+    counts: Sequence[Sequence[int]],
+    branches: Sequence[int],
+) -> float:
+    """Transformer work of one image, by the tokens that ran and the keys that they saw.
 
     Args:
         sizes: of the transformer.
         schedule: token map sizes.
-        rows: 2 with guidance, else 1.
+        counts: [scales][layers] tokens that a layer ran in each branch; each leaves a key there.
+        branches: guidance branches that ran in each scale: 2, 1, or 0 where it was skipped.
 
     Returns:
         Operations of the blocks' linear layers, self-attention and the head; cross-attention over the few
@@ -19,14 +27,17 @@ def transformer_flops(sizes: TransformerArchitecture, schedule: ScaleSchedule, r
     """
     width = sizes.width
     linear_per_token = 2 * (4 + 2) * width**2 + 2 * 2 * width * sizes.mlp_width  # self, cross, feed-forward
-    total, seen = 0.0, 0
-    for height, columns in schedule:
-        tokens = height * columns
-        seen += tokens
-        attention = 4 * tokens * seen * width
-        total += sizes.depth * (tokens * linear_per_token + attention)
-        total += tokens * 2 * width * 2 * sizes.bits_per_token
-    return rows * total
+    total = 0.0
+    for branch in range(max(branches, default=0)):
+        seen = [0] * sizes.depth
+        for (height, columns), layer_counts, running in zip(schedule, counts, branches, strict=True):
+            if running <= branch:
+                continue
+            for layer, tokens in enumerate(layer_counts):
+                seen[layer] += tokens
+                total += tokens * linear_per_token + 4 * tokens * seen[layer] * width
+            total += height * columns * 2 * width * 2 * sizes.bits_per_token
+    return total
 
 
 def decoder_flops(sizes: VaeArchitecture, schedule: ScaleSchedule) -> float:

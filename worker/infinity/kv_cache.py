@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout
+from toprovar_batch.kernels.host_values import to_device
 from toprovar_batch.kernels.ops import attention, attention_entropy
 
 from .config import TransformerArchitecture
@@ -38,8 +39,9 @@ class KVCache:
             dtype: of the storage.
         """
         shape = (sizes.depth, rows, sizes.num_heads, capacity, sizes.head_dim)
-        self._keys = torch.empty(shape, device=device, dtype=dtype)
-        self._values = torch.empty(shape, device=device, dtype=dtype)
+        # Where rows hold different numbers of tokens, attention may multiply what is behind a short row by 0.
+        self._keys = torch.zeros(shape, device=device, dtype=dtype)
+        self._values = torch.zeros(shape, device=device, dtype=dtype)
         self._lengths = [(0,) * rows for _ in range(sizes.depth)]
         self._storing = True
 
@@ -97,7 +99,7 @@ class KVCache:
 
     @staticmethod
     def _with_room(stored: Tensor, used: int, wanted: int) -> Tensor:
-        larger = stored.new_empty(*stored.shape[:2], wanted, stored.shape[3])
+        larger = stored.new_zeros(*stored.shape[:2], wanted, stored.shape[3])
         larger[:, :, :used] = stored[:, :, :used]
         return larger
 
@@ -107,5 +109,8 @@ def _append(stored: Tensor, new: Tensor, layout: TokenLayout, before: tuple[int,
     if length is not None and len(set(before)) == 1:
         stored[:, :, before[0] : before[0] + length] = layout.by_row(new).transpose(1, 2)
         return
-    for row, (part, start) in enumerate(zip(layout.row_slices, before, strict=True)):
-        stored[row, :, start : start + layout.row_lengths[row]] = new[part].transpose(0, 1)
+    # Where a row's tokens go less where they come from is one number a row.
+    shifts = (start - part.start for start, part in zip(before, layout.row_slices, strict=True))
+    shift = to_device(tuple(shifts), new.device)
+    rows = layout.row_ids
+    stored[rows, :, torch.arange(layout.num_tokens, device=new.device) + shift[rows]] = new

@@ -1,0 +1,424 @@
+"""Pruned batches through the sampler: the same prompt alone and in any batch, and the work that was promised."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from toprovar_batch.kernels.flash_attention import TokenLayout
+from toprovar_batch.worker.engine import Engine
+from toprovar_batch.worker.infinity.config import TransformerArchitecture
+from toprovar_batch.worker.infinity.flops import transformer_flops
+from toprovar_batch.worker.infinity.kv_cache import KVCache
+from toprovar_batch.worker.infinity.rope import rope_2d
+from toprovar_batch.worker.infinity.schedule import scale_schedule
+from toprovar_batch.worker.models import random_transformer
+from toprovar_batch.worker.pruning.build import policy_factory
+from toprovar_batch.worker.pruning.packing import PackedScale
+from toprovar_batch.worker.pruning.plan import ScalePlan, token_sets
+from toprovar_batch.worker.pruning.policy import BatchContext, Unobserving
+from toprovar_batch.worker.pruning.pruning_map import read_pruning_map
+from toprovar_batch.worker.pruning.specs import (
+    DenseSpec,
+    FastvarSpec,
+    FixedExitSpec,
+    ReplaySpec,
+    SkipvarSpec,
+    ToprovarSpec,
+)
+from toprovar_batch.worker.request import GenerationRequest
+from toprovar_batch.worker.sampler import BatchState, SamplingSettings, sample_codes, text_rows
+from toprovar_batch.worker.specs import ArchitectureSpec, EngineSpec, ImageSpec, ModelSpec, RuntimeSpec
+
+CPU = torch.device("cpu")
+DEPTH, SCHEDULE = 4, scale_schedule(1.0, "0.06M")
+SIZES = TransformerArchitecture(depth=DEPTH, width=64, num_heads=2, text_width=24, bits_per_token=8)
+LENGTHS = (3, 9, 1, 5, 7)
+TOPROVAR = ToprovarSpec(depth_threshold=0.5, beta=1e-4, a_min=0.2, a_max=1.2)
+POLICIES = {
+    "dense": DenseSpec(),
+    "fixed_exit": FixedExitSpec(),
+    "fastvar": FastvarSpec(),
+    "fastvar identity": FastvarSpec(restoration="identity"),
+    "skipvar": SkipvarSpec(skip_below=0.3, conditional_below=0.42),
+    "replay": ReplaySpec(preset="paper-2b"),
+    "replay cached": ReplaySpec(plan=((1, 0.5, 0.2, 0), (0.3, 1, 0.1, 0.1)), restoration="cached"),
+    "toprovar": TOPROVAR,
+    "toprovar some layers": TOPROVAR.model_copy(update={"beta": 1e-3}),
+    "toprovar identity": TOPROVAR.model_copy(update={"restoration": "identity"}),
+    "toprovar draw": TOPROVAR.model_copy(update={"selection": "draw"}),
+    "toprovar scale": TOPROVAR.model_copy(update={"layer_pruning": False, "token_pruning": False}),
+    "toprovar scale layer": TOPROVAR.model_copy(update={"token_pruning": False}),
+    "toprovar scale token": TOPROVAR.model_copy(update={"layer_pruning": False}),
+    "toprovar bits": TOPROVAR.model_copy(update={"saliency": "bit_uncertainty"}),
+    "toprovar detail": TOPROVAR.model_copy(update={"saliency": "code_detail"}),
+    "toprovar no codes": TOPROVAR.model_copy(update={"code_layer_fraction": 0.5}),
+}
+SAMPLINGS = {
+    "logits": {},
+    "hidden": {"cfg_insertion_layers": (-2,)},
+    "none": {"cfg_scale": (1.0,) * 7},
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_transformer(SIZES, 3, CPU, torch.float32)
+
+
+def _features(prompt):
+    generator = torch.Generator().manual_seed(prompt)
+    return torch.randn(LENGTHS[prompt], SIZES.text_width, generator=generator)
+
+
+def _state(model, prompts, sampling, **options):
+    settings = SamplingSettings(**{"cfg_scale": (3.0,) * 7, "temperature": (1.0,) * 7} | sampling)
+    rows = text_rows(model, [_features(p) for p in prompts], [None] * len(prompts), guided=settings.guided)
+    text = model.encode_text(rows)
+    return BatchState(model, text, SCHEDULE, settings, codebook_dim=8, spatial_patchify=False, **options)
+
+
+def _sample(model, spec, prompts, sampling=None, **options):
+    """Generate prompts as one batch: its state and policy."""
+    with torch.inference_mode():
+        state = _state(model, prompts, sampling or {}, **options)
+        seeds = torch.tensor([100 + prompt for prompt in prompts])
+        policy = policy_factory(spec, len(SCHEDULE), DEPTH)(BatchContext(SCHEDULE, DEPTH, seeds))
+        sample_codes(state, seeds, policy)
+    return state, policy
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("spec", POLICIES.values(), ids=POLICIES)
+def test_a_prompt_runs_the_same_tokens_alone_and_in_any_batch(model, spec, sampling):
+    together, _ = _sample(model, spec, range(5), sampling, count_layers=True)
+    reordered, _ = _sample(model, spec, [4, 0, 3], sampling, count_layers=True)
+    maps = together.history.pruning_maps()
+    assert reordered.history.pruning_maps() == [maps[4], maps[0], maps[3]]
+    assert torch.equal(reordered.codes.summed_codes, together.codes.summed_codes[[4, 0, 3]])
+    for prompt in range(5):
+        alone, _ = _sample(model, spec, [prompt], sampling, count_layers=True)
+        assert alone.history.pruning_maps() == [maps[prompt]]
+        assert alone.history.work(0) == together.history.work(prompt)
+        assert torch.equal(alone.codes.summed_codes[0], together.codes.summed_codes[prompt])
+
+
+@pytest.mark.parametrize("spec", POLICIES.values(), ids=POLICIES)
+def test_nothing_is_ever_nan(model, spec):
+    state, policy = _sample(model, spec, range(5))
+    assert state.finite.all()
+    assert state.codes.summed_codes.isfinite().all()
+    for prompt in range(5):
+        assert not any(np.isnan(policy.layer_representation_score(prompt)))
+        measured = [ratio for ratio in policy.low_entropy_ratio(prompt) if ratio is not None]
+        assert all(0 <= ratio <= 1 for ratio in measured)
+
+
+def test_the_batches_of_these_tests_mix_what_they_should(model):
+    works = {
+        name: [state.history.work(prompt) for prompt in range(5)]
+        for name, spec in POLICIES.items()
+        for state, _ in [_sample(model, spec, range(5))]
+    }
+    assert len({work.pruning_start_scale for work in works["toprovar"]}) >= 3
+    assert {min(work.branches) for work in works["skipvar"]} == {0, 1, 2}
+    late = [count for work in works["toprovar some layers"] for count in work.counts[-1]]
+    assert {count == 256 for count in late} == {True, False}
+    for name in POLICIES.keys() - {"dense"}:
+        assert min(work.token_layer_fraction for work in works[name]) < 0.6
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ToprovarSpec(scale_pruning=False, a_min=0.0, a_max=0.0),
+        ToprovarSpec(scale_pruning=False, layer_pruning=False, a_min=0.0, a_max=0.0, selection="draw"),
+        ToprovarSpec(depth_threshold=1.0),
+        ToprovarSpec(scale_pruning=False, token_pruning=False, layer_threshold=1.0, beta=1.0),
+        FastvarSpec(keep_ratio=(1.0, 1.0), skipped_scales=0),
+        ReplaySpec(plan=((1.0,) * DEPTH,) * 3, restoration="cached"),
+        SkipvarSpec(skip_below=0.0, conditional_below=0.0),
+    ],
+)
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_pruning_that_keeps_every_token_is_dense_to_the_bit(model, spec, sampling):
+    dense, _ = _sample(model, DenseSpec(), range(3), sampling)
+    pruned, _ = _sample(model, spec, range(3), sampling)
+    assert torch.equal(pruned.codes.summed_codes, dense.codes.summed_codes)
+    assert pruned.history.work(1) == dense.history.work(1)
+
+
+class _EveryToken(Unobserving):
+    """Names every token one by one, in the general path for ragged sets."""
+
+    def plan(self, scale_index):
+        dense = self.context.dense(scale_index)
+        keys = torch.zeros(1, self.context.num_prompts, dense.num_tokens)
+        few = [[dense.num_tokens] * (self.context.num_prompts - 1) + [0]] * self.context.depth
+        return replace(dense, layers=token_sets(few, keys, dense.num_tokens, CPU))
+
+
+def test_the_ragged_path_gives_what_the_rectangular_one_gives(model):
+    dense, _ = _sample(model, DenseSpec(), range(3))
+    seeds = torch.arange(100, 103)
+    with torch.inference_mode():
+        state = _state(model, range(3), {})
+        sample_codes(state, seeds, _EveryToken(BatchContext(SCHEDULE, DEPTH, seeds)))
+    assert torch.equal(state.codes.summed_codes[:2], dense.codes.summed_codes[:2])
+    assert not torch.equal(state.codes.summed_codes[2], dense.codes.summed_codes[2])
+
+
+class _RandomSets(Unobserving):
+    """Random token sets from scale 2 on, restored or not."""
+
+    def __init__(self, context, *, restore):
+        super().__init__(context)
+        self.restore = restore
+        self.kept = {}
+
+    def plan(self, scale_index):
+        dense = self.context.dense(scale_index)
+        if scale_index < 2:
+            return replace(dense, changes_of=dense.prompts if scale_index == 1 else ())
+        generator = torch.Generator().manual_seed(scale_index)
+        shape = (self.context.depth, self.context.num_prompts)
+        counts = torch.randint(0, dense.num_tokens + 1, shape, generator=generator)
+        counts[1] = torch.tensor([0, dense.num_tokens, 3])
+        keys = torch.rand(*shape, dense.num_tokens, generator=generator)
+        for layer in range(shape[0]):
+            for prompt in range(shape[1]):
+                order = keys[layer, prompt].argsort()
+                self.kept[scale_index, layer, prompt] = order[: counts[layer, prompt]].sort().values
+        layers = token_sets(counts.tolist(), keys, dense.num_tokens, CPU)
+        return replace(dense, layers=layers, restore=self.restore)
+
+
+@pytest.mark.parametrize("restore", [False, True])
+def test_pruned_hidden_states_agree_with_a_loop_over_rows(model, monkeypatch, restore):
+    """Each row by itself: its own cache, its own kept tokens, its layers' changes of scale 1 resized."""
+    seeds = torch.arange(3)
+    inputs, outputs = {}, {}
+    original = BatchState._run_layer
+
+    def record(self, layer, x, size, packed, tokens, rotation, *, with_entropy):
+        result = original(self, layer, x.clone(), size, packed, tokens, rotation, with_entropy=with_entropy)
+        scale = SCHEDULE.index(size)
+        inputs[scale, layer], outputs[scale, layer] = x.clone(), result[0].clone()
+        return result
+
+    monkeypatch.setattr(BatchState, "_run_layer", record)
+    with torch.inference_mode():
+        state = _state(model, range(3), {})
+        policy = _RandomSets(BatchContext(SCHEDULE, DEPTH, seeds), restore=restore)
+        sample_codes(state, seeds, policy)
+        for row in range(6):
+            prompt = row % 3
+            features = _features(prompt) if row < 3 else model.unconditional_features(LENGTHS[prompt])
+            text = model.encode_text([features])
+            cache = KVCache(SIZES, 1, sum(h * w for h, w in SCHEDULE), CPU, torch.float32)
+            for scale, size in enumerate(SCHEDULE):
+                tokens = size[0] * size[1]
+                part = slice(row * tokens, (row + 1) * tokens)
+                rotation = rope_2d(size, (64, 64), SIZES.head_dim, CPU)
+                for layer, block in enumerate(model.blocks):
+                    x, expected = inputs[scale, layer][part], inputs[scale, layer][part].clone()
+                    kept = policy.kept.get((scale, layer, prompt), torch.arange(tokens))
+                    if restore and len(kept) < tokens:
+                        change = (outputs[1, layer] - inputs[1, layer])[row * 4 : row * 4 + 4]
+                        maps = change.T.reshape(1, -1, 2, 2)
+                        expected += interpolate(maps, size, mode="area").flatten(2)[0].T
+                    if len(kept):
+                        layout = TokenLayout.ragged([kept], CPU)
+                        expected[kept], _ = block(
+                            x[kept], text.blocks[layer], text.text_lengths, layout, rotation, cache, layer,
+                            with_entropy=False,
+                        )  # fmt: skip
+                    torch.testing.assert_close(outputs[scale, layer][part], expected, rtol=2e-4, atol=2e-4)
+            lengths = [state.cache._lengths[layer][row] for layer in range(DEPTH)]
+            counted = [
+                sum(len(policy.kept.get((s, layer, prompt), range(h * w))) for s, (h, w) in enumerate(SCHEDULE[:-1]))
+                for layer in range(DEPTH)
+            ]  # fmt: skip
+            assert lengths == counted
+
+
+def test_the_change_of_a_block_stands_for_the_outputs_of_its_sublayers(model):
+    """FastVAR restores self-attention, cross-attention and feed-forward each; resized, their sum is the same."""
+    block, size = model.blocks[0], (4, 4)
+    seen = {}
+    modules = (block.sa.proj, block.ca, block.ffn)
+    handles = [
+        module.register_forward_hook(lambda m, _inputs, output: seen.update({m: output}))
+        for module in modules
+    ]
+    with torch.inference_mode():
+        text = model.encode_text([_features(1)])
+        cache = KVCache(SIZES, 1, 16, CPU, torch.float32)
+        x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+        rotation = rope_2d(size, (64, 64), SIZES.head_dim, CPU)
+        layout = TokenLayout.dense(1, 16, CPU)
+        after, _ = block(x, text.blocks[0], text.text_lengths, layout, rotation, cache, 0, with_entropy=False)
+    for handle in handles:
+        handle.remove()
+
+    def resized(update):
+        return interpolate(update.T.reshape(1, -1, *size), (6, 6), mode="area").flatten(2)[0].T
+
+    gamma1, gamma2 = text.blocks[0].adaln[:2, 0]
+    each = gamma1 * resized(seen[modules[0]]) + resized(seen[modules[1]]) + gamma2 * resized(seen[modules[2]])
+    torch.testing.assert_close(resized(after - x), each, rtol=1e-4, atol=1e-5)
+
+
+def test_a_skipped_prompt_adds_nothing_and_the_others_do(model):
+    class SkipsSecond(Unobserving):
+        def plan(self, scale_index):
+            return replace(self.context.dense(scale_index), skipped=(False, scale_index > 3, False))
+
+    with torch.inference_mode():
+        seeds = torch.arange(100, 103)
+        state = _state(model, range(3), {})
+        before = []
+        sample_codes(
+            state,
+            seeds,
+            SkipsSecond(BatchContext(SCHEDULE, DEPTH, seeds)),
+            lambda _scale: before.append(state.codes.summed_codes.clone()),
+        )
+    dense, _ = _sample(model, DenseSpec(), range(3))
+    assert torch.equal(state.codes.summed_codes[[0, 2]], dense.codes.summed_codes[[0, 2]])
+    assert torch.equal(before[3][1], state.codes.summed_codes[1])
+
+
+def test_the_conditional_branch_alone_is_the_image_without_guidance(model):
+    class Alone(Unobserving):
+        def plan(self, scale_index):
+            return replace(self.context.dense(scale_index), conditional_only=(True, False, True))
+
+    unguided, _ = _sample(model, DenseSpec(), range(3), {"cfg_scale": (1.0,) * 7})
+    guided, _ = _sample(model, DenseSpec(), range(3))
+    for sampling in ({}, {"cfg_insertion_layers": (-2,)}):
+        with torch.inference_mode():
+            seeds = torch.arange(100, 103)
+            state = _state(model, range(3), sampling)
+            sample_codes(state, seeds, Alone(BatchContext(SCHEDULE, DEPTH, seeds)))
+        assert torch.equal(state.codes.summed_codes[[0, 2]], unguided.codes.summed_codes[[0, 2]])
+    inserted, _ = _sample(model, DenseSpec(), range(3), {"cfg_insertion_layers": (-2,)})
+    assert torch.equal(state.codes.summed_codes[1], inserted.codes.summed_codes[1])
+    assert not torch.equal(guided.codes.summed_codes[0], unguided.codes.summed_codes[0])
+    assert state.history.work(0).keep_ratio == [0.5] * 7
+    assert state.history.work(1).keep_ratio == [1.0] * 7
+
+
+def test_tokens_below_the_layer_fraction_add_no_codes(model):
+    spec = ReplaySpec(plan=((0.5, 0.0, 0.0, 0.0),))
+
+    class Strict(Unobserving):
+        def __init__(self, inner):
+            super().__init__(inner.context)
+            self.inner = inner
+
+        def plan(self, scale_index):
+            return replace(self.inner.plan(scale_index), code_layers=1)
+
+    with torch.inference_mode():
+        seeds = torch.arange(100, 102)
+        states = []
+        before = []
+        for strict in (False, True):
+            policy = policy_factory(spec, 7, DEPTH)(BatchContext(SCHEDULE, DEPTH, seeds))
+            state = _state(model, range(2), {}, count_layers=True)
+            remember = lambda scale, state=state: (  # noqa: E731
+                before.append(state.codes.summed_codes.clone()) if scale == 5 else None
+            )
+            sample_codes(state, seeds, Strict(policy) if strict else policy, remember)
+            states.append(state)
+    loose, strict = (state.codes.summed_codes for state in states)
+    ran = (states[0].history.layers_run[-1] > 0).view(2, 1, 16, 16).expand(2, 8, 16, 16)
+    assert ran.float().mean() == 0.5
+    assert torch.equal(strict[ran], loose[ran])
+    assert torch.equal(strict[~ran], before[1][~ran])
+    assert not torch.equal(loose[~ran], before[0][~ran])
+
+
+def test_operations_are_counted_by_tokens_and_keys():
+    counts = [[1, 1], [4, 0], [2, 9]]
+    schedule = ((1, 1), (2, 2), (3, 3))
+    sizes = TransformerArchitecture(depth=2, width=64, num_heads=2, text_width=24, bits_per_token=8)
+    per_token = 2 * 6 * 64**2 + 4 * 64 * 256
+    head = 2 * 64 * 16
+    cond = (1 + 4 + 2 + 1 + 9) * per_token + 4 * 64 * (1 + 4 * 5 + 2 * 7 + 1 + 9 * 10) + 14 * head
+    uncond = (1 + 2 + 1 + 9) * per_token + 4 * 64 * (1 + 2 * 3 + 1 + 9 * 10) + 10 * head
+    assert transformer_flops(sizes, schedule, counts, (2, 1, 2)) == cond + uncond
+    assert transformer_flops(sizes, schedule, counts, (1, 1, 1)) == cond
+    skipped = transformer_flops(sizes, schedule, [[1, 1], [4, 0], [0, 0]], (1, 1, 0))
+    assert skipped == 6 * per_token + 4 * 64 * (1 + 20 + 1) + 5 * head
+
+
+SMALL = ArchitectureSpec(depth=4, width=64, num_heads=2, vae_channel_multipliers=(1, 1, 1, 1, 1))
+
+
+def _engine(policy, resolution="0.06M", h_div_w=1.0):
+    engine = Engine(
+        EngineSpec(
+            model=ModelSpec(random_weights=True, architecture=SMALL),
+            image=ImageSpec(resolution=resolution, h_div_w=h_div_w),
+            policy=policy,
+        ),
+        RuntimeSpec(device="cpu"),
+    )
+    engine.setup()
+    return engine
+
+
+def test_results_tell_what_was_pruned():
+    spec = TOPROVAR.model_copy(update={"pruning_map": True, "token_pruning": False, "layer_pruning": False})
+    requests = [
+        GenerationRequest(f"s{index}", prompt, None, index, 1.5)
+        for index, prompt in enumerate(["a red cube", "a very long table in the evening sun", "x"])
+    ]
+    dense = _engine(DenseSpec()).generate(requests)
+    pruned = _engine(spec).generate(requests)
+    some_pruned = 0
+    for result, whole in zip(pruned, dense, strict=True):
+        assert result.status == "ok"
+        start = result.pruning_start_scale
+        assert start > 2
+        assert result.keep_ratio == [1.0] * start + [0.0] * (7 - start)
+        assert [ratio is not None for ratio in result.low_entropy_ratio[2:start]] == [True] * (
+            min(start, 6) - 2
+        )
+        if start < 7:
+            some_pruned += 1
+            assert result.low_entropy_ratio[start - 1] >= 0.5
+            assert result.flops < whole.flops
+            assert result.token_layer_fraction < 1
+        layers = read_pruning_map(result.pruning_map, 1.5, 7)
+        assert [scale.shape for scale in layers] == list(scale_schedule(1.5, "0.06M"))
+        assert all((scale == (4 if index < start else 0)).all() for index, scale in enumerate(layers))
+        assert whole.pruning_map is None
+    assert some_pruned
+
+
+def test_layer_scores_reach_the_result():
+    spec = TOPROVAR.model_copy(update={"depth_threshold": 0.0})
+    (result,) = _engine(spec).generate([GenerationRequest("s", "a red cube", None, 1)])
+    assert len(result.layer_representation_score) == 4
+    assert all(0 <= score <= 1 for score in result.layer_representation_score)
+    assert result.pruning_start_scale == 3
+
+
+def test_a_pruning_map_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="has 521 tokens, this one has 3"):
+        read_pruning_map(b"abc", 1.0, 7)
+    with pytest.raises(ValueError, match="no schedule has 8 scales"):
+        read_pruning_map(b"abc", 1.0, 8)
+
+
+def test_the_dense_plan_takes_the_rectangular_path():
+    packed = PackedScale(ScalePlan.dense(16, DEPTH, 3), num_rows=6, device=CPU)
+    tokens = packed.layer_tokens(0, torch.zeros(96, 1))
+    assert tokens.positions is None
+    assert tokens.layout.token_indices is None
+    assert tokens.layout.uniform_length == 16

@@ -1,0 +1,126 @@
+"""How long the statistics of a plan take: `python -m toprovar_batch.worker.pruning.bench --device cuda`.
+
+Every result is checked before it is timed. Times are medians of wall time between synchronisations.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from toprovar_batch.worker.errors import RunFailedError
+from toprovar_batch.worker.infinity.schedule import scale_schedule
+
+from .plan import token_sets
+from .policy import BatchContext
+from .specs import ToprovarSpec
+from .statistics import low_entropy_ratio, top_singular_values
+from .toprovar import ToprovarPolicy, rank_tokens, representative_scale
+
+_LARGEST_ERROR = 1e-6
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one piece of work, the median of its repeats."""
+
+    name: str
+    milliseconds: float
+
+
+def time_statistics(
+    device: torch.device, layers: int = 40, prompts: int = 8, repeats: int = 20
+) -> list[Timing]:
+    """Time the statistics of one batch at the 1M schedule, and the full singular value decomposition beside them.
+
+    Args:
+        device: to time on.
+        layers: L.
+        prompts: B.
+        repeats: timed runs; as many as a quarter of them come before.
+
+    Raises:
+        RunFailedError: the two singular values disagree with the full decomposition; nothing is timed then.
+    """
+    schedule = scale_schedule(1.0, "1M")
+    size = schedule[representative_scale(ToprovarSpec(), len(schedule))]
+    generator = torch.Generator().manual_seed(0)
+    maps = 5 + torch.rand(layers, prompts, *size, generator=generator).to(device)
+    last = 5 + torch.rand(layers, prompts, schedule[-1][0] * schedule[-1][1], generator=generator).to(device)
+    scores = torch.rand(layers, prompts, generator=generator).to(device)
+    seeds = torch.arange(prompts, device=device)
+    _check(maps)
+    spec = ToprovarSpec(scale_pruning=False)
+
+    def plan_a_scale() -> object:
+        ranking = rank_tokens(spec, last, scores, len(schedule) - 1, len(schedule), seeds)
+        return token_sets(ranking.counts.tolist(), ranking.keys, last.shape[-1], device)
+
+    def plan_from_maps() -> object:
+        policy = ToprovarPolicy(spec, BatchContext(schedule, layers, seeds))
+        for layer in range(layers):
+            policy.observe(5, layer, maps[layer].flatten(1))
+        return policy.plan(6)
+
+    works: dict[str, Callable[[], object]] = {
+        f"two singular values of {layers} x {prompts} maps {size[0]}x{size[1]}": lambda: top_singular_values(
+            maps
+        ),
+        "the same by torch.linalg.svdvals": lambda: torch.linalg.svdvals(maps),
+        "low-entropy ratio of the last scale": lambda: low_entropy_ratio(last.mean(0)),
+        "a whole plan after the representative scale": plan_from_maps,
+        "token sets of the last scale": plan_a_scale,
+    }
+    return [Timing(name, _median_ms(work, device, repeats)) for name, work in works.items()]
+
+
+def _check(maps: Tensor) -> None:
+    first, second = top_singular_values(maps)
+    full = torch.linalg.svdvals(maps.double())
+    error = max(
+        float(((found - wanted) / wanted).abs().max())
+        for found, wanted in zip((first, second), full.movedim(-1, 0), strict=False)
+    )
+    if not error <= _LARGEST_ERROR:
+        raise RunFailedError(f"the two singular values are off by {error:.1e} of the full decomposition's")
+
+
+def _median_ms(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    times = []
+    for run in range(repeats + repeats // 4):
+        _synchronize(device)
+        start = time.perf_counter()
+        work()
+        _synchronize(device)
+        if run >= repeats // 4:
+            times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main(arguments: list[str]) -> None:
+    """Print the timings."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--layers", type=int, default=40)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=20)
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}")
+    for timing in time_statistics(device, options.layers, options.prompts, options.repeats):
+        print(f"{timing.milliseconds:9.3f} ms  {timing.name}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

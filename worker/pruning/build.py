@@ -1,0 +1,107 @@
+"""From a policy's settings to the policy of a batch, checked against the model and its scales."""
+
+from collections.abc import Callable
+
+from toprovar_batch.worker.errors import ModelSpecError
+
+from .policy import (
+    BatchContext,
+    DensePolicy,
+    FastvarPolicy,
+    FixedExitPolicy,
+    PruningPolicy,
+    ReplayPolicy,
+    fastvar_layers,
+    paper_2b_plan,
+)
+from .skipvar import SkipvarPolicy, decision_scale
+from .specs import (
+    DenseSpec,
+    FastvarSpec,
+    FixedExitSpec,
+    PolicySpec,
+    ReplaySpec,
+    SkipvarSpec,
+    ToprovarSpec,
+)
+from .toprovar import ToprovarPolicy, representative_scale
+
+PolicyFactory = Callable[[BatchContext], PruningPolicy]
+
+
+def policy_factory(spec: PolicySpec, num_scales: int, depth: int) -> PolicyFactory:
+    """What makes the policy of each batch.
+
+    Args:
+        spec: the settings.
+        num_scales: S of the schedule.
+        depth: L, layers of the model.
+
+    Raises:
+        ModelSpecError: a setting names a scale or layer that there is not; names the field.
+    """
+    match spec:
+        case DenseSpec():
+            return DensePolicy
+        case ToprovarSpec():
+            # One scale later, there must be one to prune.
+            _check_scale("representative_scale", representative_scale(spec, num_scales), num_scales - 2)
+            return lambda context: ToprovarPolicy(spec, context)
+        case FastvarSpec():
+            _check_fastvar(spec, num_scales, depth)
+            return lambda context: FastvarPolicy(spec, context)
+        case SkipvarSpec():
+            _check_scale("decision_scale", decision_scale(spec, num_scales), num_scales - 2)
+            if spec.late_scales >= num_scales:
+                raise ModelSpecError(
+                    f"policy.late_scales: {spec.late_scales} of the {num_scales} scales leave none that always runs; "
+                    f"use at most {num_scales - 1}"
+                )
+            return lambda context: SkipvarPolicy(spec, context)
+        case FixedExitSpec():
+            if spec.start_scale is not None:
+                _check_scale("start_scale", spec.start_scale, num_scales - 1)
+            return lambda context: FixedExitPolicy(spec, context)
+        case ReplaySpec():
+            plan = paper_2b_plan(depth) if spec.plan is None else spec.plan
+            _check_replay(plan, num_scales, depth)
+            return lambda context: ReplayPolicy(plan, spec.restoration, context)
+
+
+def _check_scale(field: str, scale: int, last: int) -> None:
+    if scale > last:
+        raise ModelSpecError(
+            f"policy.{field}: scale {scale}, counted from 0, is too late in this schedule; use at most {last}"
+        )
+
+
+def _check_fastvar(spec: FastvarSpec, num_scales: int, depth: int) -> None:
+    pruned = spec.skipped_scales + len(spec.keep_ratio)
+    if pruned >= num_scales:
+        raise ModelSpecError(
+            f"policy.skipped_scales: with {len(spec.keep_ratio)} pruned and {spec.skipped_scales} skipped scales none "
+            f"of the {num_scales} runs whole; use fewer"
+        )
+    first, last = fastvar_layers(spec, depth)
+    for field, layer in (("first_layer", first), ("last_layer", last)):
+        if layer >= depth:
+            raise ModelSpecError(
+                f"policy.{field}: layer {layer}, counted from 0, is beyond the model's {depth}; use at most {depth - 1}"
+            )
+    if first > last:
+        raise ModelSpecError(f"policy.first_layer: {first} comes after last_layer, {last}; exchange them")
+
+
+def _check_replay(
+    plan: "tuple[tuple[float, ...], ...] | list[list[float]]", num_scales: int, depth: int
+) -> None:
+    if len(plan) >= num_scales:
+        raise ModelSpecError(
+            f"policy.plan: it is about {len(plan)} scales, the schedule has {num_scales}, the first of which must run "
+            f"whole; give at most {num_scales - 1} lists"
+        )
+    for index, row in enumerate(plan):
+        if len(row) != depth:
+            raise ModelSpecError(
+                f"policy.plan[{index}]: the model has {depth} layers, but {len(row)} values are given"
+            )

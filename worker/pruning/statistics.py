@@ -1,0 +1,179 @@
+"""What entropy maps say: low-entropy ratio, layer scores, and the probability to keep a token (ToProVAR).
+
+Everything stays on the maps' device and waits for nothing. Maps that say nothing (one token, all equal, not finite)
+give the answer that prunes nothing.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+# G^(2**_SQUARINGS): what is left of another eigenvector vanishes, or its eigenvalue is the same to 1e-7.
+_SQUARINGS = 20
+_SQUARINGS_A_SCALING = 4  # entries stay below n^15, far within float64
+# A second singular value below this part of the first is rounding of a float32 map.
+_RANK_ONE = 1e-7
+
+
+def low_entropy_ratio(maps: Tensor) -> Tensor:
+    """Fraction of tokens below the mean entropy (ToProVAR, rho of Eq. 3).
+
+    Args:
+        maps: [..., N] float32 nats.
+
+    Returns:
+        [...] float64; 0 where all tokens are equal, NaN where a token is no finite number (which reaches no
+        threshold in either direction).
+    """
+    exact = maps.double()  # in float32 the mean of equal numbers may differ from them
+    ratio = (exact < exact.mean(-1, keepdim=True)).double().mean(-1)
+    return torch.where(exact.isfinite().all(-1), ratio, torch.nan)
+
+
+def top_singular_values(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The two largest singular values of each map.
+
+    Eigenvalues of the Gram matrix of the smaller side, by repeated squaring and one deflation: a fixed number of
+    small matrix products for all maps at once, with no iteration that would have to ask the device whether it is done.
+
+    Args:
+        maps: [..., h, w].
+
+    Returns:
+        sigma1 and sigma2, each [...] float64; sigma2 is 0 where a map has one row or column.
+    """
+    exact = maps.double()
+    if exact.shape[-2] > exact.shape[-1]:
+        exact = exact.mT
+    gram = exact @ exact.mT
+    vector = _top_eigenvector(gram)
+    first = _rayleigh(gram, vector)
+    deflated = gram - first[..., None, None] * (vector @ vector.mT)
+    second = _rayleigh(deflated, _top_eigenvector(deflated))
+    return first.clamp_min(0).sqrt(), second.clamp_min(0).sqrt()
+
+
+def _top_eigenvector(gram: Tensor) -> Tensor:
+    """[..., n, n] positive semi-definite to [..., n, 1] unit vectors; zero where the matrix is."""
+    tiny = torch.finfo(gram.dtype).tiny
+    power = gram
+    for squaring in range(_SQUARINGS):
+        if squaring % _SQUARINGS_A_SCALING == 0:
+            power = power / power.abs().amax((-2, -1), keepdim=True).clamp_min(tiny)
+        power = power @ power
+    # Close to v v' in scale: its longest column is the best conditioned multiple of v.
+    longest = power.diagonal(dim1=-2, dim2=-1).argmax(-1)
+    column = power.gather(-1, longest[..., None, None].expand(*power.shape[:-1], 1))
+    return column / torch.linalg.vector_norm(column, dim=-2, keepdim=True).clamp_min(tiny)
+
+
+def _rayleigh(gram: Tensor, vector: Tensor) -> Tensor:
+    return (vector.mT @ gram @ vector)[..., 0, 0]
+
+
+def singular_value_ratio(maps: Tensor) -> Tensor:
+    """sigma1 / sigma2 of each map (`principal_component_ratio`; ToProVAR, Eq. 4).
+
+    Args:
+        maps: [..., h, w] entropy maps.
+
+    Returns:
+        [...] float64, at least 1; infinite where the map has rank one (one token, one row, all equal, a product of
+        a row and a column), is zero or holds a number that is not finite.
+    """
+    first, second = top_singular_values(torch.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0))
+    ratio = first / second.clamp_min(torch.finfo(second.dtype).tiny)
+    tells = maps.isfinite().all(-1).all(-1) & (second > _RANK_ONE * first)
+    return torch.where(tells, ratio.clamp_min(1), torch.inf)
+
+
+def representation_score(ratio: Tensor, beta: float) -> Tensor:
+    """R = exp(-beta (sigma1/sigma2 - 1)) (ToProVAR, Eq. 4): near 1 Detail, near 0 Global.
+
+    Args:
+        ratio: from `singular_value_ratio`.
+        beta: not negative. With 0 every score is 1, but that of an infinite ratio.
+
+    Returns:
+        [...] float64 in [0, 1]; 0, which keeps the layer, where the ratio is infinite.
+    """
+    score = torch.exp(-beta * (torch.where(ratio.isinf(), 1.0, ratio) - 1))
+    return torch.where(ratio.isinf(), 0.0, score)
+
+
+def keep_probability(
+    unimportance: Tensor,
+    scores: Tensor,
+    progress: float,
+    a_min: float,
+    a_max: float,
+    *,
+    literal: bool = False,
+) -> Tensor:
+    """P_keep = 1 - clip(a_min + (a_max - a_min) q, 0, 1), q = progress * R * H^ (ToProVAR, Eqs. 5 and 6).
+
+    H^ is the map over its sum, times N so that its mean is 1. Without the N, as the paper prints it, H^ is about 1 / N
+    and every token gets the same probability.
+
+    Args:
+        unimportance: [..., N], not negative: the entropies, or what stands in for them.
+        scores: [...] R of each map.
+        progress: s / S, scales counted from 1.
+        a_min: what every token loses.
+        a_max: what a token of q = 1 loses.
+        literal: leave the N out.
+
+    Returns:
+        [..., N] float32; 1 in a map that holds a number which is not finite.
+    """
+    total = unimportance.sum(-1, dtype=torch.float64)[..., None]
+    share = unimportance / torch.where(total > 0, total, 1.0)
+    num_tokens = unimportance.shape[-1]
+    share = torch.where(total > 0, share, 1 / num_tokens)
+    weight = progress * scores[..., None] * (1 if literal else num_tokens)
+    lost = (a_min + (a_max - a_min) * weight * share).clamp(0, 1)
+    finite = unimportance.isfinite().all(-1, keepdim=True)
+    return torch.where(finite, 1 - lost, 1.0).float()
+
+
+def kept_counts(probability: Tensor, floor: float) -> Tensor:
+    """round(sum of P_keep) of each map, and no fewer than a fraction `floor` of its tokens.
+
+    Args:
+        probability: [..., N] from `keep_probability`.
+        floor: fraction in [0, 1].
+
+    Returns:
+        [...] int64.
+    """
+    wanted = probability.sum(-1, dtype=torch.float64).round().long()
+    return wanted.clamp_min(floor_count(floor, probability.shape[-1]))
+
+
+def floor_count(floor: float, num_tokens: int) -> int:
+    """Tokens that are kept at least: the fraction `floor`, rounded up."""
+    return math.ceil(floor * num_tokens)
+
+
+def keep_lowest(keys: Tensor, counts: Tensor) -> Tensor:
+    """Mark the `counts` lowest of each row; of equal ones those of lower index.
+
+    Args:
+        keys: [..., N]; NaN counts as highest.
+        counts: [...] int64.
+
+    Returns:
+        [..., N] bool.
+    """
+    order = keys.argsort(dim=-1, stable=True)
+    chosen = (torch.arange(keys.shape[-1], device=keys.device) < counts[..., None]).expand(keys.shape)
+    return torch.zeros_like(chosen).scatter(-1, order, chosen)
+
+
+def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """[K, B, h, w] maps to [K, B, H * W] of another token map, bilinearly."""
+    if maps.shape[-2:] == size:
+        return maps.flatten(-2)
+    return interpolate(maps, size, mode="bilinear", align_corners=False).flatten(-2)

@@ -1,0 +1,303 @@
+"""ToProVAR (arXiv 2602.22948): when to prune by rho, which layers by R, which tokens by P_keep.
+
+The equations count scales from 1, the code from 0: scale index s is the paper's s + 1.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from toprovar_batch.kernels.host_values import to_device
+
+from .draw import pruning_noise
+from .plan import ScalePlan, token_sets
+from .policy import BatchContext
+from .saliency import bit_certainty, code_smoothness
+from .specs import ToprovarSpec
+from .statistics import (
+    floor_count,
+    keep_probability,
+    kept_counts,
+    low_entropy_ratio,
+    representation_score,
+    resize_maps,
+    singular_value_ratio,
+)
+
+# Nats. What differs by less is rounding noise of the model, not information: it would let the same prompt keep other
+# tokens in another batch.
+ENTROPY_STEP = 2.0**-10
+
+
+def representative_scale(spec: ToprovarSpec, num_scales: int) -> int:
+    """The scale whose maps give R: the spec's, or the paper's sixth of 13 in proportion, counted from 0."""
+    if spec.representative_scale is not None:
+        return spec.representative_scale
+    return round(5 * (num_scales - 1) / 12)
+
+
+def reaches_threshold(spec: ToprovarSpec, ratio: float) -> bool:
+    """Whether a low-entropy ratio allows pruning (Eq. 3, or the appendix's Eq. 13); NaN never does."""
+    if spec.threshold_direction == "at_least":
+        return ratio >= spec.depth_threshold
+    return ratio <= spec.depth_threshold
+
+
+def layer_counts(
+    spec: ToprovarSpec, scores: Sequence[float], token_counts: Sequence[int], num_tokens: int
+) -> list[int]:
+    """Tokens that each layer of a prompt runs in a scale where it is pruned.
+
+    Args:
+        spec: which of layers and tokens are pruned, and where Global begins.
+        scores: R of each layer; only looked at where layers are pruned.
+        token_counts: what P_keep gives each layer; only looked at where tokens are pruned.
+        num_tokens: N.
+
+    Returns:
+        N for a Global layer; for a Detail layer the token count, or 0 where tokens are not pruned one by one.
+    """
+    return [
+        num_tokens
+        if spec.layer_pruning and score < spec.layer_threshold
+        else count
+        if spec.token_pruning
+        else 0
+        for score, count in zip(scores, token_counts, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class TokenRanking:
+    """Which tokens a pruned layer keeps: the `counts` of lowest key.
+
+    Attributes:
+        keys: [K, B, N], K = L or 1 for all layers.
+        counts: [L, B] int64, on the device.
+    """
+
+    keys: Tensor
+    counts: Tensor
+
+
+def rank_tokens(
+    spec: ToprovarSpec, unimportance: Tensor, scores: Tensor, scale_index: int, num_scales: int, seeds: Tensor
+) -> TokenRanking:
+    """Decide how many tokens of each layer and prompt run, and in which order they are taken (Eqs. 5 and 6).
+
+    Args:
+        spec: a_min, a_max, normalisation, selection and floor.
+        unimportance: [K, B, N] at the scale's size, K = L or 1.
+        scores: [L, B] R.
+        scale_index: counted from 0.
+        num_scales: S.
+        seeds: [B] int64, of the draw.
+    """
+    num_layers, num_tokens = scores.shape[0], unimportance.shape[-1]
+    progress = (scale_index + 1) / num_scales
+    probability = keep_probability(
+        unimportance, scores, progress, spec.a_min, spec.a_max, literal=spec.normalisation == "literal"
+    )
+    if spec.selection == "top_count":
+        return TokenRanking(unimportance, kept_counts(probability, spec.keep_ratio_floor))
+    # A token is kept where its noise is below P_keep, so the lowest differences are the ones drawn.
+    keys = pruning_noise(seeds, scale_index, num_layers, num_tokens) - probability
+    drawn = (keys < 0).sum(-1)
+    return TokenRanking(keys, drawn.clamp_min(floor_count(spec.keep_ratio_floor, num_tokens)))
+
+
+class LatestMaps:
+    """Of every prompt the maps of the last scale that gave any, which may differ from prompt to prompt."""
+
+    def __init__(self, context: BatchContext) -> None:
+        """Start with none.
+
+        Args:
+            context: of the batch.
+        """
+        self._context = context
+        self._source: list[int | None] = [None] * context.num_prompts
+        self._maps: dict[int, tuple[tuple[int, ...], Tensor]] = {}  # scale -> its prompts, [K, n, N]
+
+    def update(self, scale_index: int, prompts: Sequence[int], maps: Tensor) -> None:
+        """Take the maps of a scale, [K, n, N] of n prompts."""
+        for prompt in prompts:
+            self._source[prompt] = scale_index
+        self._maps[scale_index] = (tuple(prompts), maps)
+        self._maps = {scale: entry for scale, entry in self._maps.items() if scale in self._source}
+
+    def resized(self, scale_index: int) -> Tensor:
+        """[K, B, N] at the size of a scale; every prompt has maps."""
+        size = self._context.schedule[scale_index]
+        parts: list[Tensor] = []
+        order: list[int] = []
+        for source, (prompts, maps) in self._maps.items():
+            places = [place for place, prompt in enumerate(prompts) if self._source[prompt] == source]
+            order += [prompts[place] for place in places]
+            chosen = _select(maps, places)
+            parts.append(resize_maps(chosen.unflatten(-1, self._context.schedule[source]), size))
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return _select(joined, [order.index(prompt) for prompt in range(self._context.num_prompts)])
+
+
+def _select(maps: Tensor, places: Sequence[int]) -> Tensor:
+    """[K, n, N] maps of some prompts, in the order given."""
+    if list(places) == list(range(maps.shape[1])):
+        return maps
+    return maps[:, to_device(places, maps.device)]
+
+
+class ToprovarPolicy:
+    """One batch under ToProVAR. Statistics stay on the device; `plan` waits for it once a scale.
+
+    A prompt is *settled* when its pruning start is known: one scale after the first, from the representative scale on,
+    whose rho reaches the threshold. Until then it runs whole and its entropy is observed.
+    """
+
+    def __init__(self, spec: ToprovarSpec, context: BatchContext) -> None:
+        """Serve one batch.
+
+        Args:
+            spec: the settings.
+            context: of the batch.
+        """
+        self._spec, self._context = spec, context
+        self._num_scales = len(context.schedule)
+        self._representative = representative_scale(spec, self._num_scales)
+        self._start: list[int | None] = [None] * context.num_prompts
+        self._ratios: list[list[float | None]] = [
+            [None] * self._num_scales for _ in range(context.num_prompts)
+        ]
+        self._waiting: list[Tensor] = []  # entropy maps of the last scale, layer after layer
+        self._latest = LatestMaps(context)
+        # Without layer pruning every layer is Detail.
+        self._scores = torch.ones(context.depth, context.num_prompts, device=context.seeds.device)
+        self._host_scores: list[list[float]] | None = None  # [L][B], once measured
+
+    def observe(self, scale_index: int, layer: int, attn_entropy: Tensor) -> None:  # noqa: ARG002 - in order
+        """Take a layer's maps, [n, N], of the prompts that are not settled."""
+        self._waiting.append(attn_entropy)
+
+    def observe_scale(
+        self, scale_index: int, logits: Tensor | None, summed_codes: Tensor | None, prompts: Sequence[int]
+    ) -> None:
+        """Take what the saliency needs of a finished scale."""
+        if logits is not None:
+            self._latest.update(scale_index, prompts, bit_certainty(logits)[None])
+        if summed_codes is not None:
+            smooth = code_smoothness(summed_codes, self._context.schedule[scale_index])
+            self._latest.update(scale_index, range(self._context.num_prompts), smooth[None])
+
+    def low_entropy_ratio(self, prompt: int) -> list[float | None]:
+        """Rho of each scale, of the map averaged over layers and heads; None where it was not measured."""
+        return self._ratios[prompt]
+
+    def layer_representation_score(self, prompt: int) -> list[float]:
+        """R of each layer; empty where it was not measured."""
+        return [row[prompt] for row in self._host_scores or ()]
+
+    def plan(self, scale_index: int) -> ScalePlan:
+        """What runs in a scale."""
+        plan = self._context.dense(scale_index)
+        if scale_index > self._representative:
+            plan = self._prune(plan, scale_index)
+        return self._with_observations(plan, scale_index)
+
+    def _prune(self, dense: ScalePlan, scale_index: int) -> ScalePlan:
+        ratios, ranking = self._take_in(scale_index)
+        token_counts = self._read(scale_index, ratios, ranking)
+        if all(start is None for start in self._start):
+            return dense
+        of_prompt = [
+            layer_counts(self._spec, scores, counts, dense.num_tokens)
+            if start is not None
+            else [dense.num_tokens] * self._context.depth
+            for start, scores, counts in zip(self._start, self._scores_by_prompt, token_counts, strict=True)
+        ]
+        counts = list(zip(*of_prompt, strict=True))  # [L][B]
+        keys = None if ranking is None else ranking.keys
+        return replace(
+            dense,
+            layers=token_sets(counts, keys, dense.num_tokens, self._context.seeds.device),
+            skipped=tuple(not any(row) for row in of_prompt),
+            restore=self._spec.restoration == "cached",
+            code_layers=math.ceil(self._spec.code_layer_fraction * self._context.depth),
+        )
+
+    def _take_in(self, scale_index: int) -> tuple[Tensor | None, TokenRanking | None]:
+        """Digest what the scale before gave, on the device: rho [n] of the unsettled, and the ranking of tokens."""
+        spec, ratios = self._spec, None
+        if self._waiting:
+            maps = (torch.stack(self._waiting) / ENTROPY_STEP).round() * ENTROPY_STEP  # [L, n, N]
+            self._waiting = []
+            ratios = low_entropy_ratio(maps.mean(0))
+            if spec.layer_pruning and scale_index - 1 == self._representative:
+                ratio = singular_value_ratio(maps.unflatten(-1, self._context.schedule[scale_index - 1]))
+                self._scores = representation_score(ratio, spec.beta)
+            if spec.saliency == "attn_entropy":
+                self._latest.update(scale_index - 1, self._unsettled, maps)
+        if not spec.token_pruning:
+            return ratios, None
+        maps = self._latest.resized(scale_index)
+        scores, seeds = self._scores, self._context.seeds
+        return ratios, rank_tokens(spec, maps, scores, scale_index, self._num_scales, seeds)
+
+    def _read(self, scale_index: int, ratios: Tensor | None, ranking: TokenRanking | None) -> list[list[int]]:
+        """Bring rho, R and the counts to the host in one go, and settle the prompts that reach the threshold.
+
+        Returns:
+            [B][L] tokens that P_keep gives; zeros where tokens are not pruned.
+        """
+        spec, unsettled = self._spec, self._unsettled
+        shape = (self._context.num_prompts, self._context.depth)
+        counts = torch.zeros(shape, device=self._scores.device) if ranking is None else ranking.counts.mT
+        new_scores = spec.layer_pruning and self._host_scores is None
+        parts = [
+            ratios,
+            self._scores.flatten() if new_scores else None,
+            counts.flatten() if ranking else None,
+        ]
+        given = [part.double() for part in parts if part is not None]
+        values = iter(torch.cat(given).tolist() if given else [])  # the one wait for the device
+        for prompt in unsettled if ratios is not None else ():
+            ratio = next(values)
+            self._ratios[prompt][scale_index - 1] = None if math.isnan(ratio) else ratio
+            if spec.scale_pruning and reaches_threshold(spec, ratio):
+                self._start[prompt] = scale_index
+        if not spec.scale_pruning:
+            self._start = [scale_index if start is None else start for start in self._start]
+        if new_scores:
+            self._host_scores = [[next(values) for _ in range(shape[0])] for _ in range(shape[1])]
+        if ranking is None:
+            return [[0] * shape[1]] * shape[0]
+        return [[int(next(values)) for _ in range(shape[1])] for _ in range(shape[0])]
+
+    def _with_observations(self, plan: ScalePlan, scale_index: int) -> ScalePlan:
+        """Ask for what a later decision needs, and for no more."""
+        spec = self._spec
+        unsettled = tuple(self._unsettled)
+        if not self._representative <= scale_index < self._num_scales - 1:
+            return plan
+        for_tokens = spec.token_pruning and spec.saliency == "attn_entropy"
+        needs_maps = spec.scale_pruning or spec.layer_pruning or for_tokens
+        return replace(
+            plan,
+            entropy_of=unsettled if needs_maps else (),
+            changes_of=unsettled if spec.restoration == "cached" else (),
+            observe_logits=spec.token_pruning and spec.saliency == "bit_uncertainty",
+            observe_codes=spec.token_pruning and spec.saliency == "code_detail",
+        )
+
+    @property
+    def _unsettled(self) -> list[int]:
+        return [prompt for prompt, start in enumerate(self._start) if start is None]
+
+    @property
+    def _scores_by_prompt(self) -> list[list[float]]:
+        """[B][L]; 1 where layers are not pruned."""
+        if self._host_scores is None:
+            return [[1.0] * self._context.depth] * self._context.num_prompts
+        return [list(column) for column in zip(*self._host_scores, strict=True)]
