@@ -25,6 +25,7 @@ from .models import Model, build_model
 from .pruning.build import policy_factory
 from .pruning.history import PromptWork
 from .pruning.policy import BatchContext
+from .pruning.specs import PolicySpec
 from .request import GenerationRequest, GenerationResult
 from .sampler import BatchState, SamplingSettings, sample_codes, text_rows
 from .settings import resolve_device, resolve_dtype, resolve_settings
@@ -143,6 +144,16 @@ class Engine:
             self._model.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._synchronize()
         self._load_seconds = time.perf_counter() - start
+
+    def with_policy(self, policy: PolicySpec) -> "Engine":
+        """An engine of the same loaded model that prunes by another rule.
+
+        Raises:
+            ModelSpecError: a policy that does not fit the model and its scales.
+        """
+        other = Engine(self._spec.model_copy(update={"policy": policy}), self._runtime)
+        other._model = self._model
+        return other
 
     def schedule_of(self, h_div_w: float) -> ScaleSchedule:
         """The scale schedule of a wished height / width at this engine's resolution."""
