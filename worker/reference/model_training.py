@@ -19,6 +19,7 @@ from torch.nn.functional import (
 )
 
 from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout
+from toprovar_batch.kernels.ops import PYTORCH
 from toprovar_batch.worker.infinity.bsq import ResidualSum, code_maps_to_tokens
 from toprovar_batch.worker.infinity.checkpoint import save_shards
 from toprovar_batch.worker.infinity.config import ModelPreset
@@ -74,6 +75,8 @@ class ModelTrainingSettings:
 
 class TeacherForcing:
     """Self-attention over all scales at once: a token sees its own scale and the earlier ones."""
+
+    backend = PYTORCH
 
     def __init__(self, schedule: ScaleSchedule) -> None:
         self._bounds = list(pairwise((0, *accumulate(h * w for h, w in schedule))))
