@@ -147,13 +147,14 @@ def _compute(
             fence_async_shared()
         acc = gl.zeros([_GROUP, HEAD_DIM], gl.float32, out_layout)
         # Always one block of values behind its scores.
-        for _ in range(gl.cdiv(seen, BLOCK_N) - 1):
+        steps = gl.cdiv(seen, BLOCK_N) - 1
+        mbarrier.wait(k_ready.index((count + 1) % STAGES), ((count + 1) // STAGES) & 1, pred=steps > 0)
+        for index in range(steps):
             value_stage = stage
             value_phase = phase
             count += 1
             stage = count % STAGES
             phase = (count // STAGES) & 1
-            mbarrier.wait(k_ready.index(stage), phase)
             scores = warpgroup_mma(
                 q, k_smem.index(stage).permute((1, 0)), zeros, use_acc=False, is_async=True
             )
@@ -170,6 +171,11 @@ def _compute(
                 moment = decay * (moment + step * weight) + gl.sum(weights * exponents, 1)
             weight = decay * weight + gl.sum(weights, 1)
             shift = risen
+            # Waiting here for the next keys, too, keeps the assembler from moving the exponentials behind the
+            # wait for the products that they shall run beside: it moves nothing over the loop that a wait is.
+            mbarrier.wait(
+                k_ready.index((count + 1) % STAGES), ((count + 1) // STAGES) & 1, pred=index + 1 < steps
+            )
             acc, p = warpgroup_mma_wait(0, deps=(acc, p))
             mbarrier.arrive(v_free.index(value_stage), count=1)
             acc = acc * gl.convert_layout(decay, out_rows)[:, None]

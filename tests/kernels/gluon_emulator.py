@@ -127,7 +127,7 @@ class Emulator:
                 init=lambda barrier, count: barrier.start(count),
                 expect=lambda barrier, nbytes: barrier.come(arrivals=1, announced=nbytes),
                 arrive=lambda barrier, count: barrier.come(arrivals=count),
-                wait=lambda barrier, phase: barrier.wait(int(phase)),
+                wait=lambda barrier, phase, pred=True: barrier.wait(int(phase)) if pred else None,
             ),
             "tma": types.SimpleNamespace(async_load=self._copy),
             "fence_async_shared": lambda: None,
