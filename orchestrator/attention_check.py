@@ -10,7 +10,8 @@ from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout, atte
 from toprovar_batch.kernels.flash_attention.config import KernelConfig
 from toprovar_batch.kernels.flash_attention.launch import flash_attention
 
-_ROUNDING = 1e-6  # of float32, allowed on top of twice PyTorch's own error
+# Allowed on top of twice PyTorch's own error, whose entropy is of float32 products; tensor cores round more coarsely.
+_ROUNDING = 5e-6
 _QUERIES = (63, 0, 130, 5, 200, 1)
 _KEYS = (111, 5, 700, 256, 1, 129)
 

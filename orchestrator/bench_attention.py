@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .attention_timing import AttentionCase, CaseTiming
 
-_HEAD_DIMS = (32, 64, 96, 112, 128, 256)
+_CHECKED = {"bfloat16": (32, 64, 96, 112, 128, 256), "float16": (64, 112, 128)}  # head sizes
 _MODELS = {"2b": "infinity-2b", "8b": "infinity-8b", "tiny": "tiny"}
 _RATIOS = (
     ("entropy", "plain"),
@@ -93,7 +93,7 @@ def _config(device: "torch.device", head_dim: int, dtype: "torch.dtype", kernel:
 
 
 def _check(device: "torch.device", kernel: str) -> list[str]:
-    """Check every head size in both 16-bit dtypes.
+    """Check the head sizes of every model.
 
     Raises:
         RunFailedError: one fails; nothing is timed.
@@ -103,10 +103,11 @@ def _check(device: "torch.device", kernel: str) -> list[str]:
     from .attention_check import find_fault  # noqa: PLC0415 - imports Triton
 
     checked = []
-    for head_dim in _HEAD_DIMS:
-        for dtype in (torch.bfloat16, torch.float16):
+    for dtype_name, head_dims in _CHECKED.items():
+        dtype = getattr(torch, dtype_name)
+        for head_dim in head_dims:
             config = _config(device, head_dim, dtype, kernel)
-            name = f"head size {head_dim}, {str(dtype).removeprefix('torch.')}: {config}"
+            name = f"head size {head_dim}, {dtype_name}: {config}"
             click.echo(f"checking {name}", err=True)
             fault = find_fault(head_dim, dtype, device, config)
             if fault:

@@ -25,7 +25,7 @@ class KernelConfig:
         kernel: "hopper" (warp-specialised, in Gluon, sm_90 alone) or "triton" (any GPU, and the interpreter).
         block_m: queries of a tile. The Hopper kernel's is 128.
         block_n: keys of a step.
-        num_stages: blocks of keys and values in flight.
+        num_stages: blocks of keys and values in flight; the Hopper kernel needs two.
         num_warps: of the Triton kernel.
         descriptors: the Triton kernel loads through tensor descriptors, which is bulk copies (TMA) from sm_90 on.
     """

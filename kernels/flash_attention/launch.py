@@ -4,7 +4,6 @@ import functools
 import math
 
 import torch
-import triton
 from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
@@ -43,7 +42,7 @@ def flash_attention(
         values: [R, H, N, D] likewise.
         layout: rows of the queries.
         key_lengths: keys seen by each row, at least one where the row has queries.
-        softmax_scale: positive factor on the scores; scores times it must stay below 2**30 in magnitude.
+        softmax_scale: positive factor on the scores; scores times it must stay below 2**27 in magnitude.
         with_entropy: also measure the entropy.
         average_heads: whether the entropy is the mean over heads.
         config: how the kernel is built; what was measured best where left out.
@@ -76,7 +75,7 @@ def mean_over_heads(by_head: Tensor) -> Tensor:
     heads, tokens = by_head.shape
     mean = by_head.new_empty(tokens)
     if tokens:
-        grid = (triton.cdiv(tokens, _MEAN_BLOCK),)
+        grid = (-(-tokens // _MEAN_BLOCK),)
         mean_over_heads_kernel[grid](by_head, mean, tokens, heads, BLOCK=_MEAN_BLOCK)
     return mean
 
@@ -106,7 +105,7 @@ class _Work:
     def _blocks(self, block_m: int) -> tuple[Tensor, int, int]:
         """The table of blocks (any tensor where rows are alike), blocks of a row, blocks of all rows."""
         if not self.is_ragged:
-            per_row = triton.cdiv(self.layout.row_lengths[0], block_m)
+            per_row = -(-self.layout.row_lengths[0] // block_m)
             return self.by_head, per_row, per_row * self.layout.num_rows
         table = self.layout.blocks(self.key_lengths, block_m)
         return table, 1, table.shape[1]
@@ -137,13 +136,10 @@ class _Work:
         q = self.q if _is_describable(self.q) and self.q.stride(1) == head_dim else self.q.contiguous()
         blocks, per_row, num_blocks = self._blocks(2 * GROUP)
         tiles = num_blocks * heads
-        dtype = gl.bfloat16 if q.dtype == torch.bfloat16 else gl.float16
 
         def describe(base: Tensor, shape: list[int], strides: list[int], block_rows: int) -> GluonDescriptor:
             block = [block_rows, head_dim]
-            return GluonDescriptor(
-                base, shape, strides, block, gl.NVMMASharedLayout.get_default_for(block, dtype)
-            )
+            return GluonDescriptor(base, shape, strides, block, _shared_layout(block_rows, head_dim, q.dtype))
 
         hopper_attention_kernel[min(tiles, _multiprocessors(q.device)),](
             describe(q, [tokens, heads * head_dim], [q.stride(0), 1], GROUP),
@@ -178,6 +174,12 @@ def _flat(tensor: Tensor) -> tuple[Tensor, list[int], list[int]]:
         (size - 1) * stride for size, stride in zip(tensor.shape[:3], tensor.stride()[:3], strict=True)
     )
     return tensor, [last // row + 1, tensor.shape[3]], [row, 1]
+
+
+@functools.cache
+def _shared_layout(rows: int, head_dim: int, dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    element = gl.bfloat16 if dtype == torch.bfloat16 else gl.float16
+    return gl.NVMMASharedLayout.get_default_for([rows, head_dim], element)
 
 
 def _products(q: Tensor) -> str:

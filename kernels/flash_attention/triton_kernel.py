@@ -14,7 +14,7 @@ would be had M been there from the start. In the end out = acc / weight and, in 
 The textbook form m + log l - t / l with t = sum p s subtracts numbers as large as the scores, whose rounding grows
 with them. Here moment is kept relative to the shift: both terms of the entropy are sums of numbers of one sign, and
 neither is larger than the entropy itself, but for the rounding of M, which enters both alike and cancels. Scores may
-be as large as 2^30 in magnitude; beyond, that rounding alone leaves the range of 2^x.
+be as large as 2^27 in magnitude; far beyond, that rounding alone takes p out of float16's range, then float32's.
 
 No sum crosses tiles, so an answer depends on nothing but its own query and its row's keys: not on other rows, their
 order, or the run.

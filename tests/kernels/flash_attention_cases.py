@@ -10,13 +10,18 @@ import pytest
 import torch
 
 from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout, attention, attention_entropy
-from toprovar_batch.kernels.flash_attention.config import KernelConfig, choose_config
+from toprovar_batch.kernels.flash_attention.config import KernelConfig, choose_config, shared_memory_room
 from toprovar_batch.kernels.flash_attention.launch import flash_attention, mean_over_heads
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 CAPABILITY = torch.cuda.get_device_capability() if ON_GPU else (0, 0)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# Allowed beyond twice PyTorch's error. Tensor cores round sums more coarsely than the float32 products of PyTorch's
+# entropy, and make float32 products of three tf32 ones.
+ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}
+if ON_GPU:
+    ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 5e-6, torch.float16: 5e-6}
 SMALL = KernelConfig(block_m=16, block_n=32, num_warps=4)
 DESCRIPTORS = KernelConfig(block_m=64, block_n=64, num_warps=4, descriptors=True)
 SHAPES = [
@@ -82,7 +87,10 @@ def _pytorch(q, k, v, layout, lengths, softmax_scale):
 
 def _configs(head_dim, dtype):
     chosen = choose_config(CAPABILITY, head_dim, dtype)
-    return [chosen] if ON_GPU and dtype == torch.float32 else [chosen, SMALL, DESCRIPTORS]
+    if ON_GPU and dtype == torch.float32:
+        return [chosen]
+    room = shared_memory_room(CAPABILITY) if ON_GPU else math.inf
+    return [chosen, *(other for other in (SMALL, DESCRIPTORS) if other.shared_memory(head_dim) <= room)]
 
 
 def _run(q, k, v, layout, lengths, softmax_scale, **options):
@@ -95,7 +103,7 @@ def test_errors_are_at_most_twice_those_of_pytorch(heads, head_dim, queries, key
     inputs = (*_inputs(heads, head_dim, queries, keys, dtype), head_dim**-0.5)
     q, k, _v, layout, lengths, scale = inputs
     exact, exact_entropy = _exact(*inputs)
-    allowed = 2 * (_pytorch(*inputs) - exact).abs().max() + 1e-6
+    allowed = 2 * (_pytorch(*inputs) - exact).abs().max() + ROUNDING[dtype]
     allowed_entropy = (
         2 * (attention_entropy(q, k, layout, lengths, scale) - exact_entropy.mean(0)).abs().max()
     )
@@ -103,7 +111,7 @@ def test_errors_are_at_most_twice_those_of_pytorch(heads, head_dim, queries, key
         out, entropy = _run(*inputs, config=config)
         assert out.dtype == dtype
         assert (out - exact).abs().max() <= allowed, config
-        assert (entropy - exact_entropy.mean(0)).abs().max() <= allowed_entropy + 1e-6, config
+        assert (entropy - exact_entropy.mean(0)).abs().max() <= allowed_entropy + ROUNDING[dtype], config
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -111,7 +119,7 @@ def test_entropy_of_each_head_is_what_is_averaged(dtype):
     inputs = (*_inputs(3, 64, (63, 1), (111, 40), dtype), 0.125)
     _out, by_head = _run(*inputs, average_heads=False)
     _out, mean = _run(*inputs)
-    assert (by_head - _exact(*inputs)[1]).abs().max() < 3e-6
+    assert (by_head - _exact(*inputs)[1]).abs().max() < 2e-6 + ROUNDING[dtype]
     assert torch.equal(mean, mean_over_heads(by_head))
 
 
@@ -124,8 +132,8 @@ def test_a_maximum_that_keeps_rising_is_followed(dtype):
     inputs = (q, k, v, layout, lengths, 1.0)
     out, entropy = _run(*inputs)
     exact, exact_entropy = _exact(*inputs)
-    assert (out - exact).abs().max() <= 2 * (_pytorch(*inputs) - exact).abs().max() + 1e-6
-    assert (entropy - exact_entropy.mean(0)).abs().max() < 2e-6
+    assert (out - exact).abs().max() <= 2 * (_pytorch(*inputs) - exact).abs().max() + ROUNDING[dtype]
+    assert (entropy - exact_entropy.mean(0)).abs().max() < 1e-6 + ROUNDING[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -154,16 +162,17 @@ def test_large_scores_stay_exact(dtype):
     inputs = (*_inputs(2, 64, (65, 20), (200, 111), dtype, scale=300.0), 1.0)
     out, entropy = _run(*inputs)
     exact, exact_entropy = _exact(*inputs)
-    assert (out - exact).abs().max() <= 2 * (_pytorch(*inputs) - exact).abs().max() + 1e-6
+    assert (out - exact).abs().max() <= 2 * (_pytorch(*inputs) - exact).abs().max() + ROUNDING[dtype]
     assert (entropy - exact_entropy.mean(0)).abs().max() < 2e-3  # float32 holds these scores to 2e-4
     assert (entropy >= 0).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sign", [1, -1])
-def test_scores_as_large_as_promised_pick_the_largest(sign):
-    """2^29: a step of float32 is 32 there, so all weight lies on the largest score, and ties share it."""
-    q, k, v, layout, lengths = _inputs(1, 64, (5,), (200,), torch.bfloat16)
-    q[:], k[:] = 2.0**13, 2.0**10 * sign  # 64 products of 2^23
+def test_scores_as_large_as_promised_pick_the_largest(sign, dtype):
+    """At 2^27 a step of float32 is 8, so all weight lies on the largest score, and ties share it."""
+    q, k, v, layout, lengths = _inputs(1, 64, (5,), (200,), dtype)
+    q[:], k[:] = 2.0**12, 2.0**9 * sign * (1 - 2.0**-6)  # 64 products of nearly 2^21
     k[:, :, 77] *= 1 + sign * 2.0**-7
     k[:, :, 150] = k[:, :, 77]
     out, entropy = _run(q, k, v, layout, lengths, 1.0)
