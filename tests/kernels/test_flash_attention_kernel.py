@@ -13,6 +13,9 @@ import torch
 from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout, attention, attention_entropy
 from toprovar_batch.kernels.flash_attention.config import choose_config, shared_memory_room, variants
 from toprovar_batch.kernels.ops import PYTORCH, Backend, attend, resolve_backend
+from toprovar_batch.worker.errors import ModelSpecError
+from toprovar_batch.worker.settings import resolve_kernels
+from toprovar_batch.worker.specs import ModelSpec
 
 CPU = torch.device("cpu")
 
@@ -45,6 +48,12 @@ def test_without_a_gpu_pytorch_runs_and_triton_is_refused_with_the_reason():
         resolve_backend("triton", CPU, 128)
     with pytest.raises(ValueError, match="'cuda'"):
         resolve_backend("cuda", CPU, 128)
+
+
+def test_the_setting_is_named_where_its_kernels_cannot_run():
+    with pytest.raises(ModelSpecError, match=r"^runtime\.backend: the triton backend cannot run here"):
+        resolve_kernels("triton", CPU, ModelSpec())
+    assert resolve_kernels("auto", CPU, ModelSpec()).name == "torch"
 
 
 @pytest.mark.parametrize(
