@@ -5,16 +5,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .bit_sampling import sample_bits
-from .flash_attention import attention, attention_entropy
+from .flash_attention import KeyLengths, TokenLayout, attention, attention_entropy
+from .flash_attention.config import MAX_HEAD_DIM
 from .qk_norm_rope import qk_norm_rope
 
 __all__ = [
+    "PYTORCH",
     "Backend",
+    "attend",
     "attention",
-    "attention_entropy",
     "fastest_attention",
     "qk_norm_rope",
     "resolve_backend",
@@ -24,27 +27,98 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Backend:
-    """The implementation in use and why, as a run's record states it."""
+    """The implementation in use and why, as a run's record states it.
+
+    Attributes:
+        name: "torch" or "triton".
+        reason: why this one.
+    """
 
     name: str
     reason: str
 
 
-def resolve_backend(setting: str, device: torch.device) -> Backend:
+PYTORCH = Backend("torch", "asked for")
+
+
+def resolve_backend(setting: str, device: torch.device, head_dim: int) -> Backend:
     """Choose the implementation for `device`.
 
     Args:
-        setting: "auto" or "torch".
+        setting: "auto", "torch" or "triton".
         device: where the model runs.
+        head_dim: of its attention heads.
 
     Raises:
-        ValueError: `setting` names no backend.
+        ValueError: `setting` names no backend, or one that cannot run here; says why.
     """
     if setting == "torch":
-        return Backend("torch", "asked for")
-    if setting == "auto":
-        return Backend("torch", f"PyTorch's own operations on {device.type}")
-    raise ValueError(f"no backend named {setting!r}; choose auto or torch")
+        return PYTORCH
+    if setting not in {"auto", "triton"}:
+        raise ValueError(f"no backend named {setting!r}; choose auto, torch or triton")
+    obstacle = _obstacle_to_triton(device, head_dim)
+    if setting == "auto" and obstacle is not None:
+        return Backend("torch", obstacle)
+    if obstacle is not None:
+        raise ValueError(f"the triton backend cannot run here: {obstacle}; choose auto or torch")
+    return Backend("triton", "asked for" if setting == "triton" else "Triton runs on this GPU")
+
+
+def _obstacle_to_triton(device: torch.device, head_dim: int) -> str | None:
+    """Why Triton's kernels cannot run, or None where they can, which a small one has then shown."""
+    if device.type != "cuda":
+        return f"Triton's kernels need a GPU, and this is {device.type}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return (
+            f"Triton's kernels need compute capability 8.0, and {torch.cuda.get_device_name(device)} is older"
+        )
+    if head_dim > MAX_HEAD_DIM:
+        return f"Triton's attention takes heads of up to {MAX_HEAD_DIM} channels, and these have {head_dim}"
+    try:
+        from .flash_attention.launch import mean_over_heads  # noqa: PLC0415 - imports Triton
+
+        mean_over_heads(torch.zeros(1, 1, device=device))
+    except Exception as error:  # noqa: BLE001 - compilers and drivers fail in many ways, and each is a reason
+        return f"Triton fails on a small kernel: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return None
+
+
+def attend(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    layout: TokenLayout,
+    key_lengths: KeyLengths,
+    softmax_scale: float,
+    *,
+    with_entropy: bool,
+    backend: Backend,
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax attention of packed queries over each row's own keys and, if asked for, its entropy.
+
+    Without entropy, rows that are all alike go to PyTorch on any backend, whose cuDNN is the fastest exact attention
+    there is for them. Other rows would need a mask or a loop in PyTorch, so the Triton kernel takes them.
+
+    Args:
+        q: [T, H, D] packed by `layout`.
+        keys: [R, H, N, D]; row r's keys are the first `key_lengths.lengths[r]`.
+        values: [R, H, N, D].
+        layout: rows of the queries.
+        key_lengths: keys seen by each row; N is the largest of them.
+        softmax_scale: positive factor on the scores.
+        with_entropy: also measure the entropy.
+        backend: as resolved.
+
+    Returns:
+        [T, H, D] in the dtype of `q`; the entropy [T] float32 in nats, mean over heads, or None.
+    """
+    are_alike = layout.uniform_length is not None and len(set(key_lengths.lengths)) == 1
+    if backend.name == "torch" or (are_alike and not with_entropy):
+        entropy = attention_entropy(q, keys, layout, key_lengths, softmax_scale) if with_entropy else None
+        return attention(q, keys, values, layout, key_lengths, softmax_scale), entropy
+    from .flash_attention.launch import flash_attention  # noqa: PLC0415 - imports Triton
+
+    return flash_attention(q, keys, values, layout, key_lengths, softmax_scale, with_entropy=with_entropy)
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def bench_command(
     record = {
         "command": "toprovar-batch " + " ".join(sys.argv[1:]),
         "version": __version__,
-        "commit": _commit(),
+        "commit": describe_commit(),
         "python": platform.python_version(),
         "policy": spec.policy.model_dump(mode="json"),
         "engine": engine.describe(),
@@ -235,7 +235,7 @@ class _ScaleClock:
         return [1e3 * (second - first) for first, second in pairs]
 
 
-def _commit() -> str | None:
+def describe_commit() -> str | None:
     """The commit of the checkout this runs from, with a mark where it has changes; None outside one."""
     here = Path(__file__).resolve().parent
     try:

@@ -30,6 +30,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Draw a dataset's pictures with their prompts into one image.",
     ),
     "bench": ("orchestrator.bench:bench_command", "Time generation at several batch sizes."),
+    "bench-attention": (
+        "orchestrator.bench_attention:bench_attention_command",
+        "Check the attention kernels on this GPU and time them beside PyTorch's.",
+    ),
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.ops import Backend, fastest_attention, resolve_backend
+from toprovar_batch.kernels.ops import Backend, fastest_attention
 
 from .images import encode_images
 from .infinity.config import get_preset, resolve_architecture
@@ -28,7 +28,7 @@ from .pruning.policy import BatchContext
 from .pruning.specs import PolicySpec
 from .request import GenerationRequest, GenerationResult
 from .sampler import BatchState, SamplingSettings, sample_codes, text_rows
-from .settings import resolve_device, resolve_dtype, resolve_settings
+from .settings import resolve_device, resolve_dtype, resolve_kernels, resolve_settings
 from .specs import EngineSpec, ImageSpec, RuntimeSpec
 
 _LARGEST_AUTO_BATCH = 16
@@ -112,7 +112,7 @@ class Engine:
     @cached_property
     def backend(self) -> Backend:
         """Which implementation of the kernels runs, and why."""
-        return resolve_backend(self._runtime.backend, self.device)
+        return resolve_kernels(self._runtime.backend, self.device, self._spec.model)
 
     @property
     def model(self) -> Model:
@@ -135,10 +135,11 @@ class Engine:
         """Load the model.
 
         Raises:
-            ModelSpecError: no such device, or a model that cannot be built.
+            ModelSpecError: no such device, kernels that cannot run on it, or a model that cannot be built.
             CheckpointError: a weight file that cannot be had or does not fit.
         """
         start = time.perf_counter()
+        _ = self.backend  # before the weights: a setting that cannot be is said at once
         self._model = build_model(self._spec.model, self.device, self.dtype)
         if self.device.type == "cuda":
             self._model.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -346,6 +347,7 @@ class Engine:
             codebook_dim=model.vae.sizes.codebook_dim,
             spatial_patchify=model.vae.sizes.spatial_patchify,
             count_layers=self._spec.policy.pruning_map,
+            backend=self.backend,
         )
 
     def _encode_text(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from toprovar_batch.kernels.flash_attention import TokenLayout
-from toprovar_batch.kernels.ops import sample_bits
+from toprovar_batch.kernels.ops import PYTORCH, Backend, sample_bits
 
 from .errors import ModelSpecError
 from .infinity.bsq import ResidualSum, tokens_to_bit_maps
@@ -121,6 +121,7 @@ class BatchState:
         codebook_dim: int,
         spatial_patchify: bool,
         count_layers: bool = False,
+        backend: Backend = PYTORCH,
     ) -> None:
         """Reserve the caches of a batch.
 
@@ -132,13 +133,14 @@ class BatchState:
             codebook_dim: code bits z.
             spatial_patchify: whether a token holds 2 x 2 codes.
             count_layers: count for the history how many layers each token runs.
+            backend: of the attention.
         """
         self.model, self.text, self.schedule, self.settings = model, text, schedule, settings
         self.spatial_patchify = spatial_patchify
         self.num_rows = text.cond.shape[0]
         self.batch = self.num_rows // 2 if settings.guided else self.num_rows
         kept = sum(h * w for h, w in schedule[:-1])
-        self.cache = KVCache(model.sizes, self.num_rows, kept, model.device, model.dtype)
+        self.cache = KVCache(model.sizes, self.num_rows, kept, model.device, model.dtype, backend)
         self.codes = ResidualSum(schedule, self.batch, codebook_dim, spatial_patchify, model.device)
         self.finite = torch.ones(self.batch, dtype=torch.bool, device=model.device)
         self.history = BatchHistory(schedule, guided=settings.guided)

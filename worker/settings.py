@@ -2,11 +2,13 @@
 
 import torch
 
+from toprovar_batch.kernels.ops import Backend, resolve_backend
+
 from .errors import ModelSpecError
 from .infinity.config import get_preset, resolve_architecture
 from .infinity.schedule import num_scales
 from .sampler import SamplingSettings, per_scale
-from .specs import EngineSpec
+from .specs import EngineSpec, ModelSpec
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,6 +25,18 @@ def resolve_device(setting: str) -> torch.device:
             "runtime.device: cuda is asked for, but PyTorch sees no GPU here; use auto or cpu, or a CUDA build of torch"
         )
     return torch.device("cuda" if available and setting != "cpu" else "cpu")
+
+
+def resolve_kernels(setting: str, device: torch.device, model: ModelSpec) -> Backend:
+    """The kernels of a setting: "auto" takes Triton's where they run.
+
+    Raises:
+        ModelSpecError: kernels are asked for that cannot run on the device; says why.
+    """
+    try:
+        return resolve_backend(setting, device, resolve_architecture(model)[0].head_dim)
+    except ValueError as error:
+        raise ModelSpecError(f"runtime.backend: {error}") from error
 
 
 def resolve_settings(spec: EngineSpec, resolution: str) -> SamplingSettings:

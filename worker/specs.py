@@ -85,5 +85,5 @@ class RuntimeSpec(FrozenSpec):
     """Where and how fast an engine runs; changing it never changes an image."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    backend: Literal["auto", "torch"] = "auto"
+    backend: Literal["auto", "torch", "triton"] = "auto"
     batch_size: int | None = Field(None, ge=1, description="images a batch; None fits it to the memory")

@@ -1,10 +1,11 @@
 """Which query belongs to which row of a ragged batch, and how many keys each row sees."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,9 @@ class TokenLayout:
     device: torch.device
     token_indices: Tensor | None = None
     known_row_ids: Tensor | None = None
+    _blocks: "dict[tuple[tuple[int, ...], int], Tensor]" = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def dense(cls, num_rows: int, length: int, device: torch.device) -> "TokenLayout":
@@ -77,6 +81,16 @@ class TokenLayout:
         """View [T, ...] as [R, L, ...] where the rows are equally long; ragged tensors stay packed."""
         return packed.unflatten(0, (self.num_rows, -1)) if self.uniform_length is not None else packed
 
+    def blocks(self, key_lengths: "KeyLengths", block_m: int) -> Tensor:
+        """`block_table` on the device, made once for equal lengths of keys."""
+        key = (key_lengths.lengths, block_m)
+        if key not in self._blocks:
+            table = torch.from_numpy(block_table(self.row_lengths, key_lengths.lengths, block_m))
+            if self.device.type == "cuda":  # from pinned memory the copy does not stop the host
+                table = table.pin_memory().to(self.device, non_blocking=True)
+            self._blocks[key] = table
+        return self._blocks[key]
+
 
 @dataclass(frozen=True)
 class KeyLengths:
@@ -93,3 +107,19 @@ class KeyLengths:
             return None
         lengths = to_device(self.lengths, self.device)
         return (torch.arange(longest, device=self.device) < lengths[:, None])[:, None, None, :]
+
+
+def block_table(row_lengths: tuple[int, ...], key_lengths: tuple[int, ...], block_m: int) -> np.ndarray:
+    """The blocks of queries of a ragged batch, those with most keys first, so that the last to run are short.
+
+    Returns:
+        [4, B] int32: row, first packed query, queries left of the row, keys.
+    """
+    queries, keys = np.asarray(row_lengths), np.asarray(key_lengths)
+    order = np.argsort(-keys, kind="stable")
+    counts = -(-queries[order] // block_m)
+    row = np.repeat(order, counts)
+    within = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = (np.cumsum(queries) - queries)[row] + within * block_m
+    table = np.stack((row, first, queries[row] - within * block_m, keys[row]))
+    return np.ascontiguousarray(table, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Attention and its entropy in plain PyTorch: the backend of the CPU and the twin of the GPU kernel."""
+"""Attention and its entropy in plain PyTorch: the backend of the CPU and the twin of the GPU kernels."""
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ def attention(
     Args:
         q: [T, H, D] packed by `layout`.
         keys: [R, H, N, D]; row r's keys are the first `key_lengths.lengths[r]`.
-        values: [R, H, N, D].
+        values: [R, H, N, D]; what lies behind a row's own must be finite, since a mask makes it 0 times that.
         layout: rows of the queries.
         key_lengths: keys seen by each row; N is the largest of them.
         softmax_scale: factor on the scores.

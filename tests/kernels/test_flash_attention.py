@@ -1,11 +1,13 @@
 """Attention and its entropy against float64, over ragged and odd shapes."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
 from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout, attention, attention_entropy
+from toprovar_batch.kernels.flash_attention.layout import block_table
 
 CPU = torch.device("cpu")
 SHAPES = [
@@ -85,3 +87,21 @@ def test_layout_spreads_rows_over_their_tokens():
     dense = TokenLayout.dense(3, 2, CPU)
     spread = dense.by_row(torch.zeros(6, 1)) + dense.per_token(per_row)
     assert spread.flatten().tolist() == [1, 1, 2, 2, 3, 3]
+
+
+def test_blocks_cover_every_query_once_with_the_longest_first():
+    table = block_table((5, 0, 130, 64), (10, 99, 300, 300), 64)
+    assert table.tolist() == [
+        [2, 2, 2, 3, 0],  # row
+        [5, 69, 133, 135, 0],  # first packed query
+        [130, 66, 2, 64, 5],  # queries left of the row
+        [300, 300, 300, 300, 10],  # keys
+    ]
+    assert all(first >= second for first, second in pairwise(table[3].tolist()))
+
+
+def test_blocks_are_made_once_for_equal_lengths():
+    layout = TokenLayout((3, 70), CPU)
+    table = layout.blocks(KeyLengths((9, 9), CPU), 64)
+    assert layout.blocks(KeyLengths((9, 9), CPU), 64) is table
+    assert layout.blocks(KeyLengths((9, 8), CPU), 64).tolist() != table.tolist()

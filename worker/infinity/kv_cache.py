@@ -5,7 +5,7 @@ from torch import Tensor
 
 from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout
 from toprovar_batch.kernels.host_values import to_device
-from toprovar_batch.kernels.ops import attention, attention_entropy
+from toprovar_batch.kernels.ops import PYTORCH, Backend, attend
 
 from .config import TransformerArchitecture
 
@@ -28,6 +28,7 @@ class KVCache:
         capacity: int,
         device: torch.device,
         dtype: torch.dtype,
+        backend: Backend = PYTORCH,
     ) -> None:
         """Reserve room.
 
@@ -37,9 +38,11 @@ class KVCache:
             capacity: most tokens a row keeps in a layer: those of all scales but the last.
             device: of the storage.
             dtype: of the storage.
+            backend: of the attention.
         """
+        self.backend = backend
         shape = (sizes.depth, rows, sizes.num_heads, capacity, sizes.head_dim)
-        # Where rows hold different numbers of tokens, attention may multiply what is behind a short row by 0.
+        # Zeros, for a masked key has weight 0, and 0 times whatever memory held may be NaN.
         self._keys = torch.zeros(shape, device=device, dtype=dtype)
         self._values = torch.zeros(shape, device=device, dtype=dtype)
         self._lengths = [(0,) * rows for _ in range(sizes.depth)]
@@ -94,13 +97,13 @@ class KVCache:
             The attended values [T, H, D], and the entropy [T] float32 in nats (mean over heads) or None.
         """
         keys, values, lengths = self.extend(layer, k, v, layout)
-        entropy = attention_entropy(q, keys, layout, lengths, 1.0) if with_entropy else None
-        return attention(q, keys, values, layout, lengths, 1.0), entropy
+        return attend(q, keys, values, layout, lengths, 1.0, with_entropy=with_entropy, backend=self.backend)
 
     @staticmethod
     def _with_room(stored: Tensor, used: int, wanted: int) -> Tensor:
-        larger = stored.new_zeros(*stored.shape[:2], wanted, stored.shape[3])
+        larger = stored.new_empty(*stored.shape[:2], wanted, stored.shape[3])
         larger[:, :, :used] = stored[:, :, :used]
+        larger[:, :, used:].zero_()
         return larger
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear
 
 from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout
-from toprovar_batch.kernels.ops import attention, qk_norm_rope
+from toprovar_batch.kernels.ops import Backend, attend, attention, qk_norm_rope
 
 from .config import MAX_LEVELS, MAX_TEXT_TOKENS, TransformerArchitecture
 
@@ -116,11 +116,19 @@ class CrossAttention(nn.Module):
         return keys.transpose(1, 2).contiguous(), values.transpose(1, 2).contiguous()
 
     def forward(
-        self, x: Tensor, layout: TokenLayout, keys: Tensor, values: Tensor, lengths: KeyLengths
+        self,
+        x: Tensor,
+        layout: TokenLayout,
+        keys: Tensor,
+        values: Tensor,
+        lengths: KeyLengths,
+        backend: Backend,
     ) -> Tensor:
         """[T, C] to [T, C], over text keys and values [R, H, N, D]."""
         q = self.mat_q(x).unflatten(-1, (self.num_heads, -1))
-        return self.proj(attention(q, keys, values, layout, lengths, q.shape[-1] ** -0.5).flatten(1))
+        scale = q.shape[-1] ** -0.5
+        out, _ = attend(q, keys, values, layout, lengths, scale, with_entropy=False, backend=backend)
+        return self.proj(out.flatten(1))
 
 
 class FeedForward(nn.Module):
@@ -170,7 +178,13 @@ class TextContext:
 
 
 class SelfAttentionMemory(Protocol):
-    """What self-attention attends over: a cache that grows scale by scale, or all scales at once in training."""
+    """What self-attention attends over: a cache that grows scale by scale, or all scales at once in training.
+
+    Attributes:
+        backend: of the attention over it, and of the one over the text.
+    """
+
+    backend: Backend
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, *, with_entropy: bool
@@ -231,7 +245,9 @@ class Block(nn.Module):
         q, k = qk_norm_rope(qkv, context.q_scale, rotation, layout)
         attended, entropy = memory.attend(layer, q, k, qkv[:, 2], layout, with_entropy=with_entropy)
         x = _gated_add(x, gamma1, self.sa.proj(attended.flatten(1)), layout)
-        x = x + self.ca(self.ca_norm(x), layout, context.text_keys, context.text_values, text_lengths)
+        x = x + self.ca(
+            self.ca_norm(x), layout, context.text_keys, context.text_values, text_lengths, memory.backend
+        )
         return _gated_add(x, gamma2, self.ffn(_modulated_norm(x, scale2, shift2, layout)), layout), entropy
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, scaled_dot_product_attention
 
 from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout
+from toprovar_batch.kernels.ops import PYTORCH
 from toprovar_batch.worker.infinity.bsq import ResidualSum, code_maps_to_tokens
 from toprovar_batch.worker.infinity.rope import rope_2d
 from toprovar_batch.worker.infinity.schedule import ScaleSchedule, scale_schedule
@@ -17,6 +18,8 @@ from toprovar_batch.worker.infinity.transformer import Infinity, TextContext
 
 class TeacherForcing:
     """Self-attention over all scales at once: a token sees its own scale and the earlier ones."""
+
+    backend = PYTORCH
 
     def __init__(self, schedule: ScaleSchedule) -> None:
         self._bounds = list(pairwise((0, *accumulate(h * w for h, w in schedule))))

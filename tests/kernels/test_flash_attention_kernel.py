@@ -1,0 +1,120 @@
+"""The attention kernels, and what chooses them."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout, attention, attention_entropy
+from toprovar_batch.kernels.flash_attention.config import choose_config, shared_memory_room, variants
+from toprovar_batch.kernels.ops import PYTORCH, Backend, attend, resolve_backend
+from toprovar_batch.worker.errors import ModelSpecError
+from toprovar_batch.worker.settings import resolve_kernels
+from toprovar_batch.worker.specs import ModelSpec
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.slow
+def test_the_kernels_pass_their_cases():
+    pytest.importorskip("triton")
+    # Triton reads the switch when it is imported, so the interpreter needs a process of its own.
+    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    cases = Path(__file__).with_name("flash_attention_cases.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", str(cases), "-W", "ignore", "-p", "no:cacheprovider"],
+        env={**os.environ, **interpreted},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed.group(1)) > 50
+
+
+def test_without_a_gpu_pytorch_runs_and_triton_is_refused_with_the_reason():
+    assert resolve_backend("torch", CPU, 128) == PYTORCH
+    chosen = resolve_backend("auto", CPU, 128)
+    assert chosen.name == "torch"
+    assert "cpu" in chosen.reason
+    with pytest.raises(ValueError, match=r"cannot run here: .* this is cpu; choose auto or torch"):
+        resolve_backend("triton", CPU, 128)
+    with pytest.raises(ValueError, match="'cuda'"):
+        resolve_backend("cuda", CPU, 128)
+
+
+def test_the_setting_is_named_where_its_kernels_cannot_run():
+    with pytest.raises(ModelSpecError, match=r"^runtime\.backend: the triton backend cannot run here"):
+        resolve_kernels("triton", CPU, ModelSpec())
+    assert resolve_kernels("auto", CPU, ModelSpec()).name == "torch"
+
+
+@pytest.mark.parametrize(
+    ("capability", "head_dim", "reason"),
+    [((7, 5), 128, "8.0"), ((9, 0), 320, "up to 256 channels"), ((9, 0), 128, "Triton fails")],
+)
+def test_what_keeps_triton_from_running_is_said(monkeypatch, capability, head_dim, reason):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a card")
+    gpu = torch.device("cuda")
+    assert reason in resolve_backend("auto", gpu, head_dim).reason  # no GPU here: the small kernel fails
+    with pytest.raises(ValueError, match=reason):
+        resolve_backend("triton", gpu, head_dim)
+
+
+def _inputs(queries, keys):
+    generator = torch.Generator().manual_seed(5)
+    q = torch.randn(sum(queries), 2, 32, generator=generator)
+    k, v = torch.randn(2, len(keys), 2, max(keys), 32, generator=generator)
+    return q, k, v, TokenLayout(queries, CPU), KeyLengths(keys, CPU)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [((3, 3), (7, 7)), ((3, 0), (7, 2))])
+def test_attend_gives_attention_and_entropy_together(queries, keys):
+    q, k, v, layout, lengths = _inputs(queries, keys)
+    out, entropy = attend(q, k, v, layout, lengths, 0.5, with_entropy=True, backend=PYTORCH)
+    assert torch.equal(out, attention(q, k, v, layout, lengths, 0.5))
+    assert torch.equal(entropy, attention_entropy(q, k, layout, lengths, 0.5))
+    assert attend(q, k, v, layout, lengths, 0.5, with_entropy=False, backend=PYTORCH)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "with_entropy", "by_kernel"),
+    [
+        ((3, 3), (7, 7), False, False),
+        ((3, 3), (7, 7), True, True),
+        ((3, 3), (7, 6), False, True),
+        ((3, 2), (7, 7), False, True),
+    ],
+)
+def test_the_kernel_takes_entropy_and_rows_that_differ(monkeypatch, queries, keys, with_entropy, by_kernel):
+    launch = pytest.importorskip("toprovar_batch.kernels.flash_attention.launch")
+    calls = []
+    monkeypatch.setattr(
+        launch, "flash_attention", lambda q, *_rest, with_entropy: calls.append(with_entropy) or (q, None)
+    )
+    triton = Backend("triton", "for this test")
+    attend(*_inputs(queries, keys), 0.5, with_entropy=with_entropy, backend=triton)
+    assert calls == ([with_entropy] if by_kernel else [])
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
+@pytest.mark.parametrize("head_dim", [32, 40, 64, 96, 112, 128, 256])
+def test_configurations_fit_their_gpu(capability, head_dim):
+    chosen = choose_config(capability, head_dim, torch.bfloat16)
+    tried = variants(capability, head_dim)
+    assert tried[0] == chosen
+    for config in tried:
+        assert config.shared_memory(head_dim) <= shared_memory_room(capability), config
+        assert math.log2(config.block_m * config.block_n).is_integer()
+        assert config.kernel == "triton" or capability == (9, 0)
+    assert all(
+        choose_config(capability, head_dim, dtype) == chosen for dtype in (torch.bfloat16, torch.float16)
+    )

@@ -1,0 +1,121 @@
+"""The Hopper kernel's schedule, emulated: every wait, every buffer, against float64."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout
+from toprovar_batch.kernels.flash_attention.layout import block_table
+
+from .gluon_emulator import Barrier, Descriptor, Emulator, Pointer
+
+CPU = torch.device("cpu")
+KERNEL = Path(__file__).parents[2] / "kernels" / "flash_attention" / "hopper_kernel.py"
+HEADS, HEAD_DIM, BLOCK_M = 2, 64, 128
+
+
+def _inputs(queries, keys):
+    generator = torch.Generator().manual_seed(sum(queries) + sum(keys))
+    q = torch.randn(sum(queries), HEADS, HEAD_DIM, generator=generator)
+    cache = torch.full((2, len(keys), HEADS, max(keys) + 3, HEAD_DIM), math.nan)
+    for row, seen in enumerate(keys):
+        cache[:, row, :, :seen] = torch.randn(2, HEADS, seen, HEAD_DIM, generator=generator)
+    return q, *cache[:, :, :, : max(keys)]
+
+
+def _launch(q, k, v, queries, keys, *, stages, block_n, programs, with_entropy=True, seed=0):
+    """What `launch.flash_attention` hands to the kernel, on the emulator."""
+    ragged = len(set(queries)) > 1 or len(set(keys)) > 1
+    out, entropy = torch.full_like(q, math.nan), torch.full((HEADS, len(q)), math.nan)
+    per_row = -(-queries[0] // BLOCK_M)
+    num_blocks = per_row * len(queries)
+    blocks = torch.zeros(1, dtype=torch.int32)
+    if ragged:
+        blocks = torch.from_numpy(block_table(queries, keys, BLOCK_M))
+        num_blocks = blocks.shape[1]
+    flat = [(k.stride(0) * len(keys)) // HEAD_DIM - 3, HEAD_DIM]
+    tiles = num_blocks * HEADS
+    Emulator(seed).launch(
+        KERNEL, "hopper_attention_kernel", min(programs, tiles),
+        Descriptor(q, [len(q), HEADS * HEAD_DIM], [q.stride(0), 1], [64, HEAD_DIM]),
+        Descriptor(k, flat, [HEAD_DIM, 1], [block_n, HEAD_DIM]),
+        Descriptor(v, flat, [HEAD_DIM, 1], [block_n, HEAD_DIM]),
+        Pointer(out), Pointer(entropy), Pointer(blocks),
+        queries[0], keys[0], per_row, num_blocks, tiles, len(q), HEAD_DIM**-0.5 * math.log2(math.e),
+        *(stride // HEAD_DIM for stride in (*k.stride()[:2], *v.stride()[:2])), *out.stride()[:2],
+        HEAD_DIM=HEAD_DIM, BLOCK_N=block_n, STAGES=stages, RAGGED=ragged, ENTROPY=with_entropy,
+        COMPUTE_REGISTERS=240, LOAD_REGISTERS=24,
+    )  # fmt: skip
+    return out, entropy
+
+
+def _exact(q, k, v, queries, keys):
+    out, entropy = [], []
+    layout, lengths = TokenLayout(queries, CPU), KeyLengths(keys, CPU)
+    for row, part in enumerate(layout.row_slices):
+        seen = lengths.lengths[row]
+        scores = torch.einsum("lhd,hnd->hln", q[part].double(), k[row, :, :seen].double()) * HEAD_DIM**-0.5
+        probability = scores.softmax(-1)
+        out.append(torch.einsum("hln,hnd->lhd", probability, v[row, :, :seen].double()))
+        entropy.append(torch.special.entr(probability).sum(-1))
+    return torch.cat(out), torch.cat(entropy, 1)
+
+
+@pytest.mark.parametrize(("stages", "block_n"), [(2, 32), (3, 16), (4, 64)])
+@pytest.mark.parametrize("programs", [1, 3])
+@pytest.mark.parametrize(
+    ("queries", "keys"),
+    [
+        ((1,), (1,)),
+        ((130, 130), (96, 96)),
+        ((63, 0, 200, 64), (111, 5, 33, 64)),
+    ],
+)
+def test_answers_are_right_whoever_waits_for_whom(queries, keys, programs, stages, block_n):
+    inputs = _inputs(queries, keys)
+    out, entropy = _launch(*inputs, queries, keys, stages=stages, block_n=block_n, programs=programs)
+    exact, exact_entropy = _exact(*inputs, queries, keys)
+    assert (out - exact).abs().max() < 2e-6
+    assert (entropy - exact_entropy).abs().max() < 2e-6
+
+
+def test_measuring_the_entropy_changes_no_bit_of_the_output():
+    queries, keys = (70, 5), (100, 30)
+    options = {"stages": 2, "block_n": 32, "programs": 2}
+    inputs = _inputs(queries, keys)
+    out, _ = _launch(*inputs, queries, keys, **options)
+    without, entropy = _launch(*inputs, queries, keys, **options, with_entropy=False)
+    assert torch.equal(out, without)
+    assert entropy.isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("line", "instead"),
+    [
+        (
+            "mbarrier.wait(v_ready.index(value_stage), value_phase)",
+            "pass",
+        ),  # values read before they are there
+        ("mbarrier.wait(k_free.index(stage), phase)", "pass"),  # keys replaced while they are read
+        ("mbarrier.arrive(v_free.index(value_stage), count=1)", "pass"),  # the loading warp waits for ever
+        ("gl.where(real, v, gl.zeros_like(v))", "v"),  # 0 * NaN
+    ],
+)
+def test_the_emulator_sees_what_it_is_for(line, instead, tmp_path, monkeypatch):
+    source = KERNEL.read_text()
+    assert line in source
+    broken = tmp_path / "broken.py"
+    broken.write_text(source.replace(line, instead))
+    monkeypatch.setattr(f"{__name__}.KERNEL", broken)
+    monkeypatch.setattr(f"{Barrier.__module__}._PATIENCE", 1.0)
+    queries, keys = (130, 20), (100, 170)
+    inputs = _inputs(queries, keys)
+
+    def run():
+        out, _ = _launch(*inputs, queries, keys, stages=2, block_n=32, programs=1)
+        assert not out.isnan().any(), "NaN"
+
+    with pytest.raises(AssertionError, match=r"NaN|never passed|more arrivals"):
+        run()
