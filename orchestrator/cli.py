@@ -29,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "orchestrator.sheet:sheet_command",
         "Draw a dataset's pictures with their prompts into one image.",
     ),
+    "calibrate": (
+        "orchestrator.calibrate:calibrate_command",
+        "Find a pruning policy for a wished amount of work.",
+    ),
     "bench": ("orchestrator.bench:bench_command", "Time generation at several batch sizes."),
 }
 
