@@ -16,7 +16,7 @@ from toprovar_batch.orchestrator.job import JobSpec, load_job
 from toprovar_batch.orchestrator.plan import Plan, plan_job
 from toprovar_batch.orchestrator.policy_file import PROVENANCE
 from toprovar_batch.worker.errors import JobSpecError, OutputFolderError
-from toprovar_batch.worker.pruning.specs import ToprovarSpec
+from toprovar_batch.worker.pruning.specs import ReplaySpec, ToprovarSpec
 from toprovar_batch.worker.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ _HEADER = """\
     show_default=True,
     help="Share of the layers that shall run whole.",
 )
+@click.option(
+    "--replay", "replay_target", help="Also write the mean pattern of work, as a replay policy: for timing."
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the job.")
 def calibrate_command(
     job_file: str,
@@ -54,16 +57,22 @@ def calibrate_command(
     fraction: float,
     prompts: int,
     global_layers: float,
+    replay_target: str | None,
     overrides: tuple[str, ...],
 ) -> None:
     """Run some samples of the job file JOB dense and write the policy that prunes as much as is wished.
 
     Where the job's policy is toprovar, its switches and other settings are kept.
     """
-    from toprovar_batch.worker.pruning.calibration import recommend  # noqa: PLC0415 - imports torch
+    from toprovar_batch.worker.pruning.calibration import (  # noqa: PLC0415 - imports torch
+        mean_pattern,
+        recommend,
+        simulate,
+    )
 
-    if not Path(target).absolute().parent.is_dir():
-        raise OutputFolderError(f"--file: the folder of {target} does not exist; make it first")
+    for option, path in (("--file", target), ("--replay", replay_target)):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise OutputFolderError(f"{option}: the folder of {path} does not exist; make it first")
     job = load_job(job_file, overrides)
     if job.policy.name not in {"dense", "toprovar"}:
         raise JobSpecError(f"{job_file}: policy.name: {job.policy.name} cannot be calibrated; use toprovar")
@@ -75,8 +84,14 @@ def calibrate_command(
     found = recommend(base, recordings, fraction, global_layers)
     for line in report(found, recordings):
         click.echo(line)
-    write_policy(found, target, _provenance(job, len(requests), fraction, global_layers, found))
+    provenance = _provenance(job, len(requests), fraction, global_layers, found)
+    write_policy(found.spec, target, provenance)
     click.echo(f"written to {target}; a job uses it as policy: {{file: {target}}}")
+    if replay_target is not None:
+        plan = mean_pattern([work for each in recordings for work in simulate(found.spec, each)])
+        replay = ReplaySpec(plan=tuple(map(tuple, plan)), restoration=found.spec.restoration)
+        write_policy(replay, replay_target, provenance)
+        click.echo(f"its mean pattern of work is in {replay_target}")
 
 
 def choose_requests(plan: Plan, count: int) -> list[GenerationRequest]:
@@ -165,13 +180,13 @@ def _provenance(
     }
 
 
-def write_policy(found: "Recommendation", target: str, provenance: dict[str, Any]) -> None:
+def write_policy(spec: ToprovarSpec | ReplaySpec, target: str, provenance: dict[str, Any]) -> None:
     """Write a policy file.
 
     Raises:
         OutputFolderError: it cannot be written.
     """
-    content = {**found.spec.model_dump(mode="json", exclude={"pruning_map"}), PROVENANCE: provenance}
+    content = {**spec.model_dump(mode="json", exclude={"pruning_map"}), PROVENANCE: provenance}
     content = {
         "name": content.pop("name"),
         **{key: value for key, value in content.items() if value is not None},
@@ -180,4 +195,4 @@ def write_policy(found: "Recommendation", target: str, provenance: dict[str, Any
     try:
         Path(target).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OutputFolderError(f"--file: {target} cannot be written: {error.strerror}") from error
+        raise OutputFolderError(f"{target}: the policy file cannot be written: {error.strerror}") from error

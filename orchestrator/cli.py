@@ -93,4 +93,4 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="toprovar-batch")
 def main() -> None:
-    """Generate an image dataset from prompts: Infinity, sharded over GPUs by Ray."""
+    """Generate an image dataset from prompts: Infinity with entropy pruning, sharded over GPUs by Ray."""

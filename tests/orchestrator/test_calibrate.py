@@ -17,8 +17,9 @@ def _calibrate(*arguments):
 
 
 def test_a_job_under_the_written_policy_does_the_promised_work(write_job, tmp_path, ray_cluster):
-    job, file = write_job(), tmp_path / "found.yaml"
-    result = _calibrate(job, "--file", file, "--prompts", 8, "--fraction", 0.6, "--global-layers", 0.5)
+    job, file, replay = write_job(), tmp_path / "found.yaml", tmp_path / "replay.yaml"
+    wish = ("--prompts", 8, "--fraction", 0.6, "--global-layers", 0.5)
+    result = _calibrate(job, "--file", file, "--replay", replay, *wish)
     assert result.exit_code == 0, result.output
     assert "low-entropy ratio of each scale" in result.output
     assert f"policy: {{file: {file}}}" in result.output
@@ -30,6 +31,7 @@ def test_a_job_under_the_written_policy_does_the_promised_work(write_job, tmp_pa
     assert 0.5 < provenance["found_fraction"] <= 0.6
     settings = load_job(job, [f"policy.file={file}"]).policy
     assert settings.model_dump(mode="json", include=set(content)) == content
+    assert load_job(job, [f"policy.file={replay}"]).policy.name == "replay"
     ran = CliRunner().invoke(main, ["submit", job, "--set", f"policy.file={file}"])
     assert ran.exit_code == 0, ran.output
     rows = pa.concat_tables(pq.read_table(part) for part in sorted((tmp_path / "out/data").iterdir()))
