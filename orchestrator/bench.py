@@ -101,7 +101,7 @@ def bench_command(
     """Time generation at several batch sizes, and its split over text, scales, decoding and encoding."""
     from pydantic import ValidationError  # noqa: PLC0415 - only here
 
-    from toprovar_batch.orchestrator.job import read_policy  # noqa: PLC0415 - only here
+    from toprovar_batch.orchestrator.policy_file import read_policy  # noqa: PLC0415 - only here
     from toprovar_batch.worker.engine import Engine  # noqa: PLC0415 - imports torch
     from toprovar_batch.worker.specs import EngineSpec, ImageSpec, ModelSpec, RuntimeSpec  # noqa: PLC0415
 
@@ -149,7 +149,7 @@ def measure(engine: Any, batch: int, h_div_w: float, warmup: int, repeats: int) 
     """
     import torch  # noqa: PLC0415 - keeps --help fast
 
-    from toprovar_batch.worker.engine import PhaseTimes  # noqa: PLC0415
+    from toprovar_batch.worker.generated import PhaseTimes  # noqa: PLC0415
     from toprovar_batch.worker.images import encode_images  # noqa: PLC0415
     from toprovar_batch.worker.request import GenerationRequest  # noqa: PLC0415
 

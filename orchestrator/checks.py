@@ -11,14 +11,15 @@ from toprovar_batch.worker.specs import ModelSpec
 
 
 def check_job(job: JobSpec) -> list[str]:
-    """Check what a job says about its model, sampling and image size, and that local model files exist.
+    """Check what a job says about its model, sampling, image size and policy, and that local model files exist.
 
     Returns:
         One line a part of the model: where it comes from.
 
     Raises:
         ModelSpecError: an unknown preset, an impossible architecture, a per-scale list of the wrong length, a
-            guidance layer that the model lacks, or a missing local file.
+            guidance layer that the model lacks, a policy that does not fit the model and its scales, or a missing
+            local file.
     """
     # PyTorch takes seconds to import, and a job with a misspelled key does not get here.
     from toprovar_batch.worker.engine import Engine  # noqa: PLC0415

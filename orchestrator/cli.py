@@ -29,6 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "orchestrator.sheet:sheet_command",
         "Draw a dataset's pictures with their prompts into one image.",
     ),
+    "calibrate": (
+        "orchestrator.calibrate:calibrate_command",
+        "Find a pruning policy for a wished amount of work.",
+    ),
     "bench": ("orchestrator.bench:bench_command", "Time generation at several batch sizes."),
     "bench-attention": (
         "orchestrator.bench_attention:bench_attention_command",
@@ -93,4 +97,4 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="toprovar-batch")
 def main() -> None:
-    """Generate an image dataset from prompts: Infinity, sharded over GPUs by Ray."""
+    """Generate an image dataset from prompts: Infinity with entropy pruning, sharded over GPUs by Ray."""

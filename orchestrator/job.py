@@ -10,12 +10,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, fi
 from toprovar_batch.orchestrator.job_file import (
     anchor_path,
     apply_override,
+    freeze,
     is_url,
     parse_override,
     read_job_file,
 )
 from toprovar_batch.orchestrator.model_files import MODEL_PARTS, fingerprints, named_files
-from toprovar_batch.orchestrator.spec_errors import describe_value, explain
+from toprovar_batch.orchestrator.policy_file import expand_policy, insert_policy_file
+from toprovar_batch.orchestrator.spec_errors import explain
 from toprovar_batch.worker.errors import JobSpecError
 from toprovar_batch.worker.infinity.config import get_preset, resolve_architecture
 from toprovar_batch.worker.pruning.specs import DenseSpec, PolicySpec
@@ -45,8 +47,6 @@ def _refuse_nul(value: str) -> str:
 Location = Annotated[NonEmpty, AfterValidator(_refuse_nul)]
 AUTO_ID = "auto"
 FILE_MARK = "(file)"
-PROVENANCE = "provenance"
-"""The key of a policy file that tells how its settings were found."""
 _TEXT_ENCODER = ("model", "text_encoder")
 _PATHS = (
     ("prompts", "source"),
@@ -112,11 +112,6 @@ class RuntimeJobSpec(RuntimeSpec):
     ray_address: NonEmpty | None = None
 
 
-def _expand_policy(value: Any) -> Any:
-    """Let `policy: dense` stand for `policy: {name: dense}`."""
-    return {"name": value} if isinstance(value, str) else value
-
-
 class JobSpec(FrozenSpec):
     """One job: prompts in, a dataset of images out."""
 
@@ -125,7 +120,7 @@ class JobSpec(FrozenSpec):
     model: ModelSpec = ModelSpec()
     sampling: JobSamplingSpec = JobSamplingSpec()
     image: JobImageSpec = JobImageSpec()
-    policy: Annotated[PolicySpec, BeforeValidator(_expand_policy)] = DenseSpec()
+    policy: Annotated[PolicySpec, BeforeValidator(expand_policy)] = DenseSpec()
     output: Location
     shard_size: int = Field(64, ge=1, le=100_000, description="samples a part file holds")
     runtime: RuntimeJobSpec = RuntimeJobSpec()
@@ -244,7 +239,7 @@ def load_job(path: str, overrides: Sequence[str] = (), *, output: str | None = N
     data = _expand_shorthand(data)
     _anchor_paths(data, folder)
     overridden = [_override(data, override) for override in overrides]
-    policy_file, of_policy_file = _read_policy_file(data, path)
+    policy_file, of_policy_file = insert_policy_file(data, path)
     if output is not None:
         data["output"] = output
     if isinstance(data.get("output"), str):
@@ -253,66 +248,12 @@ def load_job(path: str, overrides: Sequence[str] = (), *, output: str | None = N
         data["name"] = stem
     try:
         # Strict: the text "1e3" is no number and `yes` is no text, instead of a silent guess.
-        return JobSpec.model_validate(_freeze(data), strict=True)
+        return JobSpec.model_validate(freeze(data), strict=True)
     except ValidationError as error:
         key, sentence = explain(error, JobSpec)
         from_override = any(_within(key, name) or _within(name, key) for name in overridden)
         source = policy_file if key in of_policy_file else "--set" if from_override else path
         raise JobSpecError(f"{source}: {sentence}") from error
-
-
-def _read_policy_file(data: dict[str, Any], source: str) -> tuple[str | None, set[str]]:
-    """Put the settings of a policy file in the place of `policy.file`; what stands beside it wins.
-
-    Args:
-        data: of the job, changed in place.
-        source: names the job in errors.
-
-    Returns:
-        The file, and the dotted keys that came from it.
-
-    Raises:
-        JobSpecError: there is no such file, or it is of another policy than the job names.
-    """
-    policy = data.get("policy")
-    path = policy.get("file") if isinstance(policy, dict) else None
-    if not isinstance(policy, dict) or path is None:
-        return None, set()
-    if not isinstance(path, str):
-        raise JobSpecError(f"{source}: policy.file must be text, got {describe_value(path)}")
-    settings = read_job_file(path, "policy file")
-    settings.pop(PROVENANCE, None)
-    beside = {key: value for key, value in policy.items() if key != "file"}
-    name = beside.get("name", settings.get("name"))
-    if name != settings.get("name"):
-        raise JobSpecError(
-            f"{source}: policy.name: {name} is asked for, but {path} is of {settings.get('name')}; drop one of name and file"
-        )
-    data["policy"] = settings | beside
-    return path, {f"policy.{key}" for key in settings.keys() - beside.keys()}
-
-
-def read_policy(policy: str) -> PolicySpec:
-    """A policy by its name, `paper-2b` for the replay of that name, or the file that holds one.
-
-    Raises:
-        JobSpecError: there is no such policy or file, or its settings are wrong.
-    """
-    is_file = policy.endswith((".yaml", ".yml"))
-    shorthand = {"paper-2b": {"name": "replay", "preset": "paper-2b"}}
-    settings = read_job_file(policy, "policy file") if is_file else shorthand.get(policy, {"name": policy})
-    settings.pop(PROVENANCE, None)
-    try:
-        return _Policy.model_validate(_freeze({"policy": settings}), strict=True).policy
-    except ValidationError as error:
-        _, sentence = explain(error, _Policy)
-        raise JobSpecError(f"{policy if is_file else '--policy'}: {sentence}") from error
-
-
-class _Policy(FrozenSpec):
-    """A policy alone, checked as in a job."""
-
-    policy: PolicySpec
 
 
 def _within(key: str, group: str) -> bool:
@@ -330,7 +271,7 @@ def _split(path: str) -> tuple[str, str]:
 
 def _expand_shorthand(data: dict[str, Any]) -> dict[str, Any]:
     """Write `policy: name` out, so that overrides find a group; drop groups left empty, as defaults do."""
-    expanded = data | {"policy": _expand_policy(data.get("policy"))}
+    expanded = data | {"policy": expand_policy(data.get("policy"))}
     groups = ("model", "sampling", "image", "policy", "runtime")
     return {key: value for key, value in expanded.items() if not (key in groups and value is None)}
 
@@ -344,7 +285,7 @@ def _override(data: dict[str, Any], override: str) -> str:
     for key in keys[:-1]:
         alone = alone[key]
     apply_override(data, keys, alone[keys[-1]])
-    data["policy"] = _expand_policy(data.get("policy"))
+    data["policy"] = expand_policy(data.get("policy"))
     if data["policy"] is None:
         del data["policy"]
     return ".".join(keys)
@@ -363,13 +304,6 @@ def _anchor_paths(data: dict[str, Any], folder: str) -> None:
             (group, key) == _TEXT_ENCODER and not path.startswith((".", "~")) and not Path(anchored).exists()
         )
         values[key] = path if is_id else anchored
-
-
-def _freeze(value: Any) -> Any:
-    """YAML's lists as tuples, which is what strict validation takes."""
-    if isinstance(value, dict):
-        return {key: _freeze(item) for key, item in value.items()}
-    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value
 
 
 def _flatten(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -149,3 +149,10 @@ def anchor_path(path: str, folder: str) -> str:
     if is_url(folder):
         return path if path.startswith("/") else posixpath.join(folder, path)
     return str((Path(folder) / Path(path).expanduser()).absolute())
+
+
+def freeze(value: Any) -> Any:
+    """YAML's lists as tuples, which is what strict validation takes."""
+    if isinstance(value, dict):
+        return {key: freeze(item) for key, item in value.items()}
+    return tuple(freeze(item) for item in value) if isinstance(value, list) else value

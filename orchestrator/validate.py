@@ -43,5 +43,6 @@ def _summary(job: JobSpec, plan: Plan, model_lines: list[str], output_state: str
         ("samples", f"{plan.samples.num_rows:,} in {shards}"),
         ("model", job.model.preset),
         *model,
+        ("policy", job.policy.name),
         ("output", f"{job.output} ({output_state})"),
     ]

@@ -4,7 +4,6 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from toprovar_batch.kernels.ops import Backend, fastest_attention
 
+from .generated import GeneratedBatch, PhaseTimes
 from .images import encode_images
 from .infinity.config import get_preset, resolve_architecture
 from .infinity.flops import decoder_flops, transformer_flops
@@ -22,9 +22,9 @@ from .infinity.schedule import ScaleSchedule, image_size, nearest_h_div_w, num_s
 from .infinity.text import EncodedText
 from .infinity.vae import to_uint8
 from .models import Model, build_model
-from .pruning.build import policy_factory
+from .pruning.build import PolicyFactory, policy_factory
 from .pruning.history import PromptWork
-from .pruning.policy import BatchContext
+from .pruning.policy import BatchContext, PruningPolicy
 from .pruning.specs import PolicySpec
 from .request import GenerationRequest, GenerationResult
 from .sampler import BatchState, SamplingSettings, sample_codes, text_rows
@@ -40,40 +40,6 @@ _DECODE_CHUNK = 1
 # values in float32 and their products.
 _ACTIVATION_MULTIPLE = 24
 T = TypeVar("T")
-
-
-@dataclass
-class GeneratedBatch:
-    """A batch up to its pixels.
-
-    Attributes:
-        pixels: [B, H, W, 3] uint8 RGB.
-        truncated: for each image whether its text was cut.
-        finite: for each image whether all its logits were.
-        work: what each prompt ran.
-        low_entropy_ratio: of each prompt and scale; None where not measured.
-        layer_representation_score: of each prompt and layer; empty where not measured.
-        pruning_maps: of each prompt, where they are asked for.
-    """
-
-    pixels: np.ndarray
-    truncated: list[bool]
-    finite: list[bool]
-    work: list[PromptWork]
-    low_entropy_ratio: list[list[float | None]]
-    layer_representation_score: list[list[float]]
-    pruning_maps: list[bytes] | None
-
-
-@dataclass
-class PhaseTimes:
-    """Seconds of a batch's phases; the device is idle at both ends of each."""
-
-    text: float = 0.0
-    sample: float = 0.0
-    decode: float = 0.0
-    encode: float = 0.0
-    scales: list[float] = field(default_factory=list)
 
 
 class Engine:
@@ -299,35 +265,57 @@ class Engine:
             on_scale: called with -1 before the transformer starts, then with each scale's index once its
                 work is queued.
         """
-        model = self.model
         with torch.inference_mode(), fastest_attention(self.device):
-            prompts, negatives = self._timed(times, "text", lambda: self._encode_text(batch))
-            seeds = torch.tensor([request.seed for request in batch], device=self.device)
-
-            policy = self._policy_factory(BatchContext(schedule, model.transformer.sizes.depth, seeds))
-
-            def sample() -> BatchState:
-                if on_scale is not None:
-                    on_scale(-1)
-                state = self._fresh_state(prompts, negatives, schedule)
-                sample_codes(state, seeds, policy, on_scale)
-                return state
-
-            state = self._timed(times, "sample", sample)
+            state, policy, truncated = self._sample(batch, schedule, self._policy_factory, times, on_scale)
             pixels = self._timed(times, "decode", lambda: self._decode(state.codes.summed_codes))
         count = range(len(batch))
         return GeneratedBatch(
             pixels,
-            truncated=[
-                text.truncated or (negative is not None and negative.truncated)
-                for text, negative in zip(prompts, negatives, strict=True)
-            ],
+            truncated=truncated,
             finite=state.finite.tolist(),
             work=[state.history.work(index) for index in count],
             low_entropy_ratio=[policy.low_entropy_ratio(index) for index in count],
             layer_representation_score=[policy.layer_representation_score(index) for index in count],
             pruning_maps=state.history.pruning_maps() if self._spec.policy.pruning_map else None,
         )
+
+    def observe(self, batch: Sequence[GenerationRequest], policy_factory: PolicyFactory) -> BatchState:
+        """Run the transformer on a batch under another policy than the engine's, for what that policy sees.
+
+        Args:
+            batch: valid requests of one scale schedule.
+            policy_factory: makes the policy.
+        """
+        schedule = self.schedule_of(batch[0].h_div_w)
+        with torch.inference_mode(), fastest_attention(self.device):
+            return self._sample(batch, schedule, policy_factory, PhaseTimes(), None)[0]
+
+    def _sample(
+        self,
+        batch: Sequence[GenerationRequest],
+        schedule: ScaleSchedule,
+        policy_factory: PolicyFactory,
+        times: PhaseTimes,
+        on_scale: Callable[[int], None] | None,
+    ) -> tuple[BatchState, PruningPolicy, list[bool]]:
+        """Encode the text and generate the codes; also tells whose text was cut."""
+        prompts, negatives = self._timed(times, "text", lambda: self._encode_text(batch))
+        seeds = torch.tensor([request.seed for request in batch], device=self.device)
+        policy = policy_factory(BatchContext(schedule, self.model.transformer.sizes.depth, seeds))
+
+        def sample() -> BatchState:
+            if on_scale is not None:
+                on_scale(-1)
+            state = self._fresh_state(prompts, negatives, schedule)
+            sample_codes(state, seeds, policy, on_scale)
+            return state
+
+        state = self._timed(times, "sample", sample)
+        truncated = [
+            text.truncated or (negative is not None and negative.truncated)
+            for text, negative in zip(prompts, negatives, strict=True)
+        ]
+        return state, policy, truncated
 
     def _fresh_state(
         self,

@@ -68,8 +68,8 @@ def test_no_command_at_all_shows_the_help(run):
 def test_the_help_promises_what_there_is(pytestconfig):
     said = CliRunner().invoke(cli.main, ["--help"]).output
     project = tomllib.loads((pytestconfig.rootpath / "pyproject.toml").read_text())["project"]
-    assert "Infinity, sharded over GPUs by Ray" in said
-    assert "prun" not in said + project["description"]
+    assert "Infinity with entropy pruning, sharded over GPUs by Ray" in " ".join(said.split())
+    assert "Infinity with entropy pruning, sharded over GPUs by Ray" in project["description"]
 
 
 @pytest.mark.parametrize(("error", "code"), [(PromptSourceError, 2), (RunFailedError, 1)])

@@ -42,12 +42,22 @@ def test_a_good_job_is_summed_up_and_nothing_is_written(validate, tmp_path):
     assert f"prompts  4 from {tmp_path / 'p.jsonl'}, 1 of them unusable" in lines
     assert "samples  12 in 3 shards of up to 5" in lines
     assert f"output   {tmp_path / 'out'} (new)" in lines
+    assert "policy   dense" in lines
     assert (
         "warning  prompts that cannot be used and become error rows: 1 (row 2: the prompt is empty)" in lines
     )
     assert "warning  repeated prompts, each copy with images of its own: 1 ('a cat' in rows 1, 4)" in lines
     assert lines[-1] == "The job is valid."
     assert sorted(path.name for path in tmp_path.iterdir()) == ["job.yaml", "p.jsonl"]
+
+
+def test_a_policy_that_does_not_fit_the_model_is_refused(validate):
+    result = validate(extra="policy: {name: fixed_exit, start_scale: 10}")
+    assert result.exit_code == 2
+    assert (
+        "policy.start_scale: scale 10, counted from 0, is too late in this schedule; use at most 9"
+        in result.stderr
+    )
 
 
 @pytest.mark.parametrize("name", ["demo", "throughput"])

@@ -1,6 +1,6 @@
 """From a policy's settings to the policy of a batch, checked against the model and its scales."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from toprovar_batch.worker.errors import ModelSpecError
 
@@ -92,9 +92,7 @@ def _check_fastvar(spec: FastvarSpec, num_scales: int, depth: int) -> None:
         raise ModelSpecError(f"policy.first_layer: {first} comes after last_layer, {last}; exchange them")
 
 
-def _check_replay(
-    plan: "tuple[tuple[float, ...], ...] | list[list[float]]", num_scales: int, depth: int
-) -> None:
+def _check_replay(plan: Sequence[Sequence[float]], num_scales: int, depth: int) -> None:
     if len(plan) >= num_scales:
         raise ModelSpecError(
             f"policy.plan: it is about {len(plan)} scales, the schedule has {num_scales}, the first of which must run "

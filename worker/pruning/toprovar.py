@@ -29,7 +29,12 @@ from .statistics import (
 
 # Nats. What differs by less is rounding noise of the model, not information: it would let the same prompt keep other
 # tokens in another batch.
-ENTROPY_STEP = 2.0**-10
+_ENTROPY_STEP = 2.0**-10
+
+
+def round_entropy(maps: Tensor) -> Tensor:
+    """Entropies as decisions see them: in multiples of 2**-10 nats."""
+    return (maps / _ENTROPY_STEP).round() * _ENTROPY_STEP
 
 
 def representative_scale(spec: ToprovarSpec, num_scales: int) -> int:
@@ -231,7 +236,7 @@ class ToprovarPolicy:
         """Digest what the scale before gave, on the device: rho [n] of the unsettled, and the ranking of tokens."""
         spec, ratios = self._spec, None
         if self._waiting:
-            maps = (torch.stack(self._waiting) / ENTROPY_STEP).round() * ENTROPY_STEP  # [L, n, N]
+            maps = round_entropy(torch.stack(self._waiting))  # [L, n, N]
             self._waiting = []
             ratios = low_entropy_ratio(maps.mean(0))
             if spec.layer_pruning and scale_index - 1 == self._representative:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from toprovar_batch.worker.engine import Engine, GeneratedBatch, PhaseTimes
+from toprovar_batch.worker.engine import Engine
+from toprovar_batch.worker.generated import GeneratedBatch, PhaseTimes
 from toprovar_batch.worker.pruning.specs import DenseSpec, PolicySpec
 from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec

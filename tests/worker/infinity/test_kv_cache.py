@@ -61,3 +61,20 @@ def test_the_last_scale_is_seen_but_not_kept():
 
 def test_bytes_count_keys_and_values_of_every_layer():
     assert cache_bytes(SIZES, rows=3, capacity=5, dtype=torch.bfloat16) == 2 * 2 * 3 * 5 * 8 * 2
+
+
+def test_what_lies_behind_a_short_row_is_zero(monkeypatch):
+    """Attention over rows padded to the longest multiplies it by 0, and NaN would stay NaN."""
+    empty, new_empty = torch.empty, torch.Tensor.new_empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **kind: empty(*size, **kind).fill_(float("nan")))
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda like, *size: new_empty(like, *size).fill_(float("nan"))
+    )
+    cache = _cache(rows=2, capacity=6)
+    ragged = TokenLayout.ragged([torch.tensor([0]), torch.tensor([0, 1, 2])], CPU)
+    keys, values, _ = _extend(cache, 0, ragged, 2)
+    assert keys[0, :, 1:].abs().max() == values[0, :, 1:].abs().max() == 0
+    cache.stop_storing()
+    keys, values, lengths = _extend(cache, 0, TokenLayout.dense(2, 4, CPU), 3)
+    assert lengths.lengths == (5, 7)
+    assert keys[0, :, 5:].abs().max() == values[0, :, 5:].abs().max() == 0
