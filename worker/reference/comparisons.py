@@ -1,4 +1,4 @@
-"""The comparisons of docs/quality.md: named policies, each differing from its neighbours in what is compared."""
+"""What `quality` compares: named policies, each differing from its neighbours in one thing."""
 
 from collections.abc import Mapping
 from typing import Final
