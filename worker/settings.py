@@ -28,7 +28,7 @@ def resolve_device(setting: str) -> torch.device:
 
 
 def resolve_kernels(setting: str, device: torch.device, model: ModelSpec) -> Backend:
-    """The kernels of a setting: "auto" takes Triton's where they run.
+    """The kernels of a setting.
 
     Raises:
         ModelSpecError: kernels are asked for that cannot run on the device; says why.
