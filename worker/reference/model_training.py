@@ -113,17 +113,28 @@ def _build(preset: ModelPreset, resume: Path | None, device: torch.device) -> tu
 _NOT_MATRICES = ("embed", "cfg_uncond", "shared.weight", "relative_attention_bias", "transformer.head")
 
 
-def build_optimizers(model: nn.Module, settings: ModelTrainingSettings) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: ReferenceModel, settings: ModelTrainingSettings) -> list[torch.optim.Optimizer]:
     """Muon for the matrices between embeddings and head, AdamW for the rest; each group knows its `peak` rate."""
-    named = list(model.named_parameters())
-    is_matrix = {name: p.dim() == 2 and not any(part in name for part in _NOT_MATRICES) for name, p in named}
-    matrices = [p for name, p in named if is_matrix[name]]
-    others = [p for name, p in named if not is_matrix[name]]
-    muon = Muon(matrices, lr=0.0, weight_decay=0.05)
+    text_queries: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.dim() != 2 or any(part in name for part in _NOT_MATRICES):
+            others.append(parameter)
+        elif name.endswith("SelfAttention.q.weight"):
+            text_queries.append(parameter)
+        else:
+            matrices.append(parameter)
+    # T5 does not divide its scores by the root of the head size: its queries are that much smaller, as are their
+    # steps. Full steps make the scores so large that the biases of the places are lost.
+    query_rate = settings.matrix_rate * float(model.text_encoder.config.d_kv) ** -0.5
+    groups = [
+        {"params": matrices, "peak": settings.matrix_rate},
+        {"params": text_queries, "peak": query_rate},
+    ]
+    muon = Muon(groups, lr=0.0, weight_decay=0.05)
     adamw = torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=others[0].is_cuda)
-    for optimizer, peak in ((muon, settings.matrix_rate), (adamw, settings.peak_rate)):
-        for group in optimizer.param_groups:
-            group["peak"] = peak
+    adamw.param_groups[0]["peak"] = settings.peak_rate
     return [muon, adamw]
 
 

@@ -1,11 +1,11 @@
 """Muon: momentum whose matrices are made orthogonal before each step."""
 
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 # Of the quintic iteration x -> a x + b x^3 + c x^5, steepest at 0 (Jordan et al., 2024).
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -33,9 +33,9 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.95
+        self, matrices: ParamsT, lr: float, weight_decay: float = 0.0, momentum: float = 0.95
     ) -> None:
-        """Take the parameters, all of them matrices."""
+        """Take the parameters or groups of them, all of them matrices."""
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()

@@ -14,6 +14,9 @@ from .scenes import make_batch
 _VOCABULARY = 1024
 _CORPUS = 20_000
 _SEED = 5
+# T5 begins with 1: beside that, what the few layers of a small encoder add of a word's neighbours is lost.
+_EMBEDDING_STD = 0.4
+_FAR = -8.0
 _PAD, _EOS = "<pad>", "</s>"
 
 
@@ -61,7 +64,37 @@ def build_text_encoder(sizes: T5Architecture, vocabulary: int) -> Any:
         pad_token_id=0,
         eos_token_id=1,
     )
-    return T5EncoderModel(config)
+    encoder = T5EncoderModel(config)
+    encoder.shared.weight.data.mul_(_EMBEDDING_STD)
+    biases = encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    with torch.no_grad():
+        biases.copy_(local_biases(*biases.shape))
+    return encoder
+
+
+def local_biases(num_buckets: int, num_heads: int) -> Tensor:
+    """Biases of T5's attention that tell a word from its neighbours: [buckets, heads] float32.
+
+    Of every four heads one looks at the token before, one at the token behind, one around, one at the whole caption.
+    From T5's own start, noise of 0.06, a small encoder trained through pictures alone never learns to tell places
+    apart: "a red cube and a blue ball" stays a bag of words.
+    """
+    half = num_buckets // 2  # of the distances before a token, and as many behind it
+    distance = torch.arange(half, dtype=torch.float32)
+    beside = (-3.0 * (distance - 1).abs()).clamp_min(_FAR)
+    around = -0.5 * distance
+    other_side = torch.full((half,), _FAR)
+    other_side[0] = beside[0]  # the token itself; only the first of the two buckets is used
+    kinds = [
+        torch.cat(halves)
+        for halves in (
+            (beside, other_side),
+            (other_side, beside),
+            (around, around),
+            (torch.zeros(half), torch.zeros(half)),
+        )
+    ]
+    return torch.stack([kinds[head % len(kinds)] for head in range(num_heads)], dim=1)
 
 
 def load_text(folder: Path) -> tuple[Any, Any]:
