@@ -111,7 +111,7 @@ def test_an_output_from_the_command_line_is_taken_literally(load, tmp_path, monk
         ("image: {h_div_w: [1, 1]}", "image.h_div_w: the same value is in the list twice"),
         ("image: {h_div_w: []}", "image.h_div_w must not be empty"),
         ("image: 5", "image must be a group of keys, got 5"),
-        ("policy: fast", "policy.name must be one of dense, toprovar, fastvar, skipvar, fixed_exit, replay, got the text 'fast'; did you mean fastvar?"),
+        ("policy: fast", "policy.name must be one of dense, toprovar, fastvar, skipvar, detail, fixed_exit, replay, got the text 'fast'; did you mean fastvar?"),
         ("policy: 5", "policy must be a group of keys, got 5"),
         ("policy: {beta: 1}", "policy.name is missing and has no default"),
         ("policy: {name: toprovar, beta: -1}", "policy.beta must be at least 0, got -1"),

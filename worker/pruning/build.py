@@ -1,9 +1,11 @@
 """From a policy's settings to the policy of a batch, checked against the model and its scales."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from toprovar_batch.worker.errors import ModelSpecError
 
+from .detail import DetailPolicy, first_scale
 from .policy import (
     BatchContext,
     DensePolicy,
@@ -17,6 +19,7 @@ from .policy import (
 from .skipvar import SkipvarPolicy, decision_scale
 from .specs import (
     DenseSpec,
+    DetailSpec,
     FastvarSpec,
     FixedExitSpec,
     PolicySpec,
@@ -40,16 +43,17 @@ def policy_factory(spec: PolicySpec, num_scales: int, depth: int) -> PolicyFacto
     Raises:
         ModelSpecError: a setting names a scale or layer that there is not; names the field.
     """
+    make: PolicyFactory
     match spec:
         case DenseSpec():
-            return DensePolicy
+            make = DensePolicy
         case ToprovarSpec():
             # One scale later, there must be one to prune.
             _check_scale("representative_scale", representative_scale(spec, num_scales), num_scales - 2)
-            return lambda context: ToprovarPolicy(spec, context)
+            make = partial(ToprovarPolicy, spec)
         case FastvarSpec():
             _check_fastvar(spec, num_scales, depth)
-            return lambda context: FastvarPolicy(spec, context)
+            make = partial(FastvarPolicy, spec)
         case SkipvarSpec():
             _check_scale("decision_scale", decision_scale(spec, num_scales), num_scales - 2)
             if spec.late_scales >= num_scales:
@@ -57,15 +61,19 @@ def policy_factory(spec: PolicySpec, num_scales: int, depth: int) -> PolicyFacto
                     f"policy.late_scales: {spec.late_scales} of the {num_scales} scales leave none that always runs; "
                     f"use at most {num_scales - 1}"
                 )
-            return lambda context: SkipvarPolicy(spec, context)
+            make = partial(SkipvarPolicy, spec)
+        case DetailSpec():
+            _check_scale("first_scale", first_scale(spec, num_scales), num_scales - 1)
+            make = partial(DetailPolicy, spec)
         case FixedExitSpec():
             if spec.start_scale is not None:
                 _check_scale("start_scale", spec.start_scale, num_scales - 1)
-            return lambda context: FixedExitPolicy(spec, context)
+            make = partial(FixedExitPolicy, spec)
         case ReplaySpec():
             plan = paper_2b_plan(depth) if spec.plan is None else spec.plan
             _check_replay(plan, num_scales, depth)
-            return lambda context: ReplayPolicy(plan, spec.restoration, context)
+            make = partial(ReplayPolicy, plan, spec.restoration)
+    return make
 
 
 def _check_scale(field: str, scale: int, last: int) -> None:

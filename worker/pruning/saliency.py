@@ -34,8 +34,23 @@ def bit_certainty(logits: Tensor) -> Tensor:
     return (1 - entropy.mean(-1) / math.log(2)).clamp(0, 1)
 
 
+def code_detail(summed_codes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Squared difference of a token's codes to the mean of the 3 x 3 around it.
+
+    Args:
+        summed_codes: [B, z, H, W].
+        size: (h, w) of the token map at which detail is looked for.
+
+    Returns:
+        [B, h * w] float32; 1 is the energy of the codes of one scale.
+    """
+    codes = interpolate(summed_codes, size, mode="area")
+    around = avg_pool2d(codes, 3, stride=1, padding=1, count_include_pad=False)
+    return (codes - around).square().sum(1).flatten(1)
+
+
 def code_smoothness(summed_codes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Mean / (mean + detail), where a token's detail is its squared difference to the mean of the 3 x 3 around it.
+    """Mean / (mean + detail), with the detail of `code_detail` and its mean over the map.
 
     Args:
         summed_codes: [B, z, H, W].
@@ -44,8 +59,6 @@ def code_smoothness(summed_codes: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         [B, h * w] float32 in [0, 1]; 1 where nothing has any detail.
     """
-    codes = interpolate(summed_codes, size, mode="area")
-    around = avg_pool2d(codes, 3, stride=1, padding=1, count_include_pad=False)
-    detail = (codes - around).square().sum(1).flatten(1)
+    detail = code_detail(summed_codes, size)
     mean = detail.mean(-1, keepdim=True)
     return torch.where(mean > 0, mean / (mean + detail), 1.0)

@@ -101,6 +101,19 @@ class SkipvarSpec(PolicyBase):
         return self
 
 
+class DetailSpec(PolicyBase):
+    """Our own: tokens with detail around them run in every layer, the others add no codes."""
+
+    name: Literal["detail"] = "detail"
+    first_scale: int | None = Field(None, ge=1, description="null: 10 of 13 scales, in proportion")
+    detail_threshold: NonNegative = Field(
+        0.5, description="least detail of a token that runs; 1 is the energy of the codes of one scale"
+    )
+    keep_ratio_floor: Ratio = Field(
+        0.02, description="a scale of which fewer tokens would run is skipped for that prompt"
+    )
+
+
 class FixedExitSpec(PolicyBase):
     """Every scale from `start_scale` on is skipped."""
 
@@ -127,6 +140,6 @@ class ReplaySpec(PolicyBase):
 
 
 PolicySpec = Annotated[
-    DenseSpec | ToprovarSpec | FastvarSpec | SkipvarSpec | FixedExitSpec | ReplaySpec,
+    DenseSpec | ToprovarSpec | FastvarSpec | SkipvarSpec | DetailSpec | FixedExitSpec | ReplaySpec,
     Field(discriminator="name"),
 ]

@@ -1,0 +1,71 @@
+"""A rule of our own: finer scales run only where the codes so far have detail.
+
+The codes of a scale are points on the unit sphere, so they add the same energy everywhere. Where the sum of the earlier
+scales is smooth, a finer scale has nothing to say that a picture would miss; at edges and textures it has. How much of a
+map has detail is the picture's own: that makes the depth adaptive, with one threshold and no statistics of attention. The
+tokens that run do so in every layer, since a hidden state that few layers have seen gives codes that are mostly noise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from .plan import ScalePlan, TokenSet
+from .policy import BatchContext, Unobserving
+from .saliency import code_detail
+from .specs import DetailSpec
+from .statistics import resize_maps
+
+
+def first_scale(spec: DetailSpec, num_scales: int) -> int:
+    """The first scale that may be pruned: the spec's, or index 10 of 13 in proportion."""
+    return round(10 * num_scales / 13) if spec.first_scale is None else spec.first_scale
+
+
+class DetailPolicy(Unobserving):
+    """Serves one batch; `plan` waits for the device once a scale, for the counts."""
+
+    def __init__(self, spec: DetailSpec, context: BatchContext) -> None:
+        """Serve one batch.
+
+        Args:
+            spec: the settings.
+            context: of the batch.
+        """
+        super().__init__(context)
+        self._spec = spec
+        self._first = first_scale(spec, len(context.schedule))
+        self._detail: Tensor | None = None  # [B, h, w] of the scale before
+
+    def observe_scale(
+        self,
+        scale_index: int,
+        logits: Tensor | None,  # noqa: ARG002 - not asked for
+        summed_codes: Tensor | None,
+        prompts: Sequence[int],  # noqa: ARG002 - skipped ones have detail too
+    ) -> None:
+        """Take the sum of codes."""
+        if summed_codes is not None:
+            size = self.context.schedule[scale_index]
+            self._detail = code_detail(summed_codes, size).unflatten(-1, size)
+
+    def plan(self, scale_index: int) -> ScalePlan:
+        """The tokens with detail, in all layers."""
+        dense = self.context.dense(scale_index)
+        observed = self._first - 1 <= scale_index < len(self.context.schedule) - 1
+        dense = replace(dense, observe_codes=observed)
+        if scale_index < self._first or self._detail is None:
+            return dense
+        detail = resize_maps(self._detail[None], self.context.schedule[scale_index])[0]
+        mask = detail >= self._spec.detail_threshold  # [B, N]
+        floor = self._spec.keep_ratio_floor * dense.num_tokens
+        counts = [count if count >= floor else 0 for count in mask.sum(-1).tolist()]
+        if all(count == dense.num_tokens for count in counts):
+            return dense
+        return replace(
+            dense,
+            layers=(TokenSet(tuple(counts), mask),) * self.context.depth,
+            skipped=tuple(count == 0 for count in counts),
+            code_layers=self.context.depth,
+        )
