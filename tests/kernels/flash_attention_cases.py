@@ -162,7 +162,10 @@ def test_large_scores_stay_exact(dtype):
     inputs = (*_inputs(2, 64, (65, 20), (200, 111), dtype, scale=300.0), 1.0)
     out, entropy = _run(*inputs)
     exact, exact_entropy = _exact(*inputs)
-    assert (out - exact).abs().max() <= 2 * (_pytorch(*inputs) - exact).abs().max() + ROUNDING[dtype]
+    # Tensor cores may end a step of float32 beside, here 2^-11, which moves a mean of values by twice as much of them.
+    step = 2 * 2.0**-11 * inputs[2][:, :, :20].abs().max() if ON_GPU else 0.0
+    allowed = 2 * (_pytorch(*inputs) - exact).abs().max() + ROUNDING[dtype] + step
+    assert (out - exact).abs().max() <= allowed
     assert (entropy - exact_entropy.mean(0)).abs().max() < 2e-3  # float32 holds these scores to 2e-4
     assert (entropy >= 0).all()
 
