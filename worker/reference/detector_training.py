@@ -200,25 +200,43 @@ def _fit(recipe: DetectorTraining, device: torch.device) -> tuple[Detector, dict
 def train_detector(recipe: DetectorTraining, output: Path, device: torch.device) -> dict[str, Any]:
     """Train, calibrate, measure and save the scorer; a record goes beside it as JSON.
 
-    Everything is measured on the weights as they are in the file.
-
     Args:
         recipe: how.
         output: the safetensors file to write.
         device: to train on.
 
     Returns:
-        The record: steps, seconds, threshold, the Frechet distance of other renders and, for untouched, degraded and
-        half-size renders, how often the scorer is right.
+        The record: steps, seconds, and what `measure_scorer` adds.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     detector, record = _fit(recipe, device)
+    save_scorer(Scorer(detector, {}, record), output)  # safe before anything below can fail
+    return measure_scorer(detector, record, recipe, output, device)
+
+
+def measure_scorer(
+    detector: Detector, record: dict[str, Any], recipe: DetectorTraining, output: Path, device: torch.device
+) -> dict[str, Any]:
+    """Calibrate, measure and save a scorer; a record goes beside it as JSON.
+
+    Everything is measured on the weights as they are in the file.
+
+    Args:
+        detector: trained.
+        record: of its training.
+        recipe: how much to measure.
+        output: the safetensors file to write.
+        device: of the detector.
+
+    Returns:
+        The record with threshold, the Frechet distance of other renders and, for untouched, degraded and half-size
+        renders, how often the scorer is right.
+    """
     generator = torch.Generator(device).manual_seed(CALIBRATION_SEED)
 
     def worsen(images: Tensor) -> Tensor:
         return degrade(images, generator)
 
-    save_scorer(Scorer(detector, {}, record), output)  # safe before anything below can fail
     detector = rounded(detector)
     detector.min_score = calibrate(detector, CALIBRATION_SEED, -(-recipe.checked // 3), recipe.side, worsen)
     references = {
@@ -273,6 +291,11 @@ def rounded(detector: Detector) -> Detector:
 @click.option("--workers", default=8, show_default=True, help="Processes that make scenes.")
 @click.option("--checked", default=300, show_default=True, help="Renders a task in the check.")
 @click.option("--references", default=2048, show_default=True, help="Renders behind the Frechet distance.")
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Do not train: calibrate and measure the scorer in OUTPUT again, after the scenes have changed.",
+)
 def train_detector_command(
     output: Path,
     minutes: float,
@@ -285,6 +308,7 @@ def train_detector_command(
     workers: int,
     checked: int,
     references: int,
+    measure: bool,
 ) -> None:
     """Train the detector that scores pictures."""
     recipe = DetectorTraining(
@@ -300,4 +324,9 @@ def train_detector_command(
         references=references,
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(json.dumps(train_detector(recipe, output, device), indent=2))
+    if measure:
+        scorer = load_scorer(device, output)
+        record = measure_scorer(scorer.detector, dict(scorer.record), recipe, output, device)
+    else:
+        record = train_detector(recipe, output, device)
+    print(json.dumps(record, indent=2))

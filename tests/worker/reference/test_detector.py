@@ -274,3 +274,10 @@ def test_the_training_command_leaves_a_scorer_and_its_record(tmp_path, monkeypat
     for check in record["checks"].values():
         assert 0 <= check["own"]["overall"] <= 1
         assert check["renders"] == 6
+    again = CliRunner().invoke(
+        train_detector_command,
+        ["--output", str(output), "--measure", *options.split()],
+        catch_exceptions=False,
+    )
+    assert again.exit_code == 0
+    assert json.loads(output.with_suffix(".json").read_text()) == record  # the same weights, measured the same way
