@@ -57,13 +57,11 @@ def resolve_backend(setting: str, device: torch.device, head_dim: int) -> Backen
     if setting not in {"auto", "triton"}:
         raise ValueError(f"no backend named {setting!r}; choose auto, torch or triton")
     obstacle = _obstacle_to_triton(device, head_dim)
-    if setting == "auto":
-        return Backend(
-            "torch", obstacle or "the Triton kernels have been tested in emulation only; ask for triton"
-        )
-    if obstacle is not None:
+    if obstacle is None:
+        return Backend("triton", "asked for" if setting == "triton" else "a small kernel ran")
+    if setting == "triton":
         raise ValueError(f"the triton backend cannot run here: {obstacle}; choose auto or torch")
-    return Backend("triton", "asked for")
+    return Backend("torch", obstacle)
 
 
 def _obstacle_to_triton(device: torch.device, head_dim: int) -> str | None:

@@ -233,7 +233,7 @@ def test_no_queries_give_no_output():
         ({"lengths": KeyLengths((9,), DEVICE)}, "9 of 8 keys"),
         ({"lengths": KeyLengths((0,), DEVICE)}, "row 0 has 3 queries over 0"),
         ({"scale": 0.0}, "softmax_scale"),
-        ({"k": torch.zeros(1, 2, 8, 128)[..., ::2]}, "side by side"),
+        ({"k": torch.zeros(1, 2, 8, 128, device=DEVICE)[..., ::2]}, "side by side"),
     ],
 )
 def test_inputs_that_cannot_be_taken_are_named(change, message):

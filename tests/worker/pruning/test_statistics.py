@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from toprovar_batch.worker.errors import RunFailedError
-from toprovar_batch.worker.pruning import bench
 from toprovar_batch.worker.pruning.bench import time_statistics
 from toprovar_batch.worker.pruning.draw import pruning_noise
 from toprovar_batch.worker.pruning.saliency import bit_certainty, code_smoothness
@@ -18,19 +16,16 @@ from toprovar_batch.worker.pruning.statistics import (
     representation_score,
     resize_maps,
     singular_value_ratio,
-    top_singular_values,
 )
 
 NAN = float("nan")
 SHAPES = [(1, 1), (2, 2), (3, 7), (8, 8), (12, 12), (21, 14), (40, 16), (1, 9)]
 
 
-def test_the_timings_are_checked_first(monkeypatch):
-    names = [timing.name for timing in time_statistics(torch.device("cpu"), 2, 1, repeats=1)]
-    assert "the same by torch.linalg.svdvals" in names
-    monkeypatch.setattr(bench, "top_singular_values", lambda maps: (maps[..., 0, 0],) * 2)
-    with pytest.raises(RunFailedError, match="are off by"):
-        time_statistics(torch.device("cpu"), 2, 1, repeats=1)
+def test_everything_is_timed():
+    timings = time_statistics(torch.device("cpu"), 2, 1, repeats=1)
+    assert len(timings) == 4
+    assert all(timing.milliseconds > 0 for timing in timings)
 
 
 def _random(*shape, seed=0):
@@ -38,25 +33,22 @@ def _random(*shape, seed=0):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_singular_values_are_those_of_the_full_decomposition(shape):
+def test_the_ratio_is_that_of_the_largest_eigenvalues(shape):
     maps = 5 + _random(7, 3, *shape)
-    first, second = top_singular_values(maps)
-    full = torch.linalg.svdvals(maps.double())
-    torch.testing.assert_close(first, full[..., 0], rtol=1e-12, atol=0)
-    wanted = full[..., 1] if min(shape) > 1 else torch.zeros_like(first)
-    torch.testing.assert_close(second, wanted, rtol=1e-8, atol=1e-7)
+    exact = maps.double()
+    eigenvalues = torch.linalg.eigvalsh(exact @ exact.mT)  # ascending
+    wanted = (eigenvalues[..., -1] / eigenvalues[..., -2]).sqrt() if min(shape) > 1 else torch.inf
+    torch.testing.assert_close(singular_value_ratio(maps), torch.as_tensor(wanted).expand(7, 3).double())
 
 
 @pytest.mark.parametrize("third", [0.0, 0.5, 0.999, 1 - 1e-6, 1.0])
-def test_the_second_value_is_exact_however_close_the_third(third):
+def test_the_ratio_is_exact_however_close_the_third_value(third):
     generator = torch.Generator().manual_seed(1)
     left, right = (
         torch.linalg.qr(torch.randn(9, 9, generator=generator, dtype=torch.float64))[0] for _ in "lr"
     )
     values = torch.tensor([30.0, 1.0, third] + [0.1 * third] * 6, dtype=torch.float64)
-    first, second = top_singular_values(left @ values.diag() @ right)
-    assert first.item() == pytest.approx(30, rel=1e-12)
-    assert second.item() == pytest.approx(1, rel=1e-6)
+    assert singular_value_ratio(left @ values.diag() @ right).item() == pytest.approx(30, rel=1e-9)
 
 
 def test_equal_first_values_have_the_ratio_one():

@@ -280,4 +280,6 @@ def test_the_training_command_leaves_a_scorer_and_its_record(tmp_path, monkeypat
         catch_exceptions=False,
     )
     assert again.exit_code == 0
-    assert json.loads(output.with_suffix(".json").read_text()) == record  # the same weights, measured the same way
+    assert (
+        json.loads(output.with_suffix(".json").read_text()) == record
+    )  # the same weights, measured the same way
