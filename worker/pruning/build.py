@@ -5,7 +5,7 @@ from functools import partial
 
 from toprovar_batch.worker.errors import ModelSpecError
 
-from .detail import DetailPolicy, first_scale
+from .detail import DetailPolicy, late_scales
 from .policy import (
     BatchContext,
     DensePolicy,
@@ -63,7 +63,9 @@ def policy_factory(spec: PolicySpec, num_scales: int, depth: int) -> PolicyFacto
                 )
             make = partial(SkipvarPolicy, spec)
         case DetailSpec():
-            _check_scale("first_scale", first_scale(spec, num_scales), num_scales - 1)
+            first, conditional_from = late_scales(spec, num_scales)
+            _check_scale("first_scale", first, num_scales - 1)
+            _check_scale("conditional_from", conditional_from, num_scales)
             make = partial(DetailPolicy, spec)
         case FixedExitSpec():
             if spec.start_scale is not None:

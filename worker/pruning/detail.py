@@ -1,9 +1,12 @@
-"""A rule of our own: finer scales run only where the codes so far have detail.
+"""A rule of our own: late scales run only where the codes so far have detail, and without guidance.
 
 The codes of a scale are points on the unit sphere, so they add the same energy everywhere. Where the sum of the earlier
 scales is smooth, a finer scale has nothing to say that a picture would miss; at edges and textures it has. How much of a
 map has detail is the picture's own: that makes the depth adaptive, with one threshold and no statistics of attention. The
 tokens that run do so in every layer, since a hidden state that few layers have seen gives codes that are mostly noise.
+
+What is in the picture is settled by then, so the conditional branch alone is enough, which halves the rest (SkipVAR's
+finding).
 """
 
 from collections.abc import Sequence
@@ -18,9 +21,13 @@ from .specs import DetailSpec
 from .statistics import resize_maps
 
 
-def first_scale(spec: DetailSpec, num_scales: int) -> int:
-    """The first scale that may be pruned: the spec's, or index 10 of 13 in proportion."""
-    return round(10 * num_scales / 13) if spec.first_scale is None else spec.first_scale
+def late_scales(spec: DetailSpec, num_scales: int) -> tuple[int, int]:
+    """The first scale that may be pruned and the first without guidance: the spec's, or index 9 of 13 in proportion."""
+    late = round(9 * num_scales / 13)
+    return (
+        late if spec.first_scale is None else spec.first_scale,
+        late if spec.conditional_from is None else spec.conditional_from,
+    )
 
 
 class DetailPolicy(Unobserving):
@@ -35,7 +42,7 @@ class DetailPolicy(Unobserving):
         """
         super().__init__(context)
         self._spec = spec
-        self._first = first_scale(spec, len(context.schedule))
+        self._first, self._conditional_from = late_scales(spec, len(context.schedule))
         self._detail: Tensor | None = None  # [B, h, w] of the scale before
 
     def observe_scale(
@@ -52,15 +59,17 @@ class DetailPolicy(Unobserving):
 
     def plan(self, scale_index: int) -> ScalePlan:
         """The tokens with detail, in all layers."""
-        dense = self.context.dense(scale_index)
-        observed = self._first - 1 <= scale_index < len(self.context.schedule) - 1
-        dense = replace(dense, observe_codes=observed)
+        dense = replace(
+            self.context.dense(scale_index),
+            observe_codes=self._first - 1 <= scale_index < len(self.context.schedule) - 1,
+            conditional_only=(scale_index >= self._conditional_from,) * self.context.num_prompts,
+        )
         if scale_index < self._first or self._detail is None:
             return dense
         detail = resize_maps(self._detail[None], self.context.schedule[scale_index])[0]
         mask = detail >= self._spec.detail_threshold  # [B, N]
-        floor = self._spec.keep_ratio_floor * dense.num_tokens
-        counts = [count if count >= floor else 0 for count in mask.sum(-1).tolist()]
+        mask &= mask.sum(-1, keepdim=True) >= self._spec.keep_ratio_floor * dense.num_tokens
+        counts = mask.sum(-1).tolist()
         if all(count == dense.num_tokens for count in counts):
             return dense
         return replace(

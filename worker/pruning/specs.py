@@ -102,15 +102,20 @@ class SkipvarSpec(PolicyBase):
 
 
 class DetailSpec(PolicyBase):
-    """Our own: tokens with detail around them run in every layer, the others add no codes."""
+    """Our own: late scales run where the picture has detail, and without guidance; elsewhere nothing is added."""
 
     name: Literal["detail"] = "detail"
-    first_scale: int | None = Field(None, ge=1, description="null: 10 of 13 scales, in proportion")
+    first_scale: int | None = Field(None, ge=1, description="null: 9 of 13 scales, in proportion")
     detail_threshold: NonNegative = Field(
-        0.5, description="least detail of a token that runs; 1 is the energy of the codes of one scale"
+        0.2, description="least detail of a token that runs; 1 is the energy of the codes of one scale"
     )
     keep_ratio_floor: Ratio = Field(
         0.02, description="a scale of which fewer tokens would run is skipped for that prompt"
+    )
+    conditional_from: int | None = Field(
+        None,
+        ge=1,
+        description="scales from this one on run without guidance (none: as many as there are); null: as `first_scale`",
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from toprovar_batch.worker.pruning.specs import (
+    DetailSpec,
     FastvarSpec,
     FixedExitSpec,
     PolicySpec,
@@ -25,25 +26,55 @@ def _ladder() -> dict[str, PolicySpec]:
 
 def _pareto() -> dict[str, PolicySpec]:
     """Every rule from little to much pruning."""
-    found: dict[str, PolicySpec] = {}
-    for threshold in (0.45, 0.5, 0.55):
-        for most in (0.4, 0.8, 1.2, 1.6):
-            found[f"toprovar tau {threshold} a_max {most}"] = ToprovarSpec(
-                depth_threshold=threshold, a_max=most
-            )
-    for saliency in ("bit_uncertainty", "code_detail"):
-        for most in (0.4, 0.8, 1.2, 1.6):
-            found[f"{saliency} a_max {most}"] = ToprovarSpec.model_validate(
-                {"saliency": saliency, "a_max": most}
-            )
-    for skipped in (0, 1, 2):
-        for keep in ((0.8, 0.7), (0.6, 0.5), (0.3, 0.2)):
-            found[f"fastvar {keep} skip {skipped}"] = FastvarSpec(keep_ratio=keep, skipped_scales=skipped)
-    for skip, conditional in ((0.0, 0.1), (0.0, 0.3), (0.05, 0.2), (0.1, 0.3), (0.2, 0.4), (0.3, 1.0)):
-        found[f"skipvar {skip} {conditional}"] = SkipvarSpec(skip_below=skip, conditional_below=conditional)
-    for start in (6, 7, 8, 9):
-        found[f"fixed exit at {start}"] = FixedExitSpec(start_scale=start)
-    return found
+    return {**_entropy_sweep(), **_saliency_sweep(), **_rival_sweep(), **_detail_sweep()}
+
+
+def _entropy_sweep() -> dict[str, PolicySpec]:
+    return {
+        f"toprovar tau {threshold} a_max {most}": ToprovarSpec(depth_threshold=threshold, a_max=most)
+        for threshold in (0.45, 0.5, 0.55)
+        for most in (0.4, 0.8, 1.2, 1.6)
+    }
+
+
+def _saliency_sweep() -> dict[str, PolicySpec]:
+    return {
+        f"{saliency} a_max {most}": ToprovarSpec.model_validate({"saliency": saliency, "a_max": most})
+        for saliency in ("bit_uncertainty", "code_detail")
+        for most in (0.4, 0.8, 1.2, 1.6)
+    }
+
+
+def _rival_sweep() -> dict[str, PolicySpec]:
+    fastvar = {
+        f"fastvar {keep} skip {skipped}": FastvarSpec(keep_ratio=keep, skipped_scales=skipped)
+        for skipped in (0, 1, 2)
+        for keep in ((0.8, 0.7), (0.6, 0.5), (0.3, 0.2))
+    }
+    skipvar = {
+        f"skipvar {skip} {conditional}": SkipvarSpec(skip_below=skip, conditional_below=conditional)
+        for skip, conditional in ((0.0, 0.1), (0.0, 0.3), (0.05, 0.2), (0.1, 0.3), (0.2, 0.4), (0.3, 1.0))
+    }
+    exits = {f"fixed exit at {start}": FixedExitSpec(start_scale=start) for start in (6, 7, 8, 9)}
+    return {**fastvar, **skipvar, **exits}
+
+
+def _detail_sweep() -> dict[str, PolicySpec]:
+    together = {
+        f"detail {threshold} from {first}": DetailSpec(
+            detail_threshold=threshold, first_scale=first, conditional_from=first
+        )
+        for first in (8, 7, 6)
+        for threshold in (0.0, 0.1, 0.2, 0.35, 0.6)
+    }
+    apart = {
+        f"detail {threshold} from {first}, guidance to {conditional}": DetailSpec(
+            detail_threshold=threshold, first_scale=first, conditional_from=conditional
+        )
+        for first, conditional in ((8, 7), (8, 6), (7, 6), (7, 10))
+        for threshold in (0.1, 0.2)
+    }
+    return {**together, **apart}
 
 
 def _alternatives() -> dict[str, PolicySpec]:

@@ -6,9 +6,11 @@ import torch
 from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.infinity.schedule import RESOLUTIONS, scale_schedule
 from toprovar_batch.worker.pruning.build import policy_factory
+from toprovar_batch.worker.pruning.detail import late_scales
 from toprovar_batch.worker.pruning.policy import BatchContext, distance_to_mean, paper_2b_plan
 from toprovar_batch.worker.pruning.specs import (
     DenseSpec,
+    DetailSpec,
     FastvarSpec,
     FixedExitSpec,
     ReplaySpec,
@@ -296,6 +298,53 @@ def test_fixed_exit_skips_every_scale_from_its_start(start, first):
     assert [all(plan.skipped) for plan in plans] == [scale >= first for scale in range(7)]
 
 
+def _detail_plan(spec, codes):
+    """The plan of scale 5 (12 x 12) after scale 4 (8 x 8) left these codes."""
+    policy = _policy(spec, prompts=len(codes))
+    for scale in range(5):
+        plan = policy.plan(scale)
+        assert plan.observe_codes == (scale >= 3)  # the first pruned scale is 4 here
+        policy.observe_scale(scale, None, codes if plan.observe_codes else None, plan.prompts)
+    return policy.plan(5)
+
+
+def test_detail_runs_tokens_near_an_edge_in_every_layer_and_skips_what_is_smooth():
+    codes = torch.zeros(3, 4, 16, 16)
+    codes[0, :, :, 8:] = 1.0  # an upright edge; prompt 1 is flat
+    codes[2] = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(0)) * 9
+    plan = _detail_plan(DetailSpec(first_scale=4, detail_threshold=0.1), codes)
+    assert plan.skipped == (False, True, False)
+    assert plan.code_layers == 3
+    (tokens,) = set(plan.layers)
+    assert tokens.counts == tuple(tokens.mask.sum(-1).tolist())
+    columns = tokens.mask[0].view(12, 12)
+    assert columns[:, 5:7].all()
+    assert not columns[:, :3].any()
+    assert not columns[:, 9:].any()
+    assert tokens.counts[1] == 0
+    assert tokens.counts[2] > 140
+
+
+@pytest.mark.parametrize(("threshold", "fraction"), [(0.0, 1.0), (1e9, 0.0)])
+def test_detail_at_its_ends_keeps_all_or_nothing(threshold, fraction):
+    codes = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    plan = _detail_plan(DetailSpec(first_scale=4, detail_threshold=threshold), codes)
+    assert _fractions(plan, 0) == _fractions(plan, 1) == [fraction] * 3
+
+
+def test_detail_leaves_guidance_out_of_the_late_scales():
+    assert [late_scales(DetailSpec(), scales) for scales in (13, 12, 10, 7)] == [
+        (9, 9),
+        (8, 8),
+        (7, 7),
+        (5, 5),
+    ]
+    policy = _policy(DetailSpec(conditional_from=6), prompts=2)
+    assert [policy.plan(scale).conditional_only for scale in range(7)] == [(False,) * 2] * 6 + [(True,) * 2]
+    never = _policy(DetailSpec(conditional_from=7))
+    assert not any(any(never.plan(scale).conditional_only) for scale in range(7))
+
+
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 def test_fastvar_finds_its_scales_from_the_last_one(resolution):
     schedule = scale_schedule(1.0, resolution)
@@ -376,6 +425,8 @@ def test_skipvar_decides_each_prompts_late_scales_by_its_detail():
     [
         (ToprovarSpec(representative_scale=6), "policy.representative_scale: scale 6"),
         (FixedExitSpec(start_scale=7), "policy.start_scale: scale 7, counted from 0, .* at most 6"),
+        (DetailSpec(first_scale=7), "policy.first_scale: scale 7, counted from 0, .* at most 6"),
+        (DetailSpec(conditional_from=8), "policy.conditional_from: scale 8, .* at most 7"),
         (SkipvarSpec(decision_scale=6), "policy.decision_scale"),
         (SkipvarSpec(late_scales=7), "policy.late_scales: 7 of the 7 scales"),
         (FastvarSpec(skipped_scales=5), "policy.skipped_scales: with 2 pruned and 5 skipped"),

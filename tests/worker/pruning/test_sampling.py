@@ -22,6 +22,7 @@ from toprovar_batch.worker.pruning.policy import BatchContext, Unobserving
 from toprovar_batch.worker.pruning.pruning_map import read_pruning_map
 from toprovar_batch.worker.pruning.specs import (
     DenseSpec,
+    DetailSpec,
     FastvarSpec,
     FixedExitSpec,
     ReplaySpec,
@@ -43,6 +44,8 @@ POLICIES = {
     "fastvar": FastvarSpec(),
     "fastvar identity": FastvarSpec(restoration="identity"),
     "skipvar": SkipvarSpec(skip_below=0.3, conditional_below=0.42),
+    "detail": DetailSpec(detail_threshold=0.1, first_scale=4),
+    "detail skips": DetailSpec(detail_threshold=0.1, first_scale=4, keep_ratio_floor=0.3, conditional_from=7),
     "replay": ReplaySpec(preset="paper-2b"),
     "replay cached": ReplaySpec(plan=((1, 0.5, 0.2, 0), (0.3, 1, 0.1, 0.1)), restoration="cached"),
     "toprovar": TOPROVAR,
@@ -124,6 +127,8 @@ def test_the_batches_of_these_tests_mix_what_they_should(model):
     }
     assert len({work.pruning_start_scale for work in works["toprovar"]}) >= 3
     assert {min(work.branches) for work in works["skipvar"]} == {0, 1, 2}
+    assert {min(work.branches) for work in works["detail"]} == {1}
+    assert {work.keep_ratio[-1] == 0 for work in works["detail skips"]} == {True, False}
     late = [count for work in works["toprovar some layers"] for count in work.counts[-1]]
     assert {count == 256 for count in late} == {True, False}
     for name in POLICIES.keys() - {"dense"}:
@@ -140,6 +145,7 @@ def test_the_batches_of_these_tests_mix_what_they_should(model):
         FastvarSpec(keep_ratio=(1.0, 1.0), skipped_scales=0),
         ReplaySpec(plan=((1.0,) * DEPTH,) * 3, restoration="cached"),
         SkipvarSpec(skip_below=0.0, conditional_below=0.0),
+        DetailSpec(detail_threshold=0.0, first_scale=1, conditional_from=7),
     ],
 )
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)

@@ -5,7 +5,7 @@ import torch
 
 from toprovar_batch.worker.pruning.bench import time_statistics
 from toprovar_batch.worker.pruning.draw import pruning_noise
-from toprovar_batch.worker.pruning.saliency import bit_certainty, code_smoothness
+from toprovar_batch.worker.pruning.saliency import bit_certainty, code_detail, code_smoothness
 from toprovar_batch.worker.pruning.skipvar import high_frequency_energy
 from toprovar_batch.worker.pruning.statistics import (
     floor_count,
@@ -171,3 +171,16 @@ def test_high_frequency_energy_tells_a_checkerboard_from_a_slope():
     assert energy[1].item() == pytest.approx(0, abs=1e-12)
     assert energy[2].item() == 0
     assert energy[3].isnan()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (3, 3), (6, 4)])
+def test_code_detail_is_the_distance_to_the_mean_of_the_window(size):
+    codes = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    height, width = size
+    expected = torch.zeros(2, height, width)
+    for row in range(height):
+        for column in range(width):
+            window = codes[:, :, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+            expected[:, row, column] = (codes[:, :, row, column] - window.mean((2, 3))).square().sum(1)
+    torch.testing.assert_close(code_detail(codes, size), expected.flatten(1))
+    assert code_detail(torch.full((1, 3, *size), 0.3), size).abs().max() < 1e-12
