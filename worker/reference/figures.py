@@ -1,0 +1,125 @@
+"""Figures of the documentation, from the records of `complexity_study` and `quality`.
+
+`python -m toprovar_batch.worker.reference.figures complexity complexity.json docs/images/complexity.svg`
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STATISTICS: Final[Mapping[str, str]] = {
+    "bit_entropy": "uncertainty of the bits",
+    "attn_entropy": "entropy of the attention",
+    "low_entropy_ratio": "low-entropy ratio (the paper's)",
+    "change": "change of the sum of codes",
+}
+_FAMILIES: Final = (
+    "toprovar",
+    "bit_uncertainty",
+    "code_detail",
+    "fastvar",
+    "skipvar",
+    "fixed exit",
+    "detail",
+)
+"""Names of policies in `comparisons.py` begin with one of these."""
+
+
+def complexity_figure(record: Mapping[str, Any]) -> "Figure":
+    """What each scale's statistics tell of a scene's known complexity.
+
+    Args:
+        record: of `complexity_study`.
+
+    Returns:
+        Left the statistic and scale that go best with complexity, a point a scene; right the rank correlation of
+        every statistic at every scale.
+    """
+    figure, (points, lines) = _panels()
+    correlation = {name: [row["complexity"] for row in record["correlation"][name]] for name in STATISTICS}
+    name, scale = max(
+        ((name, scale) for name, row in correlation.items() for scale in range(len(row))),
+        key=lambda place: abs(correlation[place[0]][place[1]] or 0.0),
+    )
+    points.plot(record["complexity"], record["statistics"][name][scale], ".", markersize=4, alpha=0.6)
+    points.set(
+        xlabel="known complexity of the scene",
+        ylabel=f"{STATISTICS[name]}, scale {scale}",
+        title=f"rank correlation {correlation[name][scale]:+.2f}, {len(record['complexity'])} scenes",
+    )
+    for each, label in STATISTICS.items():
+        known = [(index, value) for index, value in enumerate(correlation[each]) if value is not None]
+        lines.plot(*zip(*known, strict=True), "o-", markersize=3, label=label)
+    lines.axhline(0, color="black", linewidth=0.5)
+    lines.set(xlabel="scale, counted from 0", ylabel="rank correlation with complexity", ylim=(-1, 1))
+    lines.legend(fontsize=7)
+    return figure
+
+
+def pareto_figure(record: Mapping[str, Any]) -> "Figure":
+    """Score and likeness over work.
+
+    Args:
+        record: of `quality`, with the comparison "pareto".
+
+    Returns:
+        Left the score less dense's with the standard error of the paired difference, right SSIM to dense, both over
+        the work in the scales that may be pruned.
+    """
+    figure, (score, likeness) = _panels()
+    for family in _FAMILIES:
+        rows = sorted(
+            (row for name, row in record["pareto"].items() if name.startswith(family + " ")),
+            key=lambda row: row["prunable_fraction"],
+        )
+        if not rows:
+            continue
+        work = [100 * row["prunable_fraction"] for row in rows]
+        errors = [100 * (row["difference"]["standard_error"] or 0.0) for row in rows]
+        score.errorbar(
+            work, [100 * row["difference"]["score"] for row in rows], errors, fmt="o", markersize=3,
+            linewidth=0.7, label=family,
+        )  # fmt: skip
+        likeness.plot(work, [row["ssim"] for row in rows], "o", markersize=3, label=family)
+    _name_pareto(score, likeness)
+    return figure
+
+
+def _name_pareto(score: "Axes", likeness: "Axes") -> None:
+    score.axhline(-1, color="black", linewidth=0.5, linestyle="--")
+    score.set(xlabel="work in prunable scales, % of dense", ylabel="score less dense, points")
+    likeness.set(xlabel="work in prunable scales, % of dense", ylabel="SSIM to dense")
+    likeness.legend(fontsize=7)
+
+
+def _panels() -> tuple["Figure", Sequence["Axes"]]:
+    from matplotlib.figure import Figure  # noqa: PLC0415 - only figures need it
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    return figure, figure.subplots(1, 2)
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(["complexity", "pareto"]))
+@click.argument("record", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("output", type=click.Path(path_type=Path, dir_okay=False))
+def figure_command(kind: str, record: Path, output: Path) -> None:
+    """Draw a figure of a record into an SVG or PNG file."""
+    from matplotlib import rc_context  # noqa: PLC0415 - only figures need it
+
+    drawn = {"complexity": complexity_figure, "pareto": pareto_figure}[kind](json.loads(record.read_text()))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Without a date and with fixed names inside, the same record gives the same file.
+    with rc_context({"svg.hashsalt": kind}):
+        drawn.savefig(output, metadata={"Date": None} if output.suffix == ".svg" else None)
+
+
+if __name__ == "__main__":
+    figure_command()
