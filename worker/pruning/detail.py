@@ -22,11 +22,10 @@ from .statistics import resize_maps
 
 
 def late_scales(spec: DetailSpec, num_scales: int) -> tuple[int, int]:
-    """The first scale that may be pruned and the first without guidance: the spec's, or index 9 of 13 in proportion."""
-    late = round(9 * num_scales / 13)
+    """The first scale that may be pruned and the first without guidance: the spec's, or 9 and 8 of 13 in proportion."""
     return (
-        late if spec.first_scale is None else spec.first_scale,
-        late if spec.conditional_from is None else spec.conditional_from,
+        round(9 * num_scales / 13) if spec.first_scale is None else spec.first_scale,
+        round(8 * num_scales / 13) if spec.conditional_from is None else spec.conditional_from,
     )
 
 

@@ -115,7 +115,7 @@ class DetailSpec(PolicyBase):
     conditional_from: int | None = Field(
         None,
         ge=1,
-        description="scales from this one on run without guidance (none: as many as there are); null: as `first_scale`",
+        description="scales from this one on run without guidance (none: as many as there are); null: 8 of 13, in proportion",
     )
 
 
