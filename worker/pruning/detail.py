@@ -30,7 +30,10 @@ def late_scales(spec: DetailSpec, num_scales: int) -> tuple[int, int]:
 
 
 class DetailPolicy(Unobserving):
-    """Serves one batch; `plan` waits for the device once a scale, for the counts."""
+    """Serves one batch; `plan` waits for the device once a scale, for the counts.
+
+    A prompt of which a scale was skipped stays skipped: nothing was added since that could have given it detail.
+    """
 
     def __init__(self, spec: DetailSpec, context: BatchContext) -> None:
         """Serve one batch.
@@ -42,14 +45,15 @@ class DetailPolicy(Unobserving):
         super().__init__(context)
         self._spec = spec
         self._first, self._conditional_from = late_scales(spec, len(context.schedule))
-        self._detail: Tensor | None = None  # [B, h, w] of the scale before
+        self._detail: Tensor | None = None  # [B, h, w] after the last scale in which a prompt ran
+        self._skipped = (False,) * context.num_prompts
 
     def observe_scale(
         self,
         scale_index: int,
         logits: Tensor | None,  # noqa: ARG002 - not asked for
         summed_codes: Tensor | None,
-        prompts: Sequence[int],  # noqa: ARG002 - skipped ones have detail too
+        prompts: Sequence[int],  # noqa: ARG002 - what is skipped is not looked at again
     ) -> None:
         """Take the sum of codes."""
         if summed_codes is not None:
@@ -67,13 +71,15 @@ class DetailPolicy(Unobserving):
             return dense
         detail = resize_maps(self._detail[None], self.context.schedule[scale_index])[0]
         mask = detail >= self._spec.detail_threshold  # [B, N]
-        mask &= mask.sum(-1, keepdim=True) >= self._spec.keep_ratio_floor * dense.num_tokens
-        counts = mask.sum(-1).tolist()
-        if all(count == dense.num_tokens for count in counts):
-            return dense
+        counts = tuple(mask.sum(-1).tolist())
+        least = max(1, self._spec.keep_ratio_floor * dense.num_tokens)
+        self._skipped = tuple(
+            skipped or count < least for skipped, count in zip(self._skipped, counts, strict=True)
+        )
+        tokens = None if min(counts) == dense.num_tokens else TokenSet(counts, mask)
         return replace(
             dense,
-            layers=(TokenSet(tuple(counts), mask),) * self.context.depth,
-            skipped=tuple(count == 0 for count in counts),
+            layers=(tokens,) * self.context.depth,
+            skipped=self._skipped,
             code_layers=self.context.depth,
         )

@@ -110,7 +110,7 @@ class DetailSpec(PolicyBase):
         0.2, description="least detail of a token that runs; 1 is the energy of the codes of one scale"
     )
     keep_ratio_floor: Ratio = Field(
-        0.02, description="a scale of which fewer tokens would run is skipped for that prompt"
+        0.02, description="a prompt of whose tokens fewer would run skips that scale and the later ones"
     )
     conditional_from: int | None = Field(
         None,

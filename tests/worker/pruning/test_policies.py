@@ -298,49 +298,6 @@ def test_fixed_exit_skips_every_scale_from_its_start(start, first):
     assert [all(plan.skipped) for plan in plans] == [scale >= first for scale in range(7)]
 
 
-def _detail_plan(spec, codes):
-    """The plan of scale 5 (12 x 12) after scale 4 (8 x 8) left these codes."""
-    policy = _policy(spec, prompts=len(codes))
-    for scale in range(5):
-        plan = policy.plan(scale)
-        assert plan.observe_codes == (scale >= 3)  # the first pruned scale is 4 here
-        policy.observe_scale(scale, None, codes if plan.observe_codes else None, plan.prompts)
-    return policy.plan(5)
-
-
-def test_detail_runs_tokens_near_an_edge_in_every_layer_and_skips_what_is_smooth():
-    codes = torch.zeros(3, 4, 16, 16)
-    codes[0, :, :, 8:] = 1.0  # an upright edge; prompt 1 is flat
-    codes[2] = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(0)) * 9
-    plan = _detail_plan(DetailSpec(first_scale=4, detail_threshold=0.1), codes)
-    assert plan.skipped == (False, True, False)
-    assert plan.code_layers == 3
-    (tokens,) = set(plan.layers)
-    assert tokens.counts == tuple(tokens.mask.sum(-1).tolist())
-    columns = tokens.mask[0].view(12, 12)
-    assert columns[:, 5:7].all()
-    assert not columns[:, :3].any()
-    assert not columns[:, 9:].any()
-    assert tokens.counts[1] == 0
-    assert tokens.counts[2] > 140
-
-
-@pytest.mark.parametrize(("threshold", "fraction"), [(0.0, 1.0), (1e9, 0.0)])
-def test_detail_at_its_ends_keeps_all_or_nothing(threshold, fraction):
-    codes = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    plan = _detail_plan(DetailSpec(first_scale=4, detail_threshold=threshold), codes)
-    assert _fractions(plan, 0) == _fractions(plan, 1) == [fraction] * 3
-
-
-def test_detail_leaves_guidance_out_of_the_late_scales():
-    found = [late_scales(DetailSpec(), scales) for scales in (13, 12, 10, 7)]
-    assert found == [(9, 8), (8, 7), (7, 6), (5, 4)]
-    policy = _policy(DetailSpec(conditional_from=6), prompts=2)
-    assert [policy.plan(scale).conditional_only for scale in range(7)] == [(False,) * 2] * 6 + [(True,) * 2]
-    never = _policy(DetailSpec(conditional_from=7))
-    assert not any(any(never.plan(scale).conditional_only) for scale in range(7))
-
-
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 def test_fastvar_finds_its_scales_from_the_last_one(resolution):
     schedule = scale_schedule(1.0, resolution)
@@ -416,6 +373,95 @@ def test_skipvar_decides_each_prompts_late_scales_by_its_detail():
         assert plan.observe_codes == (scale == 3)
 
 
+SMOOTH = torch.ones(16, 16)
+CHECKERED = ((torch.arange(16)[:, None] + torch.arange(16)) % 2).float()
+STRIPED = (torch.arange(16)[:, None] // 4 % 2).float().expand(16, 16)
+
+
+def _drive_codes(policy, pictures):
+    """Run all scales as a sampler would; `pictures` [16, 16] stand for every prompt's codes. Returns the plans."""
+    codes = torch.stack(list(pictures))[:, None]
+    plans = []
+    for scale in range(len(SCHEDULE)):
+        plan = policy.plan(scale)
+        plans.append(plan)
+        if plan.prompts and plan.observe_codes:
+            policy.observe_scale(scale, None, codes, plan.prompts)
+    return plans
+
+
+@pytest.mark.parametrize("first", [1, 5, 6])
+def test_without_a_detail_threshold_everything_runs(first):
+    spec = DetailSpec(first_scale=first, detail_threshold=0.0, keep_ratio_floor=1.0)
+    for plan in _drive_codes(_policy(spec, prompts=2), [SMOOTH, CHECKERED]):
+        assert plan.skipped == (False, False)
+        assert plan.layers == (None,) * 3
+
+
+@pytest.mark.parametrize("first", [1, 5, 6])
+@pytest.mark.parametrize("floor", [0.0, 0.5])
+def test_a_detail_threshold_that_nothing_reaches_skips_every_scale_from_the_first(first, floor):
+    spec = DetailSpec(first_scale=first, detail_threshold=1e9, keep_ratio_floor=floor)
+    plans = _drive_codes(_policy(spec, prompts=2), [SMOOTH, CHECKERED])
+    assert [plan.skipped for plan in plans] == [(scale >= first,) * 2 for scale in range(7)]
+
+
+def test_codes_are_looked_at_only_where_the_next_scale_may_be_pruned():
+    plans = _drive_codes(_policy(DetailSpec(first_scale=4)), [STRIPED])
+    assert [plan.observe_codes for plan in plans] == [scale in {3, 4, 5} for scale in range(7)]
+    assert not any(plan.entropy_of or plan.changes_of or plan.restore for plan in plans)
+
+
+def test_a_smooth_and_a_detailed_picture_of_a_batch_get_different_depths():
+    spec = DetailSpec(first_scale=5, detail_threshold=0.05)
+    plans = _drive_codes(_policy(spec, prompts=2), [SMOOTH, STRIPED])
+    assert [plan.skipped for plan in plans] == [(False, False)] * 5 + [(True, False)] * 2
+    for plan in plans[5:]:
+        assert 0 < _fractions(plan, 1)[0] < 1
+        assert len(set(_fractions(plan, 1))) == 1  # the same tokens in all layers,
+        assert len({id(tokens) for tokens in plan.layers}) == 1
+        assert plan.code_layers == 3  # and codes of no others
+
+
+def test_the_tokens_of_an_edge_stay():
+    edge = torch.zeros(16, 16)
+    edge[:, 8:] = 1.0
+    plans = _drive_codes(_policy(DetailSpec(first_scale=6, detail_threshold=0.05)), [edge])
+    kept = plans[6].layers[0].mask[0].view(16, 16)
+    assert kept.any(0).nonzero().flatten().tolist() == [7, 8]
+    assert kept[:, 7:9].all()
+    assert plans[6].counts(0) == (32,)
+
+
+def test_a_prompt_whose_scale_was_skipped_stays_so_whoever_shares_its_batch():
+    # Squares that a map of 4 x 4 averages out and finer ones show.
+    squares = ((torch.arange(16)[:, None] // 2 + torch.arange(16) // 2) % 2).float()
+    spec = DetailSpec(first_scale=3, detail_threshold=0.05)
+    together = _drive_codes(_policy(spec, prompts=2), [squares, STRIPED])
+    assert [plan.skipped for plan in together[3:]] == [(True, False)] * 4
+    alone = _drive_codes(_policy(spec), [squares])
+    assert [plan.skipped for plan in alone[3:]] == [(True,)] * 4
+    later = _drive_codes(_policy(DetailSpec(first_scale=5, detail_threshold=0.05)), [squares])
+    assert later[5].skipped == (False,)
+
+
+def test_a_scale_of_which_too_few_tokens_would_run_is_skipped():
+    edge = torch.zeros(16, 16)
+    edge[:, 8:] = 1.0  # 32 of 256 tokens run
+    for floor, skipped in ((0.125, False), (0.13, True)):
+        spec = DetailSpec(first_scale=6, detail_threshold=0.05, keep_ratio_floor=floor)
+        assert _drive_codes(_policy(spec), [edge])[6].skipped == (skipped,)
+
+
+def test_detail_leaves_guidance_out_of_the_late_scales():
+    found = [late_scales(DetailSpec(), scales) for scales in (13, 12, 10, 7)]
+    assert found == [(9, 8), (8, 7), (7, 6), (5, 4)]
+    policy = _policy(DetailSpec(conditional_from=6), prompts=2)
+    assert [policy.plan(scale).conditional_only for scale in range(7)] == [(False,) * 2] * 6 + [(True,) * 2]
+    never = _policy(DetailSpec(conditional_from=7))
+    assert not any(any(never.plan(scale).conditional_only) for scale in range(7))
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -438,7 +484,8 @@ def test_a_policy_that_does_not_fit_the_model_is_refused(spec, message):
 
 
 def test_a_policy_reports_nothing_that_it_has_not_measured():
-    for spec in (DenseSpec(), FixedExitSpec(), FastvarSpec(), SkipvarSpec(), ReplaySpec(preset="paper-2b")):
+    rules = (DenseSpec(), FixedExitSpec(), FastvarSpec(), SkipvarSpec(), DetailSpec())
+    for spec in (*rules, ReplaySpec(preset="paper-2b")):
         policy = _policy(spec)
         assert policy.low_entropy_ratio(0) == [None] * 7
         assert policy.layer_representation_score(0) == []
