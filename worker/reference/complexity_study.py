@@ -2,7 +2,8 @@
 
 `python -m toprovar_batch.worker.reference.complexity_study --output complexity.json` draws held-out free scenes dense. A
 scene's complexity is known from its content; since a caption leaves things open, the finished picture has one of its own
-too: the mean size of its luma's steps from pixel to pixel.
+too: the mean size of its luma's steps from pixel to pixel. Then, how the depth and the work that adaptive policies choose
+go with both.
 """
 
 import json
@@ -18,16 +19,26 @@ from torch import Tensor
 
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.infinity.vae import to_uint8
+from toprovar_batch.worker.pruning.build import policy_factory
 from toprovar_batch.worker.pruning.calibration import RecordingPolicy
 from toprovar_batch.worker.pruning.plan import ScalePlan
 from toprovar_batch.worker.pruning.policy import BatchContext
 from toprovar_batch.worker.pruning.saliency import bit_certainty
+from toprovar_batch.worker.pruning.specs import DetailSpec, PolicySpec, SkipvarSpec, ToprovarSpec
 from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec
 
 from .scenes import make_batch
 
 _SEED: Final = 4_711
+_SCALES_ALONE: Final = {"layer_pruning": False, "token_pruning": False}
+ADAPTIVE: Final[Mapping[str, PolicySpec]] = {
+    f"toprovar {direction} {threshold}": ToprovarSpec.model_validate(
+        {"threshold_direction": direction, "depth_threshold": threshold, **_SCALES_ALONE}
+    )
+    for direction in ("at_least", "at_most")
+    for threshold in (0.4, 0.45, 0.5, 0.55)
+} | {"skipvar": SkipvarSpec(), "detail": DetailSpec()}
 _LUMA: Final = (0.299, 0.587, 0.114)
 
 
@@ -100,8 +111,9 @@ def study(engine: Engine, scenes: int, batch_size: int) -> dict[str, Any]:
         batch_size: pictures a batch.
 
     Returns:
-        `complexity` and `roughness` of each scene, `statistics` (name -> [S][n]), and `correlation` (name -> scale ->
-        with complexity, with roughness), JSON-able; None where there is no number.
+        `complexity` and `roughness` of each scene, `statistics` (name -> [S][n]), `correlation` (name -> scale ->
+        with complexity, with roughness), and `adaptive` (policy -> `start_scale` and `token_layer_fraction` of each
+        scene, and their correlations), JSON-able; None where there is no number.
     """
     batch = make_batch(_SEED, 0, scenes, "heldout")
     requests = [
@@ -125,12 +137,36 @@ def study(engine: Engine, scenes: int, batch_size: int) -> dict[str, Any]:
             ]
         rough += roughness(torch.cat(pictures)).tolist()
     statistics = {name: torch.cat(parts, dim=1).double().tolist() for name, parts in found.items()}
+    targets = {"complexity": list(batch.complexity), "roughness": rough}
     return {
-        "complexity": list(batch.complexity),
-        "roughness": rough,
+        **targets,
         "statistics": {name: [_known(values) for values in scales] for name, scales in statistics.items()},
-        "correlation": _correlations(statistics, {"complexity": batch.complexity, "roughness": rough}),
+        "correlation": _correlations(statistics, targets),
+        "adaptive": {
+            name: _adaptive(engine, spec, requests, batch_size, targets) for name, spec in ADAPTIVE.items()
+        },
     }
+
+
+def _adaptive(
+    engine: Engine,
+    spec: PolicySpec,
+    requests: Sequence[GenerationRequest],
+    batch_size: int,
+    targets: Mapping[str, Sequence[float]],
+) -> dict[str, Any]:
+    """What a policy chooses for each request, and how that goes with the targets."""
+    factory = policy_factory(spec, len(engine.schedule_of(1.0)), engine.model.transformer.sizes.depth)
+    chosen: dict[str, list[float]] = {"start_scale": [], "token_layer_fraction": []}
+    for part in engine.plan_batches(requests, batch_size):
+        history = engine.observe(part, factory).history
+        for work in map(history.work, range(len(part))):
+            chosen["start_scale"].append(work.pruning_start_scale)
+            chosen["token_layer_fraction"].append(work.token_layer_fraction)
+    correlation = {
+        name: row for name, (row,) in _correlations({k: [v] for k, v in chosen.items()}, targets).items()
+    }
+    return {**chosen, "correlation": correlation}
 
 
 def _known(values: Sequence[float]) -> list[float | None]:
@@ -175,10 +211,17 @@ def complexity_command(scenes: int, batch_size: int, weights: Path | None, outpu
     click.echo(f"{scenes} scenes; complexity with the picture's roughness: {own:+.2f}")
     click.echo("rank correlation of each scale's statistic with complexity / with roughness:")
     for name, scales in record["correlation"].items():
-        shown = "  ".join(
-            "/".join("-" if value is None else f"{value:+.2f}" for value in row.values()) for row in scales
-        )
+        shown = "  ".join(map(_pair, scales))
         click.echo(f"{name:<18} {shown}")
+    click.echo("the same of what policies choose:")
+    for name, chosen in record["adaptive"].items():
+        shown = "  ".join(f"{of} {_pair(row)}" for of, row in chosen["correlation"].items())
+        work = sum(chosen["token_layer_fraction"]) / scenes
+        click.echo(f"{name:<24} mean work {work:5.1%}  {shown}")
+
+
+def _pair(row: Mapping[str, float | None]) -> str:
+    return "/".join("-" if value is None else f"{value:+.2f}" for value in row.values())
 
 
 if __name__ == "__main__":

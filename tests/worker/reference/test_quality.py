@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.pruning.specs import FastvarSpec, FixedExitSpec, ToprovarSpec
 from toprovar_batch.worker.reference.comparisons import COMPARISONS
-from toprovar_batch.worker.reference.complexity_study import rank_correlation, roughness, study
+from toprovar_batch.worker.reference.complexity_study import ADAPTIVE, rank_correlation, roughness, study
 from toprovar_batch.worker.reference.quality import compare, lines_of, quality_command, requests_of
 from toprovar_batch.worker.reference.scenes import task_prompts
 from toprovar_batch.worker.reference.scorer import load_scorer
@@ -92,6 +92,11 @@ def test_every_scale_of_a_dense_run_is_held_against_complexity(engine):
     bits = torch.tensor(record["statistics"]["bit_entropy"])
     assert ((bits >= 0) & (bits <= 1)).all()
     assert min(record["roughness"]) > 0
+    assert record["adaptive"].keys() == ADAPTIVE.keys()
+    for chosen in record["adaptive"].values():
+        assert len(chosen["start_scale"]) == len(chosen["token_layer_fraction"]) == 5
+        assert all(0 < fraction <= 1 for fraction in chosen["token_layer_fraction"])
+        assert chosen["correlation"].keys() == {"start_scale", "token_layer_fraction"}
     json.dumps(record, allow_nan=False)  # what is the same for all correlates with nothing: null
     assert record["correlation"]["low_entropy_ratio"][0] == {"complexity": None, "roughness": None}
 
