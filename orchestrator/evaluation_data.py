@@ -2,7 +2,7 @@
 
 import io
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -129,18 +129,9 @@ class EvaluationData:
 
     def _sample(self, row: dict[str, Any]) -> Sample:
         try:
-            wanted = _WANTED.validate_json(row["wanted"] or "")
-            check_wanted(row["task"], wanted, row["relation"])
-        except ValidationError as error:
-            detail = error.errors(include_url=False)[0]["msg"]
-            raise OutputFolderError(
-                f"{self.output}: sample {row['sample_id']}: its `wanted` is not a JSON list of "
-                f"shape, colour and count: {detail}"
-            ) from error
+            wanted = read_wanted(row)
         except ValueError as error:
-            raise OutputFolderError(
-                f"{self.output}: sample {row['sample_id']}: cannot be scored: {error}"
-            ) from error
+            raise OutputFolderError(f"{self.output}: sample {row['sample_id']}: {error}") from error
         good = row["status"] == "ok" and row["image"] is not None
         return Sample(
             row["sample_id"],
@@ -166,6 +157,24 @@ class EvaluationData:
                 f"{self.output}: sample {sample.sample_id}: its image cannot be read; delete its part and submit again"
             ) from error
         return torch.from_numpy(pixels / 255.0).permute(2, 0, 1).contiguous()
+
+
+def read_wanted(row: Mapping[str, Any]) -> tuple[Wanted, ...]:
+    """What the picture of a row has to show, from its columns `task`, `wanted` and `relation`.
+
+    Raises:
+        ValueError: they do not say; the message goes on from the name of the row.
+    """
+    try:
+        wanted = _WANTED.validate_json(row["wanted"] or "")
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]["msg"]
+        raise ValueError(f"its `wanted` is not a JSON list of shape, colour and count: {detail}") from error
+    try:
+        check_wanted(row["task"], wanted, row["relation"])
+    except ValueError as error:
+        raise ValueError(f"cannot be scored: {error}") from error
+    return wanted
 
 
 def _parts(folder: OutputFolder) -> list[str]:

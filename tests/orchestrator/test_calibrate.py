@@ -1,15 +1,30 @@
 """The calibrate command: a policy file that jobs can name, and whose promise a run keeps."""
 
+import json
+from types import SimpleNamespace
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
-from toprovar_batch.orchestrator.calibrate import choose_requests
+from toprovar_batch.orchestrator.calibrate import choose_sample
+from toprovar_batch.orchestrator.calibration_goal import (
+    Candidate,
+    Expectation,
+    Made,
+    score_loss,
+    ssim_loss,
+    strongest,
+)
 from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.job import load_job
 from toprovar_batch.orchestrator.plan import plan_job
+from toprovar_batch.worker.pruning.specs import FixedExitSpec
+from toprovar_batch.worker.reference.scenes import Wanted
+from toprovar_batch.worker.request import GenerationRequest
 
 
 def _calibrate(*arguments):
@@ -27,7 +42,7 @@ def test_a_job_under_the_written_policy_does_the_promised_work(write_job, tmp_pa
     provenance = content.pop("provenance")
     assert provenance["prompts"] == 8
     assert provenance["model"]["preset"] == "tiny"
-    assert {"date", "versions", "job", "resolution", "wished_fraction"} <= provenance.keys()
+    assert {"date", "versions", "job", "resolution", "goal", "wished"} <= provenance.keys()
     assert 0.5 < provenance["found_fraction"] <= 0.6
     settings = load_job(job, [f"policy.file={file}"]).policy
     assert settings.model_dump(mode="json", include=set(content)) == content
@@ -59,8 +74,116 @@ def test_samples_are_spread_over_the_good_ones(write_job, tmp_path):
     source = tmp_path / "prompts.jsonl"
     source.write_text("".join(f'{{"prompt": "{"" if n == 3 else n}"}}\n' for n in range(9)))
     plan = plan_job(load_job(write_job(), [f"prompts.source={source}"]))
-    assert [request.prompt for request in choose_requests(plan, 4)] == ["0", "2", "5", "7"]
-    assert len(choose_requests(plan, 100)) == 8
+    assert choose_sample(plan, 4)["prompt"].to_pylist() == ["0", "2", "5", "7"]
+    assert choose_sample(plan, 100).num_rows == 8
+
+
+def test_a_loss_in_likeness_is_searched_by_generating(write_job, tmp_path):
+    file = tmp_path / "found.yaml"
+    settings = ("policy=detail", "policy.first_scale=4", "policy.conditional_from=7")
+    wish = ("--prompts", 3, "--ssim-loss", 0.3, *(part for each in settings for part in ("--set", each)))
+    result = _calibrate(write_job(), "--file", file, *wish)
+    assert result.exit_code == 0, result.output
+    content = yaml.safe_load(file.read_text())
+    provenance = content.pop("provenance")
+    assert (content["name"], content["first_scale"]) == ("detail", 4)
+    assert (provenance["goal"], provenance["wished"], provenance["prompts"]) == ("ssim_loss", 0.3, 3)
+    assert provenance["loss"] <= 0.3
+    best = min((row for row in provenance["tried"] if row["loss"] <= 0.3), key=lambda row: row["fraction"])
+    assert provenance["found_fraction"] == best["fraction"]
+    assert result.output.count("less SSIM than 1") == len(provenance["tried"])
+    assert load_job(write_job(), [f"policy.file={file}"]).policy.name == "detail"
+
+
+def test_work_of_detail_is_searched_by_generating(write_job, tmp_path):
+    file = tmp_path / "found.yaml"
+    wish = ("--prompts", 2, "--fraction", 0.4, "--set", "policy=detail", "--set", "policy.first_scale=4")
+    result = _calibrate(write_job(), "--file", file, *wish)
+    assert result.exit_code == 0, result.output
+    provenance = yaml.safe_load(file.read_text())["provenance"]
+    assert provenance["found_fraction"] <= 0.4
+    assert provenance["found_fraction"] == max(
+        row["fraction"] for row in provenance["tried"] if row["fraction"] <= 0.4
+    )
+    unreachable = _calibrate(write_job(), "--file", file, *wish, "--fraction", 0.01)
+    assert unreachable.exit_code == 2
+    assert "--fraction: nothing that was tried reaches 0.01; the nearest, " in unreachable.output
+
+
+def test_toprovar_is_searched_for_a_loss_in_score(write_job, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [
+        {"prompt": f"a {colour} cube", "task": "colours", "relation": None}
+        | {"wanted": json.dumps([{"shape": "cube", "colour": colour, "count": 1}])}
+        for colour in ("red", "blue")
+    ]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "found.yaml"
+    wish = ("--score-loss", 1, "--set", f"prompts.source={prompts}")
+    result = _calibrate(write_job(), "--file", file, *wish)
+    assert result.exit_code == 0, result.output
+    content = yaml.safe_load(file.read_text())
+    assert content["name"] == "toprovar"
+    # Random weights draw nothing right, dense or pruned, so the strongest policy loses nothing.
+    assert content["provenance"]["loss"] == 0
+    assert len(content["provenance"]["tried"]) == 1
+    assert "points lost" in result.output
+    assert "low-entropy ratio of each scale" in result.output
+    rows[1]["wanted"] = "[]"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    broken = _calibrate(write_job(), "--file", file, *wish)
+    assert broken.exit_code == 2
+    assert "--score-loss: sample " in broken.output
+
+
+@pytest.mark.parametrize("most", [0.0, 0.1, 0.5, 0.73, 2.0])
+def test_bisection_finds_the_strongest_that_loses_little_enough(most):
+    best, tried = strongest(
+        lambda strength: FixedExitSpec(start_scale=1 + round(1000 * strength)),
+        lambda policy: Candidate(policy, 0.5, (policy.start_scale - 1) / 1000, None),
+        most,
+    )
+    if most == 0:
+        assert best is None
+    else:
+        assert min(most, 1.0) - 1 / 32 <= best.loss <= most
+        assert best.loss == max(each.loss for each in tried if each.loss <= most)
+    assert len(tried) == (1 if most >= 1 else 6)
+
+
+def test_losses_are_against_the_dense_pictures():
+    generator = torch.Generator().manual_seed(0)
+    dense = Made(list(torch.randint(0, 256, (3, 64, 64, 3), generator=generator, dtype=torch.uint8)), 1.0)
+    assert ssim_loss(dense, dense) == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-6))
+    other = Made([picture.flip(0) for picture in dense.pictures], 0.5)
+    loss, error = ssim_loss(other, dense)
+    assert 0.5 < loss < 1.5
+    assert error > 0
+    assert ssim_loss(Made(other.pictures[:1], 0.5), Made(dense.pictures[:1], 1.0))[1] is None
+
+
+def test_a_point_of_score_is_a_hundredth_each_task_counting_the_same():
+    wanted = (Wanted("cube", "red", 1),)
+    requests = [GenerationRequest(str(row), f"prompt {row}", None, row) for row in range(4)]
+    expected = [Expectation("colours", wanted, None)] * 3 + [Expectation("counting", wanted, None)]
+
+    class Detector:
+        """Sees a red cube where the picture is white."""
+
+        device = torch.device("cpu")
+
+        def detect(self, images):
+            thing = SimpleNamespace(shape="cube", colour="red", box=(0, 0, 1, 1))
+            return [[thing] if images.mean() > 0.5 else []]
+
+    def made(*shown):
+        return Made([torch.full((8, 8, 3), 255 * right, dtype=torch.uint8) for right in shown], 1.0)
+
+    loss = score_loss(requests, expected, SimpleNamespace(detector=Detector()))
+    assert loss(made(1, 1, 1, 1), made(1, 1, 1, 1))[0] == 0
+    assert loss(made(1, 0, 1, 1), made(1, 1, 1, 1))[0] == pytest.approx(100 / 3 / 2)
+    assert loss(made(1, 1, 1, 0), made(1, 1, 1, 1))[0] == pytest.approx(50)
+    assert loss(made(1, 1, 1, 1), made(1, 0, 1, 1))[0] == pytest.approx(-100 / 3 / 2)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +192,12 @@ def test_samples_are_spread_over_the_good_ones(write_job, tmp_path):
         (("--file", "no/folder/x.yaml"), "--file: the folder of no/folder/x.yaml does not exist"),
         (("--file", "x.yaml", "--set", "policy=fastvar"), "policy.name: fastvar cannot be calibrated"),
         (("--file", "x.yaml", "--fraction", "1"), "is not in the range 0<x<1"),
+        (
+            ("--file", "x.yaml", "--fraction", "0.5", "--score-loss", "1"),
+            "--fraction and --score-loss are 2 goals; name one",
+        ),
+        (("--file", "x.yaml", "--score-loss", "1"), "have no column task and no wanted and no relation"),
+        (("--file", "x.yaml", "--replay", "y.yaml", "--set", "policy=detail"), "--replay: it is written for"),
         ((), "Missing option '--file'"),
     ],
 )

@@ -154,10 +154,7 @@ def recommend(
         raise ModelSpecError(
             f"policy.saliency: {base.saliency} looks at pruned scales, which are not recorded; calibrate with attn_entropy"
         )
-    spec = base
-    if base.layer_pruning:
-        spec = _updated(spec, beta=_beta(base, recordings, global_share))
-    hardest = _updated(spec, a_max=LARGEST_A_MAX) if base.token_pruning else spec
+    spec, hardest = _bounds(base, recordings, global_share)
     if base.scale_pruning:
         threshold = _latest_threshold(hardest, recordings, fraction)
         spec, hardest = (_updated(each, depth_threshold=threshold) for each in (spec, hardest))
@@ -175,6 +172,24 @@ def recommend(
         )
         spec = _updated(spec, a_max=round(reaches, 4))
     return Recommendation(spec, mean_fraction(spec, recordings))
+
+
+def least_fraction(base: ToprovarSpec, recordings: Sequence[Recording], global_share: float) -> float:
+    """The smallest mean token-layer fraction that `recommend` can be asked for."""
+    _, hardest = _bounds(base, recordings, global_share)
+    if base.scale_pruning:
+        hardest = _updated(hardest, depth_threshold=_latest_threshold(hardest, recordings, 0.0))
+    return mean_fraction(hardest, recordings)
+
+
+def _bounds(
+    base: ToprovarSpec, recordings: Sequence[Recording], global_share: float
+) -> tuple[ToprovarSpec, ToprovarSpec]:
+    """The settings with their beta, and the same pruning as many tokens as can be."""
+    spec = base
+    if base.layer_pruning:
+        spec = _updated(spec, beta=_beta(base, recordings, global_share))
+    return spec, _updated(spec, a_max=LARGEST_A_MAX) if base.token_pruning else spec
 
 
 def _updated(spec: ToprovarSpec, **changes: float) -> ToprovarSpec:

@@ -1,0 +1,153 @@
+"""Goals of `calibrate` that only pictures answer: the policy that prunes most and loses no more than is wished.
+
+The sample is generated dense once and then under one candidate after the other, with the same prompts and seeds.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from toprovar_batch.orchestrator.evaluation import Judged, Reading, score_difference
+from toprovar_batch.worker.engine import Engine
+from toprovar_batch.worker.generated import PhaseTimes
+from toprovar_batch.worker.pruning.specs import PolicySpec
+from toprovar_batch.worker.reference.image_metrics import ssim
+from toprovar_batch.worker.reference.scenes import Wanted
+from toprovar_batch.worker.reference.scorer import Scorer
+from toprovar_batch.worker.reference.scoring import judge
+from toprovar_batch.worker.request import GenerationRequest
+
+_STEPS: Final = 5
+"""Halvings of the range of strengths: to 3% of it, finer than a sample of some dozen pictures can tell."""
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a picture has to show; see `TaskPrompt`."""
+
+    task: str
+    wanted: tuple[Wanted, ...]
+    relation: str | None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a policy made of the sample.
+
+    Attributes:
+        pictures: of each request, [H, W, 3] uint8 RGB.
+        fraction: mean `token_layer_fraction`.
+    """
+
+    pictures: list[Tensor]
+    fraction: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy that was tried.
+
+    Attributes:
+        policy: its settings.
+        fraction: mean `token_layer_fraction`.
+        loss: against dense, in the goal's unit.
+        standard_error: of the loss; None where the sample is too small for one.
+    """
+
+    policy: PolicySpec
+    fraction: float
+    loss: float
+    standard_error: float | None
+
+
+Loss = Callable[[Made, Made], tuple[float, float | None]]
+"""Of what a policy made, beside what dense made: the loss and its standard error."""
+
+
+def generate_all(engine: Engine, requests: Sequence[GenerationRequest]) -> Made:
+    """Generate the sample under the engine's policy."""
+    pictures: dict[str, Tensor] = {}
+    fractions: list[float] = []
+    for batch in engine.plan_batches(requests):
+        made = engine.generate_pixels(batch, engine.schedule_of(batch[0].h_div_w), PhaseTimes())
+        for request, pixels in zip(batch, torch.from_numpy(made.pixels), strict=True):
+            pictures[request.sample_id] = pixels
+        fractions += [work.token_layer_fraction for work in made.work]
+    return Made([pictures[request.sample_id] for request in requests], sum(fractions) / len(fractions))
+
+
+def ssim_loss(made: Made, dense: Made) -> tuple[float, float | None]:
+    """Mean of 1 - SSIM to the dense pictures."""
+    losses = [
+        1 - ssim(_floats(one, torch.device("cpu")), _floats(two, torch.device("cpu"))).item()
+        for one, two in zip(made.pictures, dense.pictures, strict=True)
+    ]
+    mean = math.fsum(losses) / len(losses)
+    if len(losses) < 2:
+        return mean, None
+    variance = math.fsum((loss - mean) ** 2 for loss in losses) / (len(losses) - 1)
+    return mean, math.sqrt(variance / len(losses))
+
+
+def score_loss(
+    requests: Sequence[GenerationRequest], expected: Sequence[Expectation], scorer: Scorer
+) -> Loss:
+    """The loss in points: hundredths of the overall score, each task counting the same.
+
+    Args:
+        requests: the sample.
+        expected: of each picture.
+        scorer: reads the pictures.
+    """
+
+    def read(made: Made) -> Reading:
+        judged = {}
+        for request, expectation, picture in zip(requests, expected, made.pictures, strict=True):
+            (seen,) = scorer.detector.detect(_floats(picture, scorer.detector.device))
+            verdict = judge(expectation.wanted, expectation.relation, seen)
+            judged[request.sample_id] = Judged(expectation.task, request.prompt, verdict, error=False)
+        return Reading(judged, None, None)
+
+    def loss(made: Made, dense: Made) -> tuple[float, float | None]:
+        difference = score_difference(read(dense), read(made))["overall"]
+        error = difference["standard_error"]
+        return 100 * difference["score"], None if error is None else 100 * error
+
+    return loss
+
+
+def _floats(picture: Tensor, device: torch.device) -> Tensor:
+    """[H, W, 3] uint8 to [1, 3, H, W] float32 in [0, 1]."""
+    return picture.to(device).permute(2, 0, 1)[None].float() / 255.0
+
+
+def strongest(
+    candidate: Callable[[float], PolicySpec], measure: Callable[[PolicySpec], Candidate], most: float
+) -> tuple[Candidate | None, list[Candidate]]:
+    """The candidate of the greatest strength that loses at most `most`, by bisection.
+
+    Args:
+        candidate: policy of a strength from 0 to 1, losing more the greater it is.
+        measure: tries a policy.
+        most: loss that is allowed.
+
+    Returns:
+        The candidate, None where all that were tried lose more; and those, in order.
+    """
+    tried = [measure(candidate(1.0))]
+    if tried[0].loss <= most:
+        return tried[0], tried
+    low, high = 0.0, 1.0
+    best: Candidate | None = None
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        tried.append(measure(candidate(middle)))
+        if tried[-1].loss <= most:
+            low, best = middle, tried[-1]
+        else:
+            high = middle
+    return best, tried
