@@ -1,6 +1,6 @@
 """One place that decides which implementation of each operation runs, and says so."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -91,7 +91,7 @@ def attend(
     key_lengths: KeyLengths,
     softmax_scale: float,
     *,
-    with_entropy: bool,
+    entropy_rows: Sequence[int],
     backend: Backend,
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax attention of packed queries over each row's own keys and, if asked for, its entropy.
@@ -106,19 +106,26 @@ def attend(
         layout: rows of the queries.
         key_lengths: keys seen by each row; N is the largest of them.
         softmax_scale: positive factor on the scores.
-        with_entropy: also measure the entropy.
+        entropy_rows: also measure the entropy of these rows. The Triton kernel measures all rows in the pass that
+            attends, and these are picked.
         backend: as resolved.
 
     Returns:
-        [T, H, D] in the dtype of `q`; the entropy [T] float32 in nats, mean over heads, or None.
+        [T, H, D] in the dtype of `q`; the entropy of the queries of `entropy_rows`, row after row, float32 in nats, mean
+        over heads, or None where there are no such rows.
     """
     are_alike = layout.uniform_length is not None and len(set(key_lengths.lengths)) == 1
-    if backend.name == "torch" or (are_alike and not with_entropy):
-        entropy = attention_entropy(q, keys, layout, key_lengths, softmax_scale) if with_entropy else None
+    if backend.name == "torch" or (are_alike and not entropy_rows):
+        entropy = None
+        if entropy_rows:
+            entropy = attention_entropy(q, keys, layout, key_lengths, softmax_scale, entropy_rows)
         return attention(q, keys, values, layout, key_lengths, softmax_scale), entropy
     from .flash_attention.launch import flash_attention  # noqa: PLC0415 - imports Triton
 
-    return flash_attention(q, keys, values, layout, key_lengths, softmax_scale, with_entropy=with_entropy)
+    out, entropy = flash_attention(
+        q, keys, values, layout, key_lengths, softmax_scale, with_entropy=bool(entropy_rows)
+    )
+    return out, None if entropy is None else layout.of_rows(entropy, entropy_rows)
 
 
 @contextmanager

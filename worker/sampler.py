@@ -175,17 +175,19 @@ class BatchState:
             self.cache.stop_storing()
         x = self._embed(scale_index, packed)
         cfg = self.settings.cfg_scale[scale_index]
+        # A prompt's conditional row has its number.
+        entropy_rows = tuple(range(self.num_rows)) if with_entropy else plan.entropy_of
         entropies, run = [], []
         for layer in range(model.sizes.depth):
             tokens = packed.layer_tokens(layer, x)
             run.append(tokens)
-            measured = with_entropy or bool(plan.entropy_of)
-            x, entropy = self._run_layer(layer, x, size, packed, tokens, rotation, with_entropy=measured)
-            if entropy is not None and tokens is not None:
+            x, entropy = self._run_layer(layer, x, size, packed, tokens, rotation, entropy_rows)
+            if entropy is not None:
+                maps = entropy.unflatten(0, (len(entropy_rows), -1))
                 if with_entropy:
-                    entropies.append(tokens.layout.by_row(entropy))
+                    entropies.append(maps)
                 elif observe is not None:
-                    observe(scale_index, layer, tokens.maps_of(plan.entropy_of, entropy))
+                    observe(scale_index, layer, maps)
             if cfg != 1 and layer - model.sizes.depth in self.settings.cfg_insertion_layers:
                 x = _guide_states(x, packed, cfg)
         counted = self._count_layers or plan.code_layers > 0
@@ -200,8 +202,7 @@ class BatchState:
         packed: PackedScale,
         tokens: LayerTokens | None,
         rotation: Tensor,
-        *,
-        with_entropy: bool,
+        entropy_rows: Sequence[int],
     ) -> tuple[Tensor, Tensor | None]:
         """Run a block on some tokens of the hidden state [A * N, C]; the others pass, or are restored."""
         after, entropy = x, None
@@ -215,7 +216,7 @@ class BatchState:
                 rotation,
                 self.cache,
                 layer,
-                with_entropy=with_entropy,
+                entropy_rows=entropy_rows,
             )
         if tokens is None or tokens.positions is not None:
             others = self._changes.restore(layer, size, packed, tokens, x) if packed.plan.restore else x

@@ -81,6 +81,12 @@ class TokenLayout:
         """View [T, ...] as [R, L, ...] where the rows are equally long; ragged tensors stay packed."""
         return packed.unflatten(0, (self.num_rows, -1)) if self.uniform_length is not None else packed
 
+    def of_rows(self, packed: Tensor, rows: Sequence[int]) -> Tensor:
+        """The packed tokens of some rows, in the order given; a view where they are the first rows."""
+        if list(rows) == list(range(len(rows))):
+            return packed[: sum(self.row_lengths[: len(rows)])]
+        return torch.cat([packed[self.row_slices[row]] for row in rows])
+
     def blocks(self, key_lengths: "KeyLengths", block_m: int) -> Tensor:
         """`block_table` on the device, made once for equal lengths of keys."""
         key = (key_lengths.lengths, block_m)

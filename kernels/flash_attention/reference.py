@@ -1,5 +1,7 @@
 """Attention and its entropy in plain PyTorch: the backend of the CPU and the twin of the GPU kernels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -51,7 +53,12 @@ def attention(
 
 
 def attention_entropy(
-    q: Tensor, keys: Tensor, layout: TokenLayout, key_lengths: KeyLengths, softmax_scale: float
+    q: Tensor,
+    keys: Tensor,
+    layout: TokenLayout,
+    key_lengths: KeyLengths,
+    softmax_scale: float,
+    rows: Sequence[int] | None = None,
 ) -> Tensor:
     """Entropy of each query's attention distribution, averaged over heads (ToProVAR, Eq. 2).
 
@@ -63,15 +70,18 @@ def attention_entropy(
         layout: rows of the queries.
         key_lengths: keys seen by each row.
         softmax_scale: factor on the scores.
+        rows: whose entropy is wanted; None: all.
 
     Returns:
-        [T] float32, nats.
+        [T] float32, nats, of the queries of these rows, row after row.
     """
-    entropy = torch.empty(q.shape[0], dtype=torch.float32, device=q.device)
-    for row, (part, seen) in enumerate(zip(layout.row_slices, key_lengths.lengths, strict=True)):
+    wanted = range(layout.num_rows) if rows is None else rows
+    measured = [q.new_empty(0, dtype=torch.float32)]
+    for row in wanted:
+        part = layout.row_slices[row]
         if part.start == part.stop:
             continue
-        row_keys = keys[row, :, :seen].float()  # [H, N, D]
+        row_keys = keys[row, :, : key_lengths.lengths[row]].float()  # [H, N, D]
         chunk = max(1, _ENTROPY_CHUNK_ELEMENTS // (row_keys.shape[0] * row_keys.shape[1]))
         for first in range(part.start, part.stop, chunk):
             last = min(first + chunk, part.stop)
@@ -79,5 +89,5 @@ def attention_entropy(
             scores -= scores.amax(-1, keepdim=True)  # the difference below cancels least around 0
             lse = scores.logsumexp(-1)
             expected_score = (scores * torch.exp(scores - lse[..., None])).sum(-1)
-            entropy[first:last] = (lse - expected_score).mean(0)
-    return entropy
+            measured.append((lse - expected_score).mean(0))
+    return torch.cat(measured)

@@ -79,10 +79,23 @@ def _inputs(queries, keys):
 @pytest.mark.parametrize(("queries", "keys"), [((3, 3), (7, 7)), ((3, 0), (7, 2))])
 def test_attend_gives_attention_and_entropy_together(queries, keys):
     q, k, v, layout, lengths = _inputs(queries, keys)
-    out, entropy = attend(q, k, v, layout, lengths, 0.5, with_entropy=True, backend=PYTORCH)
+    out, entropy = attend(q, k, v, layout, lengths, 0.5, entropy_rows=(0, 1), backend=PYTORCH)
     assert torch.equal(out, attention(q, k, v, layout, lengths, 0.5))
     assert torch.equal(entropy, attention_entropy(q, k, layout, lengths, 0.5))
-    assert attend(q, k, v, layout, lengths, 0.5, with_entropy=False, backend=PYTORCH)[1] is None
+    assert attend(q, k, v, layout, lengths, 0.5, entropy_rows=(), backend=PYTORCH)[1] is None
+
+
+@pytest.mark.parametrize("rows", [(0,), (0, 1), (2,), (2, 0), (1, 2), (0, 1, 2, 3)])
+@pytest.mark.parametrize("queries", [(3, 3, 3, 3), (3, 2, 5, 0)])
+def test_attend_gives_the_entropy_of_some_rows_on_either_backend(monkeypatch, queries, rows):
+    launch = pytest.importorskip("toprovar_batch.kernels.flash_attention.launch")
+    inputs = q, k, _, layout, lengths = _inputs(queries, (7, 9, 5, 6))
+    whole = attention_entropy(q, k, layout, lengths, 0.5)
+    expected = torch.cat([whole[layout.row_slices[row]] for row in rows])
+    assert torch.equal(attend(*inputs, 0.5, entropy_rows=rows, backend=PYTORCH)[1], expected)
+    monkeypatch.setattr(launch, "flash_attention", lambda q, *_rest, with_entropy: (q, whole))
+    triton = Backend("triton", "for this test")
+    assert torch.equal(attend(*inputs, 0.5, entropy_rows=rows, backend=triton)[1], expected)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +114,7 @@ def test_the_kernel_takes_entropy_and_rows_that_differ(monkeypatch, queries, key
         launch, "flash_attention", lambda q, *_rest, with_entropy: calls.append(with_entropy) or (q, None)
     )
     triton = Backend("triton", "for this test")
-    attend(*_inputs(queries, keys), 0.5, with_entropy=with_entropy, backend=triton)
+    attend(*_inputs(queries, keys), 0.5, entropy_rows=(0,) if with_entropy else (), backend=triton)
     assert calls == ([with_entropy] if by_kernel else [])
 
 

@@ -1,5 +1,7 @@
 """Preallocated keys and values of earlier scales, each layer and row with its own length."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -81,7 +83,7 @@ class KVCache:
         return keys[:, :, :longest], values[:, :, :longest], lengths
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, *, with_entropy: bool
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, *, entropy_rows: Sequence[int]
     ) -> tuple[Tensor, Tensor | None]:
         """Self-attention of a layer's new tokens over themselves and all earlier scales.
 
@@ -91,13 +93,14 @@ class KVCache:
             k: [T, H, D], normalised and rotated.
             v: [T, H, D].
             layout: rows of the packed tokens.
-            with_entropy: also measure the entropy of the attention.
+            entropy_rows: also measure the entropy of the attention of these rows.
 
         Returns:
-            The attended values [T, H, D], and the entropy [T] float32 in nats (mean over heads) or None.
+            The attended values [T, H, D], and the entropy of the tokens of `entropy_rows`, float32 in nats (mean over
+            heads), or None.
         """
         keys, values, lengths = self.extend(layer, k, v, layout)
-        return attend(q, keys, values, layout, lengths, 1.0, with_entropy=with_entropy, backend=self.backend)
+        return attend(q, keys, values, layout, lengths, 1.0, entropy_rows=entropy_rows, backend=self.backend)
 
     @staticmethod
     def _with_room(stored: Tensor, used: int, wanted: int) -> Tensor:

@@ -4,6 +4,7 @@ Parameter names are those of the official checkpoints, with the blocks numbered 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -127,7 +128,7 @@ class CrossAttention(nn.Module):
         """[T, C] to [T, C], over text keys and values [R, H, N, D]."""
         q = self.mat_q(x).unflatten(-1, (self.num_heads, -1))
         scale = q.shape[-1] ** -0.5
-        out, _ = attend(q, keys, values, layout, lengths, scale, with_entropy=False, backend=backend)
+        out, _ = attend(q, keys, values, layout, lengths, scale, entropy_rows=(), backend=backend)
         return self.proj(out.flatten(1))
 
 
@@ -187,9 +188,9 @@ class SelfAttentionMemory(Protocol):
     backend: Backend
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, *, with_entropy: bool
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, *, entropy_rows: Sequence[int]
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend with packed [T, H, D] queries; gives [T, H, D] and, if asked for, the entropy [T]."""
+        """Attend with packed [T, H, D] queries; gives [T, H, D] and the entropy of some rows' queries, if of any."""
 
 
 class Block(nn.Module):
@@ -222,7 +223,7 @@ class Block(nn.Module):
         memory: SelfAttentionMemory,
         layer: int,
         *,
-        with_entropy: bool,
+        entropy_rows: Sequence[int],
     ) -> tuple[Tensor, Tensor | None]:
         """Run the block on packed tokens.
 
@@ -234,16 +235,17 @@ class Block(nn.Module):
             rotation: [N, D / 2] complex64 of the scale.
             memory: attends over the scale's own and all earlier tokens.
             layer: index of this block in the memory.
-            with_entropy: also measure the entropy of the self-attention.
+            entropy_rows: also measure the entropy of the self-attention of these rows.
 
         Returns:
-            The new hidden state [T, C], and the entropy [T] float32 in nats (mean over heads) or None.
+            The new hidden state [T, C], and the entropy of the tokens of `entropy_rows`, float32 in nats (mean over heads),
+            or None.
         """
         gamma1, gamma2, scale1, scale2, shift1, shift2 = (layout.per_token(row) for row in context.adaln)
         qkv = linear(_modulated_norm(x, scale1, shift1, layout), self.sa.mat_qkv.weight, context.qkv_bias)
         qkv = qkv.unflatten(-1, (3, self.sa.num_heads, -1))  # [T, 3, H, D]
         q, k = qk_norm_rope(qkv, context.q_scale, rotation, layout)
-        attended, entropy = memory.attend(layer, q, k, qkv[:, 2], layout, with_entropy=with_entropy)
+        attended, entropy = memory.attend(layer, q, k, qkv[:, 2], layout, entropy_rows=entropy_rows)
         x = _gated_add(x, gamma1, self.sa.proj(attended.flatten(1)), layout)
         x = x + self.ca(
             self.ca_norm(x), layout, context.text_keys, context.text_values, text_lengths, memory.backend

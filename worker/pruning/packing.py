@@ -28,13 +28,6 @@ class LayerTokens:
     positions: Tensor | None
     counts: tuple[int, ...]
 
-    def maps_of(self, prompts: Sequence[int], packed: Tensor) -> Tensor:
-        """[T] numbers of the tokens to [n, N], of the conditional rows of n prompts that run whole."""
-        if self.layout.uniform_length is not None and len(prompts) == len(self.counts):
-            return self.layout.by_row(packed)[: len(prompts)]
-        rows = packed[: sum(self.counts)].split(self.counts)
-        return torch.stack([rows[prompt] for prompt in prompts])
-
 
 class PackedScale:
     """The rows of a batch that run in a scale, and the tokens of each layer.

@@ -25,10 +25,17 @@ class TeacherForcing:
         self._bounds = list(pairwise((0, *accumulate(h * w for h, w in schedule))))
 
     def attend(
-        self, _layer: int, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, *, with_entropy: bool
+        self,
+        _layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: TokenLayout,
+        *,
+        entropy_rows: Sequence[int],
     ) -> tuple[Tensor, Tensor | None]:
         """See `SelfAttentionMemory`; every row holds all tokens of all scales, and no entropy is measured."""
-        assert not with_entropy
+        assert not entropy_rows
         q, k, v = (layout.by_row(x).transpose(1, 2) for x in (q, k, v))  # [R, H, L, D]
         scales = [
             scaled_dot_product_attention(q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], scale=1.0)
@@ -100,7 +107,7 @@ def teacher_forced_logits(
     memory = TeacherForcing(schedule)
     for block, context in zip(model.blocks, text.blocks, strict=True):
         # One number for all layers, which this memory ignores: the blocks then share one compiled form.
-        x, _ = block(x, context, text.text_lengths, layout, rotations, memory, 0, with_entropy=False)
+        x, _ = block(x, context, text.text_lengths, layout, rotations, memory, 0, entropy_rows=())
     return model.logits(x, text.cond, layout)
 
 

@@ -208,8 +208,8 @@ def test_pruned_hidden_states_agree_with_a_loop_over_rows(model, monkeypatch, re
     inputs, outputs = {}, {}
     original = BatchState._run_layer
 
-    def record(self, layer, x, size, packed, tokens, rotation, *, with_entropy):
-        result = original(self, layer, x.clone(), size, packed, tokens, rotation, with_entropy=with_entropy)
+    def record(self, layer, x, size, packed, tokens, rotation, entropy_rows):
+        result = original(self, layer, x.clone(), size, packed, tokens, rotation, entropy_rows)
         scale = SCHEDULE.index(size)
         inputs[scale, layer], outputs[scale, layer] = x.clone(), result[0].clone()
         return result
@@ -239,7 +239,7 @@ def test_pruned_hidden_states_agree_with_a_loop_over_rows(model, monkeypatch, re
                         layout = TokenLayout.ragged([kept], CPU)
                         expected[kept], _ = block(
                             x[kept], text.blocks[layer], text.text_lengths, layout, rotation, cache, layer,
-                            with_entropy=False,
+                            entropy_rows=(),
                         )  # fmt: skip
                     torch.testing.assert_close(outputs[scale, layer][part], expected, rtol=2e-4, atol=2e-4)
             lengths = [state.cache._lengths[layer][row] for layer in range(DEPTH)]
@@ -265,7 +265,7 @@ def test_the_change_of_a_block_stands_for_the_outputs_of_its_sublayers(model):
         x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
         rotation = rope_2d(size, (64, 64), SIZES.head_dim, CPU)
         layout = TokenLayout.dense(1, 16, CPU)
-        after, _ = block(x, text.blocks[0], text.text_lengths, layout, rotation, cache, 0, with_entropy=False)
+        after, _ = block(x, text.blocks[0], text.text_lengths, layout, rotation, cache, 0, entropy_rows=())
     for handle in handles:
         handle.remove()
 
