@@ -83,6 +83,7 @@ class BatchList(click.ParamType[tuple[int, ...]]):
 @click.option("--h-div-w", type=float, default=1.0, show_default=True, help="Height over width.")
 @click.option("--policy", default="dense", show_default=True, help="Name, paper-2b, or a policy file (YAML).")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--backend", type=click.Choice(["auto", "torch", "triton"]), default="auto", show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--warmup", type=click.IntRange(0), default=2, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
@@ -94,6 +95,7 @@ def bench_command(
     h_div_w: float,
     policy: str,
     device: Literal["auto", "cpu", "cuda"],
+    backend: Literal["auto", "torch", "triton"],
     repeats: int,
     warmup: int,
     as_json: bool,
@@ -115,7 +117,7 @@ def bench_command(
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise UserError(f"{option}: {first['msg']}, got {first['input']!r}") from error
-    engine = Engine(spec, RuntimeSpec(device=device))
+    engine = Engine(spec, RuntimeSpec(device=device, backend=backend))
     engine.setup()
     timings = [measure(engine, batch, h_div_w, warmup, repeats) for batch in batches]
     record = {
@@ -255,7 +257,7 @@ def _print_table(record: dict[str, Any], timings: list[BatchTiming]) -> None:
     engine = record["engine"]
     click.echo(
         f"{engine['preset']} ({engine['parameters'] / 1e9:.2f} billion parameters) at {engine['resolution']}, "
-        f"{engine['dtype']} on {engine['device']}, torch {engine['torch']}, commit {record['commit']}"
+        f"{engine['dtype']} on {engine['device']}, {engine['backend']} kernels, torch {engine['torch']}, commit {record['commit']}"
     )
     click.echo("batch  s/batch  images/s  text ms  transformer ms  decode ms  encode ms  peak GB")
     for timing in timings:

@@ -56,6 +56,7 @@ def test_table_names_model_device_and_every_batch():
     first, header, row, scales = result.stdout.splitlines()
     assert first.startswith("tiny")
     assert "float32 on" in first
+    assert "torch kernels" in first
     assert header.split()[0] == "batch"
     assert row.split()[0] == "1"
     assert scales.startswith("batch 1, ms of each scale")
@@ -69,6 +70,7 @@ def test_table_names_model_device_and_every_batch():
         (["--model", "infinity-2c"], "infinity-2b"),
         (["--resolution", "2M"], "--resolution"),
         (["--h-div-w", "9"], "--h-div-w"),
+        (["--backend", "triton"], "runtime.backend"),
     ],
 )
 def test_bad_options_are_named(arguments, named):
