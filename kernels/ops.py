@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .bit_sampling import sample_bits
 from .flash_attention import KeyLengths, TokenLayout, attention, attention_entropy
-from .flash_attention.config import MAX_HEAD_DIM
+from .flash_attention.config import MAX_HEAD_DIM, beats_cudnn, capability_of
 from .qk_norm_rope import qk_norm_rope
 
 __all__ = [
@@ -97,7 +97,8 @@ def attend(
     """Softmax attention of packed queries over each row's own keys and, if asked for, its entropy.
 
     Without entropy, rows that are all alike go to PyTorch on any backend, whose cuDNN is the fastest exact attention
-    there is for them. Other rows would need a mask or a loop in PyTorch, so the Triton kernel takes them.
+    for them, unless our kernel was measured to be faster. Other rows would need a mask or a loop in PyTorch, so the
+    Triton kernel takes them.
 
     Args:
         q: [T, H, D] packed by `layout`.
@@ -114,8 +115,7 @@ def attend(
         [T, H, D] in the dtype of `q`; the entropy of the queries of `entropy_rows`, row after row, float32 in nats, mean
         over heads, or None where there are no such rows.
     """
-    are_alike = layout.uniform_length is not None and len(set(key_lengths.lengths)) == 1
-    if backend.name == "torch" or (are_alike and not entropy_rows):
+    if backend.name == "torch" or (not entropy_rows and _is_fastest_in_pytorch(q, layout, key_lengths)):
         entropy = None
         if entropy_rows:
             entropy = attention_entropy(q, keys, layout, key_lengths, softmax_scale, entropy_rows)
@@ -126,6 +126,14 @@ def attend(
         q, keys, values, layout, key_lengths, softmax_scale, with_entropy=bool(entropy_rows)
     )
     return out, None if entropy is None else layout.of_rows(entropy, entropy_rows)
+
+
+def _is_fastest_in_pytorch(q: Tensor, layout: TokenLayout, key_lengths: KeyLengths) -> bool:
+    """Whether PyTorch has one call for these rows, and our kernel is not known to be faster."""
+    seen = set(key_lengths.lengths)
+    if layout.uniform_length is None or len(seen) > 1:
+        return False
+    return not beats_cudnn(capability_of(q.device), q.shape[2], q.dtype, layout.uniform_length, *seen)
 
 
 @contextmanager

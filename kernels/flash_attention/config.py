@@ -5,6 +5,7 @@ configuration.
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Final, Literal
 
 import torch
@@ -54,6 +55,12 @@ def padded_head_dim(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
+@cache
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Compute capability, such as (9, 0); (0, 0) of what is no GPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
 def choose_config(capability: tuple[int, int], head_dim: int, dtype: torch.dtype) -> KernelConfig:
     """The configuration in use.
 
@@ -65,6 +72,21 @@ def choose_config(capability: tuple[int, int], head_dim: int, dtype: torch.dtype
     if capability == (9, 0) and head_dim in HOPPER_HEAD_DIMS and dtype != torch.float32:
         return KernelConfig("hopper", block_n=128, num_stages=2 if head_dim == 128 else 4)
     return portable_config(capability, head_dim, dtype)
+
+
+def beats_cudnn(
+    capability: tuple[int, int], head_dim: int, dtype: torch.dtype, queries: int, keys: int
+) -> bool:
+    """Whether attention without entropy, all rows alike, was measured faster here than PyTorch's cuDNN.
+
+    Args:
+        capability: of the GPU.
+        head_dim: D.
+        dtype: of queries, keys and values.
+        queries: of each row.
+        keys: of each row.
+    """
+    return choose_config(capability, head_dim, dtype).kernel == "hopper" and min(queries, keys) >= 1024
 
 
 def portable_config(capability: tuple[int, int], head_dim: int, dtype: torch.dtype) -> KernelConfig:

@@ -9,7 +9,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .config import DTYPES, MAX_HEAD_DIM, KernelConfig, choose_config, padded_head_dim
+from .config import DTYPES, MAX_HEAD_DIM, KernelConfig, capability_of, choose_config, padded_head_dim
 from .hopper_kernel import GROUP, hopper_attention_kernel
 from .layout import KeyLengths, TokenLayout
 from .triton_kernel import attention_kernel, mean_over_heads_kernel
@@ -56,7 +56,7 @@ def flash_attention(
     _check(q, keys, values, layout, key_lengths, softmax_scale)
     tokens, heads, head_dim = q.shape
     if config is None:
-        config = choose_config(_capability(q.device), head_dim, q.dtype)
+        config = choose_config(capability_of(q.device), head_dim, q.dtype)
     out = q.new_empty(q.shape)
     by_head = q.new_empty((heads, tokens) if with_entropy else (1,), dtype=torch.float32)
     if tokens:
@@ -187,11 +187,6 @@ def _products(q: Tensor) -> str:
     if q.dtype == torch.float32:
         return "tf32x3"  # on tensor cores, nearly as exact as float32
     return "tf32" if q.device.type == "cuda" else "widened"
-
-
-@functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from toprovar_batch.kernels import ops
 from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout, attention, attention_entropy
 from toprovar_batch.kernels.flash_attention.config import choose_config, shared_memory_room, variants
 from toprovar_batch.kernels.ops import PYTORCH, Backend, attend, resolve_backend
@@ -116,6 +117,22 @@ def test_the_kernel_takes_entropy_and_rows_that_differ(monkeypatch, queries, key
     triton = Backend("triton", "for this test")
     attend(*_inputs(queries, keys), 0.5, entropy_rows=(0,) if with_entropy else (), backend=triton)
     assert calls == ([with_entropy] if by_kernel else [])
+
+
+@pytest.mark.parametrize(
+    ("capability", "lengths", "by_kernel"),
+    [((9, 0), (1024, 1024), True), ((9, 0), (1023, 2000), False), ((8, 9), (1024, 1024), False)],
+)
+def test_long_rows_that_are_alike_go_to_the_hopper_kernel(monkeypatch, capability, lengths, by_kernel):
+    launch = pytest.importorskip("toprovar_batch.kernels.flash_attention.launch")
+    calls = []
+    monkeypatch.setattr(launch, "flash_attention", lambda q, *_rest, **_options: calls.append(1) or (q, None))
+    monkeypatch.setattr(ops, "capability_of", lambda _device: capability)
+    queries, keys = lengths
+    q, k, v = (torch.zeros(*shape, 64).bfloat16() for shape in ((queries, 1), (1, 1, keys), (1, 1, keys)))
+    layout, lengths = TokenLayout((queries,), CPU), KeyLengths((keys,), CPU)
+    attend(q, k, v, layout, lengths, 0.5, entropy_rows=(), backend=Backend("triton", "for this test"))
+    assert calls == [1] * by_kernel
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])

@@ -41,7 +41,8 @@ def time_statistics(
         repeats: timed runs; as many as a quarter of them come before.
     """
     schedule = scale_schedule(1.0, "1M")
-    size = schedule[representative_scale(ToprovarSpec(), len(schedule))]
+    representative = representative_scale(ToprovarSpec(), len(schedule))
+    size = schedule[representative]
     generator = torch.Generator().manual_seed(0)
     maps = 5 + torch.rand(layers, prompts, *size, generator=generator).to(device)
     last = 5 + torch.rand(layers, prompts, schedule[-1][0] * schedule[-1][1], generator=generator).to(device)
@@ -56,8 +57,8 @@ def time_statistics(
     def plan_from_maps() -> object:
         policy = ToprovarPolicy(spec, BatchContext(schedule, layers, seeds))
         for layer in range(layers):
-            policy.observe(5, layer, maps[layer].flatten(1))
-        return policy.plan(6)
+            policy.observe(representative, layer, maps[layer].flatten(1))
+        return policy.plan(representative + 1)
 
     works: dict[str, Callable[[], object]] = {
         f"ratio of singular values of {layers} x {prompts} maps {size[0]}x{size[1]}": lambda: (

@@ -41,7 +41,7 @@ class ToprovarSpec(PolicyBase):
     token_pruning: bool = Field(True, description="false: what is not kept whole is skipped")
     depth_threshold: Ratio = Field(0.5, description="tau of Eq. 3")
     threshold_direction: Literal["at_least", "at_most"] = "at_least"
-    representative_scale: int | None = Field(None, ge=1, description="null: 5 of 13 scales, in proportion")
+    representative_scale: int | None = Field(None, ge=1, description="null: 8 of 13 scales, in proportion")
     beta: NonNegative = Field(0.003, description="of Eq. 4")
     layer_threshold: Ratio = Field(0.5, description="R below it: Global")
     a_min: Ratio = Field(0.0, description="of Eq. 6")

@@ -14,13 +14,14 @@ from toprovar_batch.worker.pruning.specs import (
 
 
 def _ladder() -> dict[str, PolicySpec]:
-    """The paper's ablation: one part of the method after the other."""
+    """The paper's ablation, one part of the method after the other, then our own rule."""
     return {
         "fixed exit": FixedExitSpec(),
         "scale": ToprovarSpec(layer_pruning=False, token_pruning=False),
         "scale + token": ToprovarSpec(layer_pruning=False),
         "scale + layer": ToprovarSpec(token_pruning=False),
         "scale + layer + token": ToprovarSpec(),
+        "detail": DetailSpec(),
     }
 
 
@@ -31,9 +32,9 @@ def _pareto() -> dict[str, PolicySpec]:
 
 def _entropy_sweep() -> dict[str, PolicySpec]:
     return {
-        f"toprovar tau {threshold} a_max {most}": ToprovarSpec(depth_threshold=threshold, a_max=most)
-        for threshold in (0.45, 0.5, 0.55)
-        for most in (0.4, 0.8, 1.2, 1.6)
+        f"toprovar after {scale} a_max {most}": ToprovarSpec(representative_scale=scale, a_max=most)
+        for scale in (4, 5, 6, 7)
+        for most in (0.4, 0.8, 1.6)
     }
 
 
@@ -41,7 +42,7 @@ def _saliency_sweep() -> dict[str, PolicySpec]:
     return {
         f"{saliency} a_max {most}": ToprovarSpec.model_validate({"saliency": saliency, "a_max": most})
         for saliency in ("bit_uncertainty", "code_detail")
-        for most in (0.4, 0.8, 1.2, 1.6)
+        for most in (0.8, 1.6, 2.4)
     }
 
 
@@ -53,43 +54,48 @@ def _rival_sweep() -> dict[str, PolicySpec]:
     }
     skipvar = {
         f"skipvar {skip} {conditional}": SkipvarSpec(skip_below=skip, conditional_below=conditional)
-        for skip, conditional in ((0.0, 0.1), (0.0, 0.3), (0.05, 0.2), (0.1, 0.3), (0.2, 0.4), (0.3, 1.0))
+        for skip, conditional in ((0.0, 0.1), (0.0, 0.15), (0.0, 1.0), (0.08, 1.0), (0.1, 1.0), (0.12, 1.0))
     }
-    exits = {f"fixed exit at {start}": FixedExitSpec(start_scale=start) for start in (6, 7, 8, 9)}
+    exits = {f"fixed exit at {start}": FixedExitSpec(start_scale=start) for start in (7, 8, 9)}
     return {**fastvar, **skipvar, **exits}
 
 
 def _detail_sweep() -> dict[str, PolicySpec]:
-    together = {
-        f"detail {threshold} from {first}": DetailSpec(
-            detail_threshold=threshold, first_scale=first, conditional_from=first
-        )
-        for first in (8, 7, 6)
-        for threshold in (0.0, 0.1, 0.2, 0.35, 0.6)
-    }
-    apart = {
-        f"detail {threshold} from {first}, guidance to {conditional}": DetailSpec(
-            detail_threshold=threshold, first_scale=first, conditional_from=conditional
-        )
-        for first, conditional in ((8, 7), (8, 6), (7, 6), (7, 10))
+    guided = {
+        f"detail {threshold} guided": DetailSpec(detail_threshold=threshold, conditional_from=10)
         for threshold in (0.1, 0.2)
     }
-    return {**together, **apart}
+    unguided = {
+        f"detail {threshold} guided to {conditional}": DetailSpec(
+            detail_threshold=threshold, conditional_from=conditional
+        )
+        for conditional, thresholds in (
+            (8, (0.0, 0.15)),
+            (7, (0.0, 0.1, 0.2)),
+            (6, (0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)),
+            (5, (0.0, 0.2)),
+        )
+        for threshold in thresholds
+    }
+    return {**guided, **unguided}
 
 
 def _alternatives() -> dict[str, PolicySpec]:
     """Each choice of the method against its alternative, all else equal."""
-    return {
-        "default": ToprovarSpec(),
-        "restoration identity": ToprovarSpec(restoration="identity"),
-        "normalisation literal": ToprovarSpec(normalisation="literal"),
-        "threshold at most": ToprovarSpec(threshold_direction="at_most"),
-        "selection draw": ToprovarSpec(selection="draw"),
-        "saliency bit_uncertainty": ToprovarSpec(saliency="bit_uncertainty"),
-        "saliency code_detail": ToprovarSpec(saliency="code_detail"),
-        "codes of tokens that ran half the layers": ToprovarSpec(code_layer_fraction=0.5),
-        "every layer by formula": ToprovarSpec(layer_threshold=0.0),
+    changes: Mapping[str, Mapping[str, object]] = {
+        "default": {},
+        "restoration identity": {"restoration": "identity"},
+        "normalisation literal": {"normalisation": "literal"},
+        "threshold at most": {"threshold_direction": "at_most"},
+        "no depth: from the representative scale on": {"scale_pruning": False},
+        "selection draw": {"selection": "draw"},
+        "saliency bit_uncertainty": {"saliency": "bit_uncertainty"},
+        "saliency code_detail": {"saliency": "code_detail"},
+        "codes of tokens that ran half the layers": {"code_layer_fraction": 0.5},
+        "every layer by formula": {"layer_threshold": 0.0},
+        "the paper's representative scale": {"representative_scale": 4},
     }
+    return {name: ToprovarSpec.model_validate(change) for name, change in changes.items()}
 
 
 COMPARISONS: Final[Mapping[str, Mapping[str, PolicySpec]]] = {

@@ -16,9 +16,10 @@ from toprovar_batch.worker.pruning.calibration import (
     simulate,
 )
 from toprovar_batch.worker.pruning.policy import BatchContext
-from toprovar_batch.worker.pruning.specs import ToprovarSpec
 from toprovar_batch.worker.pruning.toprovar import ToprovarPolicy
 from toprovar_batch.worker.sampler import BatchState, SamplingSettings, sample_codes, text_rows
+
+from .early_toprovar import early_toprovar
 
 CPU = torch.device("cpu")
 SCHEDULE = scale_schedule(1.0, "0.06M")
@@ -46,12 +47,12 @@ def recording():
 
 
 SPECS = [
-    ToprovarSpec(beta=1e-3, a_min=0.1, a_max=0.7),
-    ToprovarSpec(beta=1e-3, selection="draw", threshold_direction="at_most"),
-    ToprovarSpec(beta=1e-3, token_pruning=False),
-    ToprovarSpec(layer_pruning=False, restoration="identity", keep_ratio_floor=0.1, a_max=3.0),
-    ToprovarSpec(layer_pruning=False, token_pruning=False),
-    ToprovarSpec(scale_pruning=False, beta=5e-4),
+    early_toprovar(beta=1e-3, a_min=0.1, a_max=0.7),
+    early_toprovar(beta=1e-3, selection="draw", threshold_direction="at_most"),
+    early_toprovar(beta=1e-3, token_pruning=False),
+    early_toprovar(layer_pruning=False, restoration="identity", keep_ratio_floor=0.1, a_max=3.0),
+    early_toprovar(layer_pruning=False, token_pruning=False),
+    early_toprovar(scale_pruning=False, beta=5e-4),
 ]
 
 
@@ -65,10 +66,10 @@ def test_what_is_foretold_is_what_a_run_prunes(recording, spec):
 @pytest.mark.parametrize(
     "base",
     [
-        ToprovarSpec(),
-        ToprovarSpec(layer_pruning=False),
-        ToprovarSpec(scale_pruning=False),
-        ToprovarSpec(threshold_direction="at_most", selection="draw"),
+        early_toprovar(),
+        early_toprovar(layer_pruning=False),
+        early_toprovar(scale_pruning=False),
+        early_toprovar(threshold_direction="at_most", selection="draw"),
     ],
 )
 def test_the_wished_fraction_is_met_from_below(recording, base, fraction):
@@ -80,7 +81,7 @@ def test_the_wished_fraction_is_met_from_below(recording, base, fraction):
 
 
 def test_pruning_starts_as_late_as_the_wish_allows(recording):
-    base = ToprovarSpec(layer_pruning=False)
+    base = early_toprovar(layer_pruning=False)
     starts = [
         [
             work.pruning_start_scale
@@ -94,7 +95,7 @@ def test_pruning_starts_as_late_as_the_wish_allows(recording):
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
 def test_the_wished_share_of_layers_is_global(recording, share):
-    spec = recommend(ToprovarSpec(), [recording], 0.9, share).spec
+    spec = recommend(early_toprovar(), [recording], 0.9, share).spec
     ratios = recording.singular_value_ratios(2)
     scores = torch.exp(-spec.beta * (ratios - 1))
     assert (scores < spec.layer_threshold).double().mean().item() == pytest.approx(share, abs=0.05)
@@ -102,12 +103,12 @@ def test_the_wished_share_of_layers_is_global(recording, share):
 
 def test_a_wish_that_cannot_be_met_says_what_can(recording):
     with pytest.raises(ModelSpecError, match=r"--fraction: 0\.01 cannot be reached .* at least 0\."):
-        recommend(ToprovarSpec(), [recording], 0.01, 0.2)
+        recommend(early_toprovar(), [recording], 0.01, 0.2)
 
 
 def test_saliencies_that_look_at_pruned_scales_cannot_be_calibrated(recording):
     with pytest.raises(ModelSpecError, match=r"policy\.saliency: code_detail"):
-        recommend(ToprovarSpec(saliency="code_detail"), [recording], 0.5, 0.2)
+        recommend(early_toprovar(saliency="code_detail"), [recording], 0.5, 0.2)
 
 
 def test_the_mean_pattern_can_be_replayed(recording):
@@ -119,7 +120,7 @@ def test_the_mean_pattern_can_be_replayed(recording):
     replayed = sum(n * sum(row) for n, row in zip(tokens, plan, strict=True))
     ran = sum(sum(map(sum, work.counts[first:])) for work in works) / PROMPTS
     assert replayed == pytest.approx(ran, rel=1e-4)
-    assert mean_pattern(simulate(ToprovarSpec(depth_threshold=1.0), recording)) == []
+    assert mean_pattern(simulate(early_toprovar(depth_threshold=1.0), recording)) == []
 
 
 @pytest.mark.parametrize("value", [2.0, float("nan")])
@@ -127,4 +128,4 @@ def test_maps_that_say_nothing_are_an_unreachable_wish_and_no_crash(value):
     maps = [torch.full((3, 2, height * width), value) for height, width in SCHEDULE]
     empty = Recording(SCHEDULE, 3, torch.arange(2), guided=True, maps=maps)
     with pytest.raises(ModelSpecError, match="cannot be reached"):
-        recommend(ToprovarSpec(), [empty], 0.5, 0.2)
+        recommend(early_toprovar(), [empty], 0.5, 0.2)

@@ -24,6 +24,8 @@ from toprovar_batch.worker.pruning.toprovar import (
     representative_scale,
 )
 
+from .early_toprovar import early_toprovar
+
 SCHEDULE = scale_schedule(1.0, "0.06M")  # 1, 2, 4, 6, 8, 12, 16 squared; the representative scale is 2
 REPRESENTATIVE = 2
 
@@ -72,16 +74,16 @@ def _by_low_fraction(lows):
 
 
 @pytest.mark.parametrize(
-    ("num_scales", "scale"), [(13, 5), (12, 5), (10, 4), (7, 2)], ids=list(reversed(RESOLUTIONS))
+    ("num_scales", "scale"), [(13, 8), (12, 7), (10, 6), (7, 4)], ids=list(reversed(RESOLUTIONS))
 )
-def test_the_representative_scale_is_the_papers_sixth_of_13_in_proportion(num_scales, scale):
+def test_the_representative_scale_is_8_of_13_in_proportion(num_scales, scale):
     assert representative_scale(ToprovarSpec(), num_scales) == scale
     assert representative_scale(ToprovarSpec(representative_scale=1), num_scales) == 1
 
 
 def test_both_directions_of_the_threshold_include_it_and_nan_reaches_neither():
     at_least, at_most = (
-        ToprovarSpec(depth_threshold=0.5, threshold_direction=way) for way in ("at_least", "at_most")
+        early_toprovar(depth_threshold=0.5, threshold_direction=way) for way in ("at_least", "at_most")
     )
     assert [reaches_threshold(at_least, ratio) for ratio in (0.49, 0.5, 0.51)] == [False, True, True]
     assert [reaches_threshold(at_most, ratio) for ratio in (0.49, 0.5, 0.51)] == [True, True, False]
@@ -94,7 +96,7 @@ LOWS = [[0.9, 0.9, 0.25, 0.25, 0.5, 0.25, 0.25], [0.9, 0.9, 0.5, 0.0, 0.0, 0.0, 
 
 
 def test_scale_pruning_alone_skips_every_scale_after_each_prompts_depth():
-    policy = _policy(ToprovarSpec(depth_threshold=0.5, **SCALE_ONLY), prompts=3)
+    policy = _policy(early_toprovar(depth_threshold=0.5, **SCALE_ONLY), prompts=3)
     plans = _drive(policy, _by_low_fraction(LOWS), prompts=3)
     assert [plan.skipped for plan in plans] == [(False,) * 3] * 3 + [(False, True, False)] * 2 + [
         (True, True, False)
@@ -104,25 +106,27 @@ def test_scale_pruning_alone_skips_every_scale_after_each_prompts_depth():
 
 def test_the_paper_counts_the_depth_from_the_scale_after_the_one_that_tells():
     policy = _policy(
-        ToprovarSpec(depth_threshold=0.25, threshold_direction="at_most", **SCALE_ONLY), prompts=3
+        early_toprovar(depth_threshold=0.25, threshold_direction="at_most", **SCALE_ONLY), prompts=3
     )
     plans = _drive(policy, _by_low_fraction(LOWS), prompts=3)
     assert [[plan.skipped[p] for plan in plans].index(True) for p in range(3)] == [3, 4, 3]
 
 
 def test_entropy_is_asked_for_only_where_a_later_decision_needs_it():
-    policy = _policy(ToprovarSpec(depth_threshold=0.5, **SCALE_ONLY), prompts=3)
+    policy = _policy(early_toprovar(depth_threshold=0.5, **SCALE_ONLY), prompts=3)
     plans = _drive(policy, _by_low_fraction(LOWS), prompts=3)
     assert [plan.entropy_of for plan in plans] == [(), (), (0, 1, 2), (0, 2), (0, 2), (2,), ()]
-    whole = _drive(_policy(ToprovarSpec(scale_pruning=False)), lambda s, *_: _detail(SCHEDULE[s]), prompts=1)
+    whole = _drive(
+        _policy(early_toprovar(scale_pruning=False)), lambda s, *_: _detail(SCHEDULE[s]), prompts=1
+    )
     assert [bool(plan.entropy_of) for plan in whole] == [s == REPRESENTATIVE for s in range(7)]
-    by_bits = ToprovarSpec(scale_pruning=False, layer_pruning=False, saliency="bit_uncertainty")
+    by_bits = early_toprovar(scale_pruning=False, layer_pruning=False, saliency="bit_uncertainty")
     assert not _policy(by_bits).plan(REPRESENTATIVE).entropy_of
     assert _policy(by_bits).plan(REPRESENTATIVE).observe_logits
 
 
 def test_low_entropy_ratios_are_reported_where_they_were_measured():
-    policy = _policy(ToprovarSpec(depth_threshold=0.5, **SCALE_ONLY), prompts=3)
+    policy = _policy(early_toprovar(depth_threshold=0.5, **SCALE_ONLY), prompts=3)
     _drive(policy, _by_low_fraction(LOWS), prompts=3)
     assert policy.low_entropy_ratio(0) == [None, None, 0.25, 0.25, 0.5, None, None]
     assert policy.low_entropy_ratio(1) == [None, None, 0.5, None, None, None, None]
@@ -147,7 +151,7 @@ def _two_kinds(scale, layer, _prompt):
     ],
 )
 def test_each_switch_prunes_what_it_says(switches, late):
-    spec = ToprovarSpec(depth_threshold=0.5, a_min=0.5, a_max=0.5, beta=0.1, **switches)
+    spec = early_toprovar(depth_threshold=0.5, a_min=0.5, a_max=0.5, beta=0.1, **switches)
     plans = _drive(_policy(spec), _two_kinds, prompts=1)
     for scale, plan in enumerate(plans):
         expected = late if scale > REPRESENTATIVE else [1, 1, 1]
@@ -157,13 +161,13 @@ def test_each_switch_prunes_what_it_says(switches, late):
 
 def test_without_the_threshold_reached_nothing_is_pruned():
     for direction, threshold in (("at_least", 1.0), ("at_most", 0.0)):
-        spec = ToprovarSpec(depth_threshold=threshold, threshold_direction=direction, a_min=0.5)
+        spec = early_toprovar(depth_threshold=threshold, threshold_direction=direction, a_min=0.5)
         for plan in _drive(_policy(spec), _by_low_fraction([[0.5] * 7]), prompts=1):
             assert _fractions(plan) == [1, 1, 1]
 
 
 def test_the_tokens_of_lowest_entropy_stay():
-    spec = ToprovarSpec(scale_pruning=False, layer_pruning=False, a_min=0.75, a_max=0.75)
+    spec = early_toprovar(scale_pruning=False, layer_pruning=False, a_min=0.75, a_max=0.75)
     policy = _policy(spec)
     size = SCHEDULE[REPRESENTATIVE]
     plans = _drive(policy, lambda *_: torch.arange(16.0).flip(0), prompts=1)
@@ -176,7 +180,7 @@ def test_the_tokens_of_lowest_entropy_stay():
 def test_more_is_dropped_in_later_scales_and_layers_of_higher_score():
     scores = torch.tensor([[1.0], [0.5]])
     maps = torch.full((2, 1, 100), 2.0)
-    spec = ToprovarSpec(a_min=0.1, a_max=0.9)
+    spec = early_toprovar(a_min=0.1, a_max=0.9)
     counts = [
         rank_tokens(spec, maps, scores, scale, 10, torch.tensor([0])).counts[:, 0].tolist()
         for scale in (4, 9)
@@ -185,7 +189,7 @@ def test_more_is_dropped_in_later_scales_and_layers_of_higher_score():
 
 
 def test_a_draw_keeps_salient_tokens_more_often_and_depends_on_the_seed_alone():
-    spec = ToprovarSpec(a_min=0.0, a_max=0.8, selection="draw", keep_ratio_floor=0.0)
+    spec = early_toprovar(a_min=0.0, a_max=0.8, selection="draw", keep_ratio_floor=0.0)
     maps = torch.cat((torch.full((1, 200, 50), 0.5), torch.full((1, 200, 50), 1.5)), dim=-1)
     seeds = torch.arange(200)
     ranking = rank_tokens(spec, maps, torch.ones(1, 200), 9, 10, seeds)
@@ -199,7 +203,7 @@ def test_a_draw_keeps_salient_tokens_more_often_and_depends_on_the_seed_alone():
 
 def test_no_fewer_than_the_floor_are_kept():
     for selection in ("top_count", "draw"):
-        spec = ToprovarSpec(a_min=1.0, a_max=1.0, keep_ratio_floor=0.125, selection=selection)
+        spec = early_toprovar(a_min=1.0, a_max=1.0, keep_ratio_floor=0.125, selection=selection)
         counts = rank_tokens(spec, torch.rand(2, 3, 100), torch.ones(2, 3), 5, 7, torch.arange(3)).counts
         assert counts.tolist() == [[13] * 3] * 2
 
@@ -208,21 +212,21 @@ def test_no_fewer_than_the_floor_are_kept():
 @pytest.mark.parametrize("selection", ["top_count", "draw"])
 def test_maps_that_say_nothing_prune_nothing_by_layers_and_never_give_nan(value, selection):
     maps_of = lambda scale, *_: torch.full((SCHEDULE[scale][0] ** 2,), value)  # noqa: E731
-    policy = _policy(ToprovarSpec(selection=selection))
+    policy = _policy(early_toprovar(selection=selection))
     plans = _drive(policy, maps_of, prompts=1)
     assert all(_fractions(plan) == [1, 1, 1] for plan in plans)
     assert policy.layer_representation_score(0) == [0.0] * 3
     ratios = policy.low_entropy_ratio(0)
     assert ratios[REPRESENTATIVE:-1] == [0.0 if value in {0.0, 2.5} else None] * 4
     # Pruned all the same, where only the scale and token rules are asked.
-    spec = ToprovarSpec(scale_pruning=False, layer_pruning=False, selection=selection)
+    spec = early_toprovar(scale_pruning=False, layer_pruning=False, selection=selection)
     for plan in _drive(_policy(spec), maps_of, prompts=1):
         assert all(0 < fraction <= 1 for fraction in _fractions(plan))
 
 
 def test_differences_below_rounding_noise_decide_nothing():
     noisy = lambda scale, *_: 3 + 1e-5 * torch.rand(SCHEDULE[scale][0] ** 2)  # noqa: E731
-    policy = _policy(ToprovarSpec(depth_threshold=0.1))
+    policy = _policy(early_toprovar(depth_threshold=0.1))
     assert all(_fractions(plan) == [1, 1, 1] for plan in _drive(policy, noisy, prompts=1))
 
 
@@ -232,7 +236,7 @@ def test_a_pruned_prompt_keeps_its_maps_while_another_one_goes_on():
         low = (LOWS[0], LOWS[1])[prompt][scale]
         return _map(size, low) if prompt == 0 else _map(size, low).flip(0)
 
-    spec = ToprovarSpec(depth_threshold=0.5, layer_pruning=False, a_min=0.75, a_max=0.75)
+    spec = early_toprovar(depth_threshold=0.5, layer_pruning=False, a_min=0.75, a_max=0.75)
     together = _drive(_policy(spec, prompts=2), maps_of, prompts=2)
     for prompt in range(2):
         alone = _drive(
@@ -247,10 +251,12 @@ def test_a_pruned_prompt_keeps_its_maps_while_another_one_goes_on():
 
 def test_changes_are_kept_only_of_prompts_that_may_need_them():
     plans = _drive(
-        _policy(ToprovarSpec(depth_threshold=0.5, layer_pruning=False), 3), _by_low_fraction(LOWS), prompts=3
+        _policy(early_toprovar(depth_threshold=0.5, layer_pruning=False), 3),
+        _by_low_fraction(LOWS),
+        prompts=3,
     )
     assert [plan.changes_of for plan in plans] == [(), (), (0, 1, 2), (0, 2), (0, 2), (2,), ()]
-    identity = ToprovarSpec(restoration="identity")
+    identity = early_toprovar(restoration="identity")
     assert not any(
         plan.changes_of or plan.restore
         for plan in _drive(_policy(identity), _by_low_fraction(LOWS), prompts=1)
@@ -258,15 +264,15 @@ def test_changes_are_kept_only_of_prompts_that_may_need_them():
 
 
 def test_global_layers_run_whole_detail_layers_their_tokens():
-    spec = ToprovarSpec(layer_threshold=0.5)
+    spec = early_toprovar(layer_threshold=0.5)
     assert layer_counts(spec, [0.1, 0.5, 0.9], [3, 4, 5], 10) == [10, 4, 5]
-    literal = ToprovarSpec(layer_threshold=0.0)
+    literal = early_toprovar(layer_threshold=0.0)
     assert layer_counts(literal, [0.0, 0.5, 0.9], [3, 4, 5], 10) == [3, 4, 5]
 
 
 @pytest.mark.parametrize(("saliency", "salient"), [("bit_uncertainty", 5), ("code_detail", 5)])
 def test_other_saliencies_keep_the_tokens_that_they_mean(saliency, salient):
-    spec = ToprovarSpec(scale_pruning=False, layer_pruning=False, saliency=saliency, a_min=0.99, a_max=0.99)
+    spec = early_toprovar(scale_pruning=False, layer_pruning=False, saliency=saliency, a_min=0.99, a_max=0.99)
     policy = _policy(spec, depth=2)
     for scale in range(REPRESENTATIVE + 1):
         plan = policy.plan(scale)

@@ -27,17 +27,18 @@ from toprovar_batch.worker.pruning.specs import (
     FixedExitSpec,
     ReplaySpec,
     SkipvarSpec,
-    ToprovarSpec,
 )
 from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.sampler import BatchState, SamplingSettings, sample_codes, text_rows
 from toprovar_batch.worker.specs import ArchitectureSpec, EngineSpec, ImageSpec, ModelSpec, RuntimeSpec
 
+from .early_toprovar import early_toprovar
+
 CPU = torch.device("cpu")
 DEPTH, SCHEDULE = 4, scale_schedule(1.0, "0.06M")
 SIZES = TransformerArchitecture(depth=DEPTH, width=64, num_heads=2, text_width=24, bits_per_token=8)
 LENGTHS = (3, 9, 1, 5, 7)
-TOPROVAR = ToprovarSpec(depth_threshold=0.5, beta=1e-4, a_min=0.2, a_max=1.2)
+TOPROVAR = early_toprovar(depth_threshold=0.5, beta=1e-4, a_min=0.2, a_max=1.2)
 POLICIES = {
     "dense": DenseSpec(),
     "fixed_exit": FixedExitSpec(),
@@ -138,10 +139,10 @@ def test_the_batches_of_these_tests_mix_what_they_should(model):
 @pytest.mark.parametrize(
     "spec",
     [
-        ToprovarSpec(scale_pruning=False, a_min=0.0, a_max=0.0),
-        ToprovarSpec(scale_pruning=False, layer_pruning=False, a_min=0.0, a_max=0.0, selection="draw"),
-        ToprovarSpec(depth_threshold=1.0),
-        ToprovarSpec(scale_pruning=False, token_pruning=False, layer_threshold=1.0, beta=1.0),
+        early_toprovar(scale_pruning=False, a_min=0.0, a_max=0.0),
+        early_toprovar(scale_pruning=False, layer_pruning=False, a_min=0.0, a_max=0.0, selection="draw"),
+        early_toprovar(depth_threshold=1.0),
+        early_toprovar(scale_pruning=False, token_pruning=False, layer_threshold=1.0, beta=1.0),
         FastvarSpec(keep_ratio=(1.0, 1.0), skipped_scales=0),
         ReplaySpec(plan=((1.0,) * DEPTH,) * 3, restoration="cached"),
         SkipvarSpec(skip_below=0.0, conditional_below=0.0),
