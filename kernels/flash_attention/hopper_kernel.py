@@ -9,6 +9,7 @@ compiler and Gluon to us:
   exponentials of one run while the other uses the tensor cores.
 - Within a group the next block's scores are started before this block's values are added, so that the tensor cores
   work through the exponentials too.
+- Sums over a row are kept as a part for each of the four threads that share it, and added up once a tile.
 - A program takes one tile after another (as many programs as multiprocessors), so that only the first tile waits
   for its first block.
 
@@ -97,6 +98,44 @@ def _load_blocks(
 
 
 @gluon.jit
+def _pieces(x, BLOCK_N: gl.constexpr):
+    """[64, BLOCK_N] of scores as eight of [64, 4, BLOCK_N / 32], where nothing moves.
+
+    Axis 1 is the four threads that share a row: what is reduced over pieces and axis 2 stays in its thread.
+    """
+    a, b = gl.split(x.reshape([_GROUP, BLOCK_N // 32, 2, 2, 4, 2]).permute((0, 4, 1, 2, 3, 5)))
+    halves = gl.split(a) + gl.split(b)
+    return gl.split(halves[0]) + gl.split(halves[1]) + gl.split(halves[2]) + gl.split(halves[3])
+
+
+@gluon.jit
+def _max(pieces):
+    """[64, 4]: each thread's greatest."""
+    greatest = pieces[0]
+    for index in gl.static_range(1, 8):
+        greatest = gl.maximum(greatest, pieces[index])
+    return gl.max(greatest, 2)
+
+
+@gluon.jit
+def _sum(pieces):
+    """[64, 4]: each thread's sum."""
+    total = pieces[0]
+    for index in gl.static_range(1, 8):
+        total = total + pieces[index]
+    return gl.sum(total, 2)
+
+
+@gluon.jit
+def _dot(first, second):
+    """[64, 4]: each thread's sum of products, one instruction each."""
+    total = first[0] * second[0]
+    for index in gl.static_range(1, 8):
+        total = gl.fma(first[index], second[index], total)
+    return gl.sum(total, 2)
+
+
+@gluon.jit
 def _compute(
     out, entropy, blocks, q_smem, k_smem, v_smem, q_ready, q_free, k_ready, k_free, v_ready, v_free,
     num_queries, num_keys, blocks_per_row, num_blocks, num_tiles, num_tokens, scale, stride_ot, stride_oh,
@@ -131,13 +170,15 @@ def _compute(
         mbarrier.arrive(k_free.index(stage), count=1)
         inside = (gl.arange(0, BLOCK_N, gl.SliceLayout(0, score_layout)) < remaining)[None, :]
         scores = gl.where(inside, scores, float("-inf"))
-        shift = gl.max(scores, 1) * scale
-        exponents = scores * scale - shift[:, None]
+        # Of every row: the shift of its exponents, and each thread's part of the sums.
+        shift = gl.max(_max(_pieces(scores, BLOCK_N)), 1) * scale
+        exponents = scores * scale - gl.convert_layout(shift, rows)[:, None]
         p = gl.exp2(exponents)
-        weight = gl.sum(p, 1)
-        moment = gl.zeros([_GROUP], gl.float32, rows)
+        pieces = _pieces(p, BLOCK_N)
+        weight = _sum(pieces)
+        moment = gl.zeros_like(weight)
         if ENTROPY:
-            moment = gl.sum(gl.where(inside, p * exponents, 0.0), 1)
+            moment = _dot(pieces, _pieces(gl.where(inside, exponents, 0.0), BLOCK_N))
         p = gl.convert_layout(p.to(dtype), p_layout)
         mbarrier.wait(v_ready.index(stage), phase)
         if remaining < BLOCK_N:
@@ -162,14 +203,17 @@ def _compute(
             acc = warpgroup_mma(p, v_smem.index(value_stage), acc, is_async=True)
             scores = warpgroup_mma_wait(1, deps=(scores,))
             mbarrier.arrive(k_free.index(stage), count=1)
-            risen = gl.maximum(shift, gl.max(scores, 1) * scale)
-            exponents = scores * scale - risen[:, None]
+            risen = gl.maximum(shift, gl.max(_max(_pieces(scores, BLOCK_N)), 1) * scale)
+            exponents = scores * scale - gl.convert_layout(risen, rows)[:, None]
             weights = gl.exp2(exponents)
             step = shift - risen
             decay = gl.exp2(step)
+            pieces = _pieces(weights, BLOCK_N)
             if ENTROPY:
-                moment = decay * (moment + step * weight) + gl.sum(weights * exponents, 1)
-            weight = decay * weight + gl.sum(weights, 1)
+                moment = decay[:, None] * (moment + step[:, None] * weight) + _dot(
+                    pieces, _pieces(exponents, BLOCK_N)
+                )
+            weight = decay[:, None] * weight + _sum(pieces)
             shift = risen
             # Waiting here for the next keys, too, keeps the assembler from moving the exponentials behind the
             # wait for the products that they shall run beside: it moves nothing over the loop that a wait is.
@@ -187,13 +231,15 @@ def _compute(
         mbarrier.arrive(v_free.index(stage), count=1)
         count += 1
         # Out.
-        acc = acc * gl.convert_layout(1.0 / weight, out_rows)[:, None]
+        total = gl.sum(weight, 1)
+        acc = acc * gl.convert_layout(1.0 / total, out_rows)[:, None]
         m = GROUP_INDEX * _GROUP + gl.arange(0, _GROUP, out_rows)
         d = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, out_layout))
         at = out + query.to(gl.int64) * stride_ot + head * stride_oh
         gl.store(at + m[:, None] * stride_ot + d[None, :], acc.to(dtype), mask=(m < left)[:, None])
         if ENTROPY:
-            measured = gl.maximum(_LN_2 * (gl.log2(weight) - moment / weight), 0.0)
+            measured = gl.maximum(_LN_2 * (gl.log2(total) - gl.sum(moment, 1) / total), 0.0)
+            measured = gl.convert_layout(measured, rows)
             m = GROUP_INDEX * _GROUP + gl.arange(0, _GROUP, rows)
             gl.store(entropy + head.to(gl.int64) * num_tokens + query + m, measured, mask=m < left)
 

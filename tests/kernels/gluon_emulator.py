@@ -175,6 +175,8 @@ class Emulator:
             full=lambda shape, value, dtype, _layout: torch.full(shape, value, dtype=dtype),
             max=lambda x, axis: x.amax(axis),
             sum=lambda x, axis: x.sum(axis),
+            split=lambda x: x.unbind(-1),
+            fma=lambda a, b, c: a * b + c,
             maximum=lambda a, b: torch.maximum(a, torch.as_tensor(b, dtype=a.dtype)),
             exp2=torch.exp2,
             log2=torch.log2,

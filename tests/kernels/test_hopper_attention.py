@@ -63,7 +63,7 @@ def _exact(q, k, v, queries, keys):
     return torch.cat(out), torch.cat(entropy, 1)
 
 
-@pytest.mark.parametrize(("stages", "block_n"), [(2, 32), (3, 16), (4, 64)])
+@pytest.mark.parametrize(("stages", "block_n"), [(2, 32), (3, 32), (4, 64)])
 @pytest.mark.parametrize("programs", [1, 3])
 @pytest.mark.parametrize(
     ("queries", "keys"),

@@ -39,11 +39,26 @@ def _entropy_sweep() -> dict[str, PolicySpec]:
 
 
 def _saliency_sweep() -> dict[str, PolicySpec]:
-    return {
+    layer_by_layer = {
         f"{saliency} a_max {most}": ToprovarSpec.model_validate({"saliency": saliency, "a_max": most})
         for saliency in ("bit_uncertainty", "code_detail")
         for most in (0.8, 1.6, 2.4)
     }
+    # As in jobs/demo.yaml: tokens run in all layers or in none, and then add no codes.
+    whole = {
+        f"code_detail {share} of the tokens after {scale}": ToprovarSpec(
+            saliency="code_detail",
+            representative_scale=scale,
+            scale_pruning=False,
+            layer_pruning=False,
+            a_min=1 - share,
+            a_max=1 - share,
+            restoration="identity",
+            code_layer_fraction=1.0,
+        )
+        for scale, share in ((7, 0.5), (6, 0.5), (6, 0.25))
+    }
+    return {**layer_by_layer, **whole}
 
 
 def _rival_sweep() -> dict[str, PolicySpec]:

@@ -45,7 +45,8 @@ class Pictures:
         keep_ratio: [n][S] of each picture and scale.
         token_layer_fraction: of each picture.
         start_scale: of each picture.
-        sample_seconds: of the transformer and sampling, for all pictures.
+        images_per_second: of the transformer and sampling. The first batch warms up and does not count, unless it is
+            the only one.
     """
 
     passed: list[bool]
@@ -54,7 +55,7 @@ class Pictures:
     keep_ratio: list[list[float]]
     token_layer_fraction: list[float]
     start_scale: list[int]
-    sample_seconds: float
+    images_per_second: float
 
 
 def requests_of(prompts: Sequence[TaskPrompt], images: int, first_seed: int) -> list[GenerationRequest]:
@@ -97,13 +98,12 @@ def run_policy(
         first_seed: of the first picture; the others count on.
     """
     requests = requests_of(prompts, images, first_seed)
-    for _ in generated(engine, requests[:batch_size], batch_size):
-        pass  # a warm-up, so that compilation and caches stay out of the time
     passed: list[bool] = []
     features, pixels = [], []
-    keep_ratio, fractions, starts, seconds = [], [], [], 0.0
-    for _batch, made, time in generated(engine, requests, batch_size):
-        seconds += time
+    keep_ratio, fractions, starts = [], [], []
+    speeds: list[tuple[int, float]] = []
+    for batch, made, seconds in generated(engine, requests, batch_size):
+        speeds.append((len(batch), seconds))
         pictures = torch.from_numpy(made.pixels)
         pixels.append(pictures)
         seen, found = scorer.detector.read(_floats(pictures, scorer.detector.device))
@@ -114,7 +114,16 @@ def run_policy(
         keep_ratio += [work.keep_ratio for work in made.work]
         fractions += [work.token_layer_fraction for work in made.work]
         starts += [work.pruning_start_scale for work in made.work]
-    return Pictures(passed, torch.cat(features), torch.cat(pixels), keep_ratio, fractions, starts, seconds)
+    counts, times = zip(*(speeds[1:] or speeds), strict=True)
+    return Pictures(
+        passed,
+        torch.cat(features),
+        torch.cat(pixels),
+        keep_ratio,
+        fractions,
+        starts,
+        sum(counts) / sum(times),
+    )
 
 
 def _floats(pixels: Tensor, device: torch.device) -> Tensor:
@@ -172,8 +181,7 @@ def summarise(
         "start_scales": {
             str(scale): made.start_scale.count(scale) for scale in sorted(set(made.start_scale))
         },
-        "sample_seconds": made.sample_seconds,
-        "images_per_second": len(made.passed) / made.sample_seconds,
+        "images_per_second": made.images_per_second,
     }
 
 
@@ -196,44 +204,59 @@ def _difference(
     }
 
 
-def compare(
-    engine: Engine,
-    scorer: Scorer,
-    policies: Mapping[str, PolicySpec],
-    prompts: Sequence[TaskPrompt],
-    images: int,
-    *,
-    batch_size: int,
-    first_seed: int = 0,
-) -> dict[str, dict[str, Any]]:
-    """Measure policies against dense.
+class QualityBench:
+    """Measures policies against dense, each once, over the same prompts, seeds and batches."""
 
-    Args:
-        engine: set up; its own policy does not matter.
-        scorer: on the same device.
-        policies: by name.
-        prompts: of the evaluation tasks.
-        images: a prompt.
-        batch_size: pictures a batch, the same for all, since rounding on a GPU depends on it.
-        first_seed: of the first picture.
-    """
-    schedule = engine.schedule_of(1.0)
+    def __init__(
+        self,
+        engine: Engine,
+        scorer: Scorer,
+        prompts: Sequence[TaskPrompt],
+        images: int,
+        *,
+        batch_size: int,
+        first_seed: int = 0,
+    ) -> None:
+        """Generate dense.
 
-    def run(policy: PolicySpec) -> Pictures:
+        Args:
+            engine: set up; its own policy does not matter.
+            scorer: on the same device.
+            prompts: of the evaluation tasks.
+            images: a prompt.
+            batch_size: pictures a batch, the same for all, since rounding on a GPU depends on it.
+            first_seed: of the first picture.
+        """
+        self._engine, self._scorer, self._prompts, self._images = engine, scorer, prompts, images
+        self._batch_size, self._first_seed = batch_size, first_seed
+        self._records: dict[str, dict[str, Any]] = {}
+        self._dense = self._run(DenseSpec())
+
+    def _run(self, policy: PolicySpec) -> Pictures:
         return run_policy(
-            engine.with_policy(policy), scorer, prompts, images, batch_size=batch_size, first_seed=first_seed
-        )
+            self._engine.with_policy(policy), self._scorer, self._prompts, self._images,
+            batch_size=self._batch_size, first_seed=self._first_seed,
+        )  # fmt: skip
 
-    dense = run(DenseSpec())
-    records = {"dense": summarise(dense, dense, prompts, images, scorer, schedule)}
-    for name, policy in tqdm(policies.items(), desc="policies", disable=None):
-        record = summarise(run(policy), dense, prompts, images, scorer, schedule)
-        records[name] = record | {"policy": policy.model_dump(mode="json")}
-    return records
+    def _record(self, pictures: Pictures) -> dict[str, Any]:
+        schedule = self._engine.schedule_of(1.0)
+        return summarise(pictures, self._dense, self._prompts, self._images, self._scorer, schedule)
+
+    def compare(self, policies: Mapping[str, PolicySpec]) -> dict[str, dict[str, Any]]:
+        """Dense and the policies, by name."""
+        records = {"dense": self._record(self._dense)}
+        for name, policy in tqdm(policies.items(), desc="policies", disable=None):
+            key = policy.model_dump_json()
+            if key not in self._records:
+                self._records[key] = self._record(self._run(policy)) | {
+                    "policy": policy.model_dump(mode="json")
+                }
+            records[name] = self._records[key]
+        return records
 
 
 def lines_of(records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """A table of `compare`."""
+    """A table of `QualityBench.compare`."""
     yield (
         f"{'policy':<44}{'score':>7}{'vs dense':>10}{'± s.e.':>8}{'seeds ±':>9}{'Frechet':>9}{'SSIM':>7}"
         f"{'work':>7}{'late':>7}{'img/s':>8}"
@@ -286,8 +309,9 @@ def quality_command(
     scorer = load_scorer(engine.device)
     wanted = [prompt for task in TASKS for prompt in task_prompts(task, prompts, "heldout")]
     record: dict[str, Any] = {"engine": engine.describe(), "prompts": len(wanted), "images": images}
+    bench = QualityBench(engine, scorer, wanted, images, batch_size=batch_size)
     for name in names or tuple(COMPARISONS):
-        record[name] = compare(engine, scorer, COMPARISONS[name], wanted, images, batch_size=batch_size)
+        record[name] = bench.compare(COMPARISONS[name])
         click.echo(f"{name}: {len(wanted)} prompts, {images} pictures each")
         for line in lines_of(record[name]):
             click.echo(line)

@@ -11,7 +11,7 @@ from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.pruning.specs import FastvarSpec, FixedExitSpec, ToprovarSpec
 from toprovar_batch.worker.reference.comparisons import COMPARISONS
 from toprovar_batch.worker.reference.complexity_study import ADAPTIVE, rank_correlation, roughness, study
-from toprovar_batch.worker.reference.quality import compare, lines_of, quality_command, requests_of
+from toprovar_batch.worker.reference.quality import QualityBench, lines_of, quality_command, requests_of
 from toprovar_batch.worker.reference.scenes import task_prompts
 from toprovar_batch.worker.reference.scorer import load_scorer
 from toprovar_batch.worker.specs import EngineSpec, ImageSpec, ModelSpec, RuntimeSpec
@@ -36,7 +36,9 @@ def test_policies_are_compared_over_the_same_prompts_and_seeds(engine):
         "exit": FixedExitSpec(start_scale=4),
         "whole": FastvarSpec(keep_ratio=(1.0,), skipped_scales=0),
     }
-    records = compare(engine, load_scorer(CPU), policies, prompts, 2, batch_size=2)
+    bench = QualityBench(engine, load_scorer(CPU), prompts, 2, batch_size=2)
+    records = bench.compare(policies)
+    assert bench.compare({"again": policies["exit"]})["again"] is records["exit"]  # measured once
     assert list(records) == ["dense", "exit", "whole"]
     for name in ("dense", "whole"):  # keeping everything is dense, to the last pixel
         assert records[name]["identical"] == 4
