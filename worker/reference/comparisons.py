@@ -33,8 +33,8 @@ def _pareto() -> dict[str, PolicySpec]:
 def _entropy_sweep() -> dict[str, PolicySpec]:
     return {
         f"toprovar after {scale} a_max {most}": ToprovarSpec(representative_scale=scale, a_max=most)
-        for scale in (4, 5, 6, 7)
-        for most in (0.4, 0.8, 1.6)
+        for scale, mosts in ((4, (0.8,)), (5, (0.8,)), (6, (0.4, 0.8, 1.6)), (7, (0.4, 0.8, 1.6)))
+        for most in mosts
     }
 
 
@@ -64,8 +64,14 @@ def _saliency_sweep() -> dict[str, PolicySpec]:
 def _rival_sweep() -> dict[str, PolicySpec]:
     fastvar = {
         f"fastvar {keep} skip {skipped}": FastvarSpec(keep_ratio=keep, skipped_scales=skipped)
-        for skipped in (0, 1, 2)
-        for keep in ((0.8, 0.7), (0.6, 0.5), (0.3, 0.2))
+        for keep, skipped in (
+            *(
+                ((first, second), skipped)
+                for skipped in (0, 1)
+                for first, second in ((0.8, 0.7), (0.6, 0.5), (0.3, 0.2))
+            ),
+            ((0.6, 0.5), 2),
+        )
     }
     skipvar = {
         f"skipvar {skip} {conditional}": SkipvarSpec(skip_below=skip, conditional_below=conditional)
