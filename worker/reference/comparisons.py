@@ -119,8 +119,31 @@ def _alternatives() -> dict[str, PolicySpec]:
     return {name: ToprovarSpec.model_validate(change) for name, change in changes.items()}
 
 
+def _directions() -> dict[str, PolicySpec]:
+    """Whether many tokens of low entropy, or few, should begin the pruning."""
+    settings = (
+        ("at_least", 0.45, 0.8),
+        ("at_least", 0.5, 1.6),
+        ("at_least", 0.55, 0.8),
+        ("at_least", 0.6, 1.6),
+        ("at_most", 0.45, 0.8),
+        ("at_most", 0.5, 1.6),
+        ("at_most", 0.55, 0.8),
+        ("at_most", 0.55, 1.6),
+        ("at_most", 0.6, 0.8),
+        ("at_most", 0.6, 1.6),
+    )
+    return {
+        f"{direction} {threshold} a_max {most}": ToprovarSpec.model_validate(
+            {"threshold_direction": direction, "depth_threshold": threshold, "a_max": most}
+        )
+        for direction, threshold, most in settings
+    }
+
+
 COMPARISONS: Final[Mapping[str, Mapping[str, PolicySpec]]] = {
     "ladder": _ladder(),
     "pareto": _pareto(),
     "alternatives": _alternatives(),
+    "directions": _directions(),
 }
