@@ -56,7 +56,8 @@ def test_a_pruned_job_tells_what_it_saved(write_job, tmp_path, run_cli):
     job = write_job(["a cat", "two red cubes"], shard_size=1)
     pruning = (
         "policy=toprovar",
-        "policy.depth_threshold=0",
+        "policy.representative_scale=2",
+        "policy.depth_threshold=1",
         "policy.token_pruning=false",
         "policy.beta=1000000",
     )

@@ -39,8 +39,8 @@ class ToprovarSpec(PolicyBase):
         True, description="Global layers run whole; false: every layer is Detail, R = 1"
     )
     token_pruning: bool = Field(True, description="false: what is not kept whole is skipped")
-    depth_threshold: Ratio = Field(0.5, description="tau of Eq. 3")
-    threshold_direction: Literal["at_least", "at_most"] = "at_least"
+    depth_threshold: Ratio = Field(0.6, description="tau of Eq. 3")
+    threshold_direction: Literal["at_least", "at_most"] = "at_most"
     representative_scale: int | None = Field(None, ge=1, description="null: 8 of 13 scales, in proportion")
     beta: NonNegative = Field(0.003, description="of Eq. 4")
     layer_threshold: Ratio = Field(0.5, description="R below it: Global")

@@ -12,6 +12,9 @@ from toprovar_batch.worker.pruning.specs import (
     ToprovarSpec,
 )
 
+_AT_MOST: Final = ((0.45, 0.8), (0.5, 1.6), (0.55, 0.8), (0.55, 1.6), (0.6, 0.8), (0.6, 1.6))
+"""Thresholds with the direction of the default, and a_max."""
+
 
 def _ladder() -> dict[str, PolicySpec]:
     """The paper's ablation, one part of the method after the other, then our own rule."""
@@ -31,11 +34,18 @@ def _pareto() -> dict[str, PolicySpec]:
 
 
 def _entropy_sweep() -> dict[str, PolicySpec]:
-    return {
-        f"toprovar after {scale} a_max {most}": ToprovarSpec(representative_scale=scale, a_max=most)
+    ours = {
+        f"toprovar {threshold} a_max {most}": ToprovarSpec(depth_threshold=threshold, a_max=most)
+        for threshold, most in _AT_MOST
+    }
+    printed = {
+        f"as printed after {scale} a_max {most}": ToprovarSpec(
+            threshold_direction="at_least", depth_threshold=0.5, representative_scale=scale, a_max=most
+        )
         for scale, mosts in ((4, (0.8,)), (5, (0.8,)), (6, (0.4, 0.8, 1.6)), (7, (0.4, 0.8, 1.6)))
         for most in mosts
     }
+    return {**ours, **printed}
 
 
 def _saliency_sweep() -> dict[str, PolicySpec]:
@@ -107,7 +117,7 @@ def _alternatives() -> dict[str, PolicySpec]:
         "default": {},
         "restoration identity": {"restoration": "identity"},
         "normalisation literal": {"normalisation": "literal"},
-        "threshold at most": {"threshold_direction": "at_most"},
+        "depth as printed": {"threshold_direction": "at_least", "depth_threshold": 0.5},
         "no depth: from the representative scale on": {"scale_pruning": False},
         "selection draw": {"selection": "draw"},
         "saliency bit_uncertainty": {"saliency": "bit_uncertainty"},
@@ -120,24 +130,14 @@ def _alternatives() -> dict[str, PolicySpec]:
 
 
 def _directions() -> dict[str, PolicySpec]:
-    """Whether many tokens of low entropy, or few, should begin the pruning."""
-    settings = (
-        ("at_least", 0.45, 0.8),
-        ("at_least", 0.5, 1.6),
-        ("at_least", 0.55, 0.8),
-        ("at_least", 0.6, 1.6),
-        ("at_most", 0.45, 0.8),
-        ("at_most", 0.5, 1.6),
-        ("at_most", 0.55, 0.8),
-        ("at_most", 0.55, 1.6),
-        ("at_most", 0.6, 0.8),
-        ("at_most", 0.6, 1.6),
-    )
+    """Whether few tokens of low entropy, or many, should begin the pruning; thresholds of like work."""
+    settings = {"at_most": _AT_MOST, "at_least": ((0.45, 0.8), (0.5, 1.6), (0.55, 0.8), (0.6, 1.6))}
     return {
         f"{direction} {threshold} a_max {most}": ToprovarSpec.model_validate(
             {"threshold_direction": direction, "depth_threshold": threshold, "a_max": most}
         )
-        for direction, threshold, most in settings
+        for direction, pairs in settings.items()
+        for threshold, most in pairs
     }
 
 

@@ -20,16 +20,17 @@ STATISTICS: Final[Mapping[str, str]] = {
     "low_entropy_ratio": "low-entropy ratio (the paper's)",
     "change": "change of the sum of codes",
 }
-_FAMILIES: Final = (
-    "toprovar",
-    "bit_uncertainty",
-    "code_detail",
-    "fastvar",
-    "skipvar",
-    "fixed exit",
-    "detail",
-)
-"""Names of policies in `comparisons.py` begin with one of these."""
+_FAMILIES: Final[Mapping[str, str]] = {
+    "toprovar": "o",
+    "as printed": "v",
+    "bit_uncertainty": "<",
+    "code_detail": ">",
+    "fastvar": "s",
+    "skipvar": "D",
+    "fixed exit": "X",
+    "detail": "*",
+}
+"""With what names of policies in `comparisons.py` begin, and the marker that stands for them."""
 
 
 def complexity_figure(record: Mapping[str, Any]) -> "Figure":
@@ -70,11 +71,12 @@ def pareto_figure(record: Mapping[str, Any]) -> "Figure":
         record: of `quality`, with the comparison "pareto".
 
     Returns:
-        Left the score less dense's with the standard error of the paired difference, right SSIM to dense, both over
-        the work in the scales that may be pruned.
+        Left the score less dense's: of all pictures with the standard error of the paired difference, and, faint, of
+        the pictures of each seed; right SSIM to dense; both over the work in the scales that may be pruned.
     """
     figure, (score, likeness) = _panels()
-    for family in _FAMILIES:
+    dense = record["pareto"]["dense"]["seeds"]
+    for family, mark in _FAMILIES.items():
         rows = sorted(
             (row for name, row in record["pareto"].items() if name.startswith(family + " ")),
             key=lambda row: row["prunable_fraction"],
@@ -84,16 +86,22 @@ def pareto_figure(record: Mapping[str, Any]) -> "Figure":
         work = [100 * row["prunable_fraction"] for row in rows]
         errors = [100 * (row["difference"]["standard_error"] or 0.0) for row in rows]
         score.errorbar(
-            work, [100 * row["difference"]["score"] for row in rows], errors, fmt="o", markersize=3,
+            work, [100 * row["difference"]["score"] for row in rows], errors, fmt=mark, markersize=3,
             linewidth=0.7, label=family,
         )  # fmt: skip
-        likeness.plot(work, [row["ssim"] for row in rows], "o", markersize=3, label=family)
+        colour = likeness.plot(work, [row["ssim"] for row in rows], mark, markersize=3, label=family)[0]
+        seeds = [
+            [100 * (seed - whole) for seed, whole in zip(row["seeds"], dense, strict=True)] for row in rows
+        ]
+        score.plot(work, seeds, "_", color=colour.get_color(), markersize=3, alpha=0.35)
     _name_pareto(score, likeness)
     return figure
 
 
 def _name_pareto(score: "Axes", likeness: "Axes") -> None:
     score.axhline(-1, color="black", linewidth=0.5, linestyle="--")
+    score.set_yscale("symlog", linthresh=4)  # what costs little is told apart, what costs much is still shown
+    score.set_yticks(ticks := [2, 0, -1, -2, -4, -10, -20, -40], labels=[str(tick) for tick in ticks])
     score.set(xlabel="work in prunable scales, % of dense", ylabel="score less dense, points")
     likeness.set(xlabel="work in prunable scales, % of dense", ylabel="SSIM to dense")
     likeness.legend(fontsize=7)

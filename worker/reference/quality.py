@@ -5,7 +5,6 @@
 
 import json
 import math
-import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec
 
 from .comparisons import COMPARISONS
 from .image_metrics import feature_statistics, frechet_distance, psnr, ssim
+from .quality_tables import as_text, rows_of
 from .scenes import TaskPrompt, task_prompts
 from .scenes.vocab import TASKS
 from .scorer import Scorer, load_scorer
@@ -255,27 +255,6 @@ class QualityBench:
         return records
 
 
-def lines_of(records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """A table of `QualityBench.compare`."""
-    yield (
-        f"{'policy':<44}{'score':>7}{'vs dense':>10}{'± s.e.':>8}{'seeds ±':>9}{'Frechet':>9}{'SSIM':>7}"
-        f"{'work':>7}{'late':>7}{'img/s':>8}"
-    )
-    for name, row in records.items():
-        error = row["difference"]["standard_error"]
-        yield (
-            f"{name:<44}{row['score']:>7.3f}{row['difference']['score']:>+10.3f}"
-            f"{'-' if error is None else format(error, '.3f'):>8}{_spread(row['seeds']):>9.3f}"
-            f"{row['frechet']:>9.3f}{row['ssim']:>7.3f}"
-            f"{row['token_layer_fraction']:>7.1%}{row['prunable_fraction']:>7.1%}{row['images_per_second']:>8.1f}"
-        )
-
-
-def _spread(seeds: Sequence[float]) -> float:
-    """Standard deviation of the scores of single seeds."""
-    return statistics.stdev(seeds) if len(seeds) > 1 else 0.0
-
-
 @click.command()
 @click.option(
     "--comparison", "names", multiple=True, type=click.Choice(sorted(COMPARISONS)), help="All by default."
@@ -313,11 +292,9 @@ def quality_command(
     for name in names or tuple(COMPARISONS):
         record[name] = bench.compare(COMPARISONS[name])
         click.echo(f"{name}: {len(wanted)} prompts, {images} pictures each")
-        for line in lines_of(record[name]):
-            click.echo(line)
-        output.write_text(
-            json.dumps(record, indent=1) + "\n"
-        )  # what is measured is kept if a later one fails
+        click.echo(as_text(list(rows_of(record[name]))))
+        # What is measured is kept if a later one fails.
+        output.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,5 +4,6 @@ from toprovar_batch.worker.pruning.specs import ToprovarSpec
 
 
 def early_toprovar(**settings):
-    """A spec whose representative scale is 2 unless `settings` say otherwise."""
-    return ToprovarSpec(**{"representative_scale": 2, **settings})
+    """Eq. 3 as printed, and the representative scale 2, unless `settings` say otherwise."""
+    printed = {"depth_threshold": 0.5, "threshold_direction": "at_least", "representative_scale": 2}
+    return ToprovarSpec(**printed | settings)

@@ -31,6 +31,7 @@ def _pareto():
             "prunable_fraction": work,
             "difference": {"score": score, "standard_error": 0.01},
             "ssim": 1 + score,
+            "seeds": [0.9 + score, 0.8 + 2 * score],
         }
 
     return {
@@ -56,6 +57,9 @@ def test_families_of_policies_are_told_apart():
     drawn = {line.get_label(): list(line.get_xdata()) for line in likeness.lines}
     assert drawn == {"detail": [30, 40], "code_detail": [50]}
     assert len(score.containers) == 2
+    seeds = [line.get_ydata().tolist() for line in score.lines if line.get_marker() == "_"]
+    expected = [[-3], [-6], [-2, -1], [-4, -2]]  # a line a seed, from little work to much
+    assert seeds == [pytest.approx(line) for line in expected]
 
 
 @pytest.mark.parametrize(("kind", "record"), [("complexity", _complexity()), ("pareto", _pareto())])

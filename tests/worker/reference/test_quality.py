@@ -11,7 +11,8 @@ from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.pruning.specs import FastvarSpec, FixedExitSpec, ToprovarSpec
 from toprovar_batch.worker.reference.comparisons import COMPARISONS
 from toprovar_batch.worker.reference.complexity_study import ADAPTIVE, rank_correlation, roughness, study
-from toprovar_batch.worker.reference.quality import QualityBench, lines_of, quality_command, requests_of
+from toprovar_batch.worker.reference.quality import QualityBench, quality_command, requests_of
+from toprovar_batch.worker.reference.quality_tables import rows_of
 from toprovar_batch.worker.reference.scenes import task_prompts
 from toprovar_batch.worker.reference.scorer import load_scorer
 from toprovar_batch.worker.specs import EngineSpec, ImageSpec, ModelSpec, RuntimeSpec
@@ -54,7 +55,7 @@ def test_policies_are_compared_over_the_same_prompts_and_seeds(engine):
     assert left_out["start_scales"] == {"4": 4}
     assert len(left_out["seeds"]) == 2
     assert left_out["policy"]["name"] == "fixed_exit"
-    assert [line.split()[0] for line in lines_of(records)] == ["policy", "dense", "exit", "whole"]
+    assert [row[0] for row in rows_of(records)] == ["policy", "dense", "exit", "whole"]
     json.dumps(records, allow_nan=False)
 
 
