@@ -129,7 +129,7 @@ def test_long_rows_that_are_alike_go_to_the_hopper_kernel(monkeypatch, capabilit
     monkeypatch.setattr(launch, "flash_attention", lambda q, *_rest, **_options: calls.append(1) or (q, None))
     monkeypatch.setattr(ops, "capability_of", lambda _device: capability)
     queries, keys = lengths
-    q, k, v = (torch.zeros(*shape, 64).bfloat16() for shape in ((queries, 1), (1, 1, keys), (1, 1, keys)))
+    q, k, v = (torch.zeros(*shape, 128).bfloat16() for shape in ((queries, 1), (1, 1, keys), (1, 1, keys)))
     layout, lengths = TokenLayout((queries,), CPU), KeyLengths((keys,), CPU)
     attend(q, k, v, layout, lengths, 0.5, entropy_rows=(), backend=Backend("triton", "for this test"))
     assert calls == [1] * by_kernel
