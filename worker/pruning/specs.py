@@ -41,7 +41,7 @@ class ToprovarSpec(PolicyBase):
     token_pruning: bool = Field(True, description="false: what is not kept whole is skipped")
     depth_threshold: Ratio = Field(0.6, description="tau of Eq. 3")
     threshold_direction: Literal["at_least", "at_most"] = "at_most"
-    representative_scale: int | None = Field(None, ge=1, description="null: 8 of 13 scales, in proportion")
+    representative_scale: int | None = Field(None, ge=1, description="null: scale 8 of 13, in proportion")
     beta: NonNegative = Field(0.003, description="of Eq. 4")
     layer_threshold: Ratio = Field(0.5, description="R below it: Global")
     a_min: Ratio = Field(0.0, description="of Eq. 6")
@@ -85,7 +85,7 @@ class SkipvarSpec(PolicyBase):
     """SkipVAR: late scales are skipped or run without the unconditional branch, by an early scale's detail."""
 
     name: Literal["skipvar"] = "skipvar"
-    decision_scale: int | None = Field(None, ge=0, description="null: 7 of 13 scales, in proportion")
+    decision_scale: int | None = Field(None, ge=0, description="null: scale 6 of 13, in proportion")
     late_scales: int = Field(3, ge=1, description="last scales that the decision is about")
     skip_below: Ratio = Field(
         0.1, description="less high-frequency energy than this: the late scales are skipped"
@@ -105,7 +105,7 @@ class DetailSpec(PolicyBase):
     """Our own: late scales run where the picture has detail, and without guidance; elsewhere nothing is added."""
 
     name: Literal["detail"] = "detail"
-    first_scale: int | None = Field(None, ge=1, description="null: 9 of 13 scales, in proportion")
+    first_scale: int | None = Field(None, ge=1, description="null: scale 9 of 13, in proportion")
     detail_threshold: NonNegative = Field(
         0.2, description="least detail of a token that runs; 1 is the energy of the codes of one scale"
     )
@@ -115,7 +115,7 @@ class DetailSpec(PolicyBase):
     conditional_from: int | None = Field(
         None,
         ge=1,
-        description="scales from this one on run without guidance (none: as many as there are); null: 8 of 13, in proportion",
+        description="scales from this one on run without guidance (none: as many as there are); null: scale 8 of 13, in proportion",
     )
 
 
