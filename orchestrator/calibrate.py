@@ -1,5 +1,7 @@
 """The `calibrate` command: from a few prompts of a job to a policy file for a wished amount of work, or of loss."""
 
+import math
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +13,7 @@ import pyarrow.compute as pc
 import yaml
 
 from toprovar_batch import __version__
+from toprovar_batch.orchestrator.checks import check_job
 from toprovar_batch.orchestrator.job import JobSpec, load_job
 from toprovar_batch.orchestrator.plan import Plan, plan_job
 from toprovar_batch.orchestrator.policy_file import PROVENANCE
@@ -19,6 +22,17 @@ from toprovar_batch.worker.pruning.specs import PolicySpec
 
 if TYPE_CHECKING:
     from toprovar_batch.orchestrator.calibration import Found, Goal
+
+
+class _FiniteRange(click.FloatRange):
+    """Refuses what the plain one lets through: not a number, and infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number; name one", param, ctx)
+        return number
+
 
 _HEADER = """\
 # Found by toprovar-batch calibrate. Use it in a job as
@@ -31,23 +45,23 @@ _HEADER = """\
 @click.option("--file", "target", required=True, help="Policy file (YAML) to write.")
 @click.option(
     "--fraction",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=_FiniteRange(0, 1, min_open=True, max_open=True),
     help="Goal: token-layers over those of the dense model, mean over the prompts; 0.5 where no goal is named.",
 )
 @click.option(
     "--score-loss",
-    type=click.FloatRange(0),
+    type=_FiniteRange(0),
     help="Goal: points of score that may be lost; for prompts that say what to expect, like jobs/geneval.yaml's.",
 )
 @click.option(
     "--ssim-loss",
-    type=click.FloatRange(0, 1),
+    type=_FiniteRange(0, 1),
     help="Goal: how much less than 1 the mean SSIM to the dense pictures may be.",
 )
 @click.option("--prompts", type=click.IntRange(1), default=32, show_default=True, help="Samples to look at.")
 @click.option(
     "--global-layers",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=_FiniteRange(0, 1, min_open=True, max_open=True),
     default=0.06,
     show_default=True,
     help="Share of the layers that shall run whole, of toprovar.",
@@ -71,8 +85,8 @@ def calibrate_command(
     """
     wished = _wished(goals)
     for option, path in (("--file", target), ("--replay", replay_target)):
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise OutputFolderError(f"{option}: the folder of {path} does not exist; make it first")
+        if path is not None:
+            _check_target(option, path)
     job = load_job(job_file, overrides)
     if job.policy.name not in {"dense", "toprovar", "detail"}:
         raise JobSpecError(
@@ -83,6 +97,7 @@ def calibrate_command(
     sample = choose_sample(plan_job(job), prompts)
     if not sample.num_rows:
         raise JobSpecError(f"{job_file}: the job has no usable prompt to calibrate with")
+    check_job(job)
     from toprovar_batch.orchestrator.calibration import Calibration, Goal  # noqa: PLC0415 - imports torch
 
     goal = Goal(*wished)
@@ -90,12 +105,34 @@ def calibrate_command(
     found = calibration.find(goal)
     for line in calibration.report(found):
         click.echo(line)
-    provenance = _provenance(job, sample.num_rows, goal, found)
+    provenance = _provenance(job, sample, goal, found) | calibration.circumstances()
     write_policy(found.policy, target, provenance)
     click.echo(f"written to {target}; a job uses it as policy: {{file: {target}}}")
-    if replay_target is not None:
-        write_policy(calibration.replay(found), replay_target, provenance)
-        click.echo(f"its mean pattern of work is in {replay_target}")
+    if replay_target is None:
+        return
+    replay = calibration.replay(found)
+    if replay is None:
+        click.echo(
+            f"--replay: nothing is pruned, so there is no pattern of work; {replay_target} is not written"
+        )
+        return
+    write_policy(replay, replay_target, provenance)
+    click.echo(f"its mean pattern of work is in {replay_target}")
+
+
+def _check_target(option: str, path: str) -> None:
+    """Raises now what writing the file would raise after all the work."""
+    if not path:
+        raise OutputFolderError(f"{option}: the name of the file is empty; give one")
+    if Path(path).is_dir():
+        raise OutputFolderError(f"{option}: {path} is a folder; name a file in it")
+    parent = Path(path).absolute().parent
+    if not parent.is_dir():
+        raise OutputFolderError(f"{option}: the folder of {path} does not exist; make it first")
+    if not os.access(path if Path(path).exists() else parent, os.W_OK):
+        raise OutputFolderError(
+            f"{option}: {path} may not be written; name another place, or change its permissions"
+        )
 
 
 def _wished(goals: Mapping[str, float | None]) -> tuple[str, float]:
@@ -113,7 +150,7 @@ def choose_sample(plan: Plan, count: int) -> pa.Table:
     return good.take([index * good.num_rows // count for index in range(count)])
 
 
-def _provenance(job: JobSpec, num_prompts: int, goal: "Goal", found: "Found") -> dict[str, Any]:
+def _provenance(job: JobSpec, sample: pa.Table, goal: "Goal", found: "Found") -> dict[str, Any]:
     import torch  # noqa: PLC0415 - takes seconds
 
     identity = job.identity()
@@ -121,16 +158,20 @@ def _provenance(job: JobSpec, num_prompts: int, goal: "Goal", found: "Found") ->
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"toprovar-batch": __version__, "torch": str(torch.__version__)},
         "job": job.name,
-        "prompts": num_prompts,
+        "prompts": sample.num_rows,
+        "sample_ids": sample["sample_id"].to_pylist(),
         "goal": goal.name,
         "wished": goal.limit,
         "found_fraction": round(found.fraction, 6),
         **found.measured,
         "resolution": identity["image.resolution"],
-        "model": {
-            key.removeprefix("model."): value
-            for key, value in identity.items()
-            if key.startswith("model.") and value is not None
+        **{
+            group: {
+                key.removeprefix(f"{group}."): value
+                for key, value in identity.items()
+                if key.startswith(f"{group}.") and value is not None
+            }
+            for group in ("sampling", "model")
         },
     }
 

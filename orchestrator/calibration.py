@@ -4,14 +4,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import click
 import pyarrow as pa
+import torch
 
 from toprovar_batch.orchestrator.calibration_goal import (
     Candidate,
     Expectation,
+    Made,
     generate_all,
     score_loss,
     ssim_loss,
@@ -85,14 +88,29 @@ class Calibration:
         self._engine = Engine(job.engine_spec(), job.runtime)
         self._recordings: list[Recording] = []
 
+    @cached_property
+    def _batch_size(self) -> int:
+        """Images a batch of everything that is compared, since rounding on a GPU depends on it."""
+        return self._engine.with_policy(self._base).batch_size
+
     def find(self, goal: Goal) -> Found:
         """The policy that prunes as much as the goal allows.
 
         Raises:
-            JobSpecError: the goal cannot be reached, or the prompts do not say what to expect.
+            JobSpecError: the goal cannot be reached, the prompts do not say what to expect, or a batch does not fit
+                the GPU.
         """
         expected = self._expectations() if goal.name == "score_loss" else []
         self._engine.setup()
+        _ = self._batch_size  # while the memory is free
+        try:
+            return self._find(goal, expected)
+        except torch.OutOfMemoryError as error:
+            raise JobSpecError(
+                f"the GPU's memory does not hold a batch of {self._batch_size}; name fewer with --set runtime.batch_size=N"
+            ) from error
+
+    def _find(self, goal: Goal, expected: list[Expectation]) -> Found:
         if isinstance(self._base, ToprovarSpec):
             self._recordings = self._record()
             if goal.name == "fraction":
@@ -124,7 +142,7 @@ class Calibration:
             policies.append(RecordingPolicy(context, guided=self._engine.settings.guided))
             return policies[-1]
 
-        batches = self._engine.plan_batches(self._requests)
+        batches = self._engine.plan_batches(self._requests, self._batch_size)
         with click.progressbar(batches, label="running dense") as bar:
             for batch in bar:
                 self._engine.observe(batch, make_policy)
@@ -137,10 +155,10 @@ class Calibration:
         else:
             loss = ssim_loss
         of_fraction = goal.name == "fraction"
-        dense = None if of_fraction else generate_all(self._engine.with_policy(DenseSpec()), self._requests)
+        dense = None if of_fraction else self._generate(DenseSpec())
 
         def measure(policy: PolicySpec) -> Candidate:
-            made = generate_all(self._engine.with_policy(policy), self._requests)
+            made = self._generate(policy)
             lost, error = (made.fraction, None) if dense is None else loss(made, dense)
             click.echo(
                 f"tried {made.fraction:.1%} of the token-layers"
@@ -163,6 +181,9 @@ class Calibration:
         attempts = [{"fraction": round(each.fraction, 6), "loss": each.loss} for each in tried]
         return Found(best.policy, best.fraction, {**measured, "tried": attempts})
 
+    def _generate(self, policy: PolicySpec) -> Made:
+        return generate_all(self._engine.with_policy(policy), self._requests, self._batch_size)
+
     def _candidates(self) -> Callable[[float], PolicySpec]:
         """From a strength between 0 and 1 to a policy that prunes more the greater it is."""
         base = self._base
@@ -174,7 +195,10 @@ class Calibration:
 
         recordings, share = self._recordings, self._global_layers
         least = least_fraction(base, recordings, share)
-        return lambda strength: recommend(base, recordings, 1 - strength * (1 - least), share).spec
+        # Rounding must not wish for less than there is.
+        return lambda strength: (
+            recommend(base, recordings, max(least, 1 - strength * (1 - least)), share).spec
+        )
 
     def report(self, found: Found) -> Iterator[str]:
         """Draw rho of each scale where it was measured, and say what the found settings do."""
@@ -187,15 +211,31 @@ class Calibration:
             )
         elif isinstance(policy, DetailSpec):
             yield f"detail_threshold {policy.detail_threshold:g}: {found.fraction:.1%} of the dense token-layers"
+        if found.fraction == 1:
+            yield "that is nothing pruned; wish for more, or calibrate another policy"
         error = found.measured.get("standard_error")
         if error is not None and error > abs(found.measured["loss"]):
             yield f"{len(self._requests)} pictures tell the loss only to ± {error:.3g}; more --prompts tell it better"
 
-    def replay(self, found: Found) -> ReplaySpec:
-        """The mean pattern of work of a toprovar policy."""
+    def circumstances(self) -> dict[str, Any]:
+        """What else the found settings depend on, for their provenance."""
+        engine = self._engine.describe()
+        names = ("device", "dtype", "backend")
+        layers = {"global_layers": self._global_layers} if isinstance(self._base, ToprovarSpec) else {}
+        return layers | {name: engine[name] for name in names} | {"batch_size": self._batch_size}
+
+    def replay(self, found: Found) -> ReplaySpec | None:
+        """The mean pattern of work of a toprovar policy; None where it prunes nothing."""
         assert isinstance(found.policy, ToprovarSpec)
         plan = mean_pattern([work for each in self._recordings for work in simulate(found.policy, each)])
+        if not plan:
+            return None
         return ReplaySpec(plan=tuple(map(tuple, plan)), restoration=found.policy.restoration)
+
+
+def fraction_of(strength: float, least: float) -> float:
+    """From 1 at strength 0 to the least fraction that can be had at strength 1, and never less by rounding."""
+    return max(least, 1 - strength * (1 - least))
 
 
 def _told(goal: Goal, loss: float, error: float | None) -> str:

@@ -68,11 +68,11 @@ Loss = Callable[[Made, Made], tuple[float, float | None]]
 """Of what a policy made, beside what dense made: the loss and its standard error."""
 
 
-def generate_all(engine: Engine, requests: Sequence[GenerationRequest]) -> Made:
-    """Generate the sample under the engine's policy."""
+def generate_all(engine: Engine, requests: Sequence[GenerationRequest], batch_size: int) -> Made:
+    """Generate the sample under the engine's policy, `batch_size` pictures a batch."""
     pictures: dict[str, Tensor] = {}
     fractions: list[float] = []
-    for batch in engine.plan_batches(requests):
+    for batch in engine.plan_batches(requests, batch_size):
         made = engine.generate_pixels(batch, engine.schedule_of(batch[0].h_div_w), PhaseTimes())
         for request, pixels in zip(batch, torch.from_numpy(made.pixels), strict=True):
             pictures[request.sample_id] = pixels

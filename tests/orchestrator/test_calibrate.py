@@ -11,6 +11,7 @@ import yaml
 from click.testing import CliRunner
 
 from toprovar_batch.orchestrator.calibrate import choose_sample
+from toprovar_batch.orchestrator.calibration import fraction_of
 from toprovar_batch.orchestrator.calibration_goal import (
     Candidate,
     Expectation,
@@ -43,6 +44,11 @@ def test_a_job_under_the_written_policy_does_the_promised_work(write_job, tmp_pa
     assert provenance["prompts"] == 8
     assert provenance["model"]["preset"] == "tiny"
     assert {"date", "versions", "job", "resolution", "goal", "wished"} <= provenance.keys()
+    assert provenance["sampling"]["cfg_scale"] == 3.0
+    assert (provenance["global_layers"], provenance["dtype"], provenance["backend"]) == (
+        0.5, "float32", "torch",
+    )  # fmt: skip
+    assert len(set(provenance["sample_ids"])) == provenance["prompts"]
     assert 0.5 < provenance["found_fraction"] <= 0.6
     settings = load_job(job, [f"policy.file={file}"]).policy
     assert settings.model_dump(mode="json", include=set(content)) == content
@@ -136,6 +142,25 @@ def test_toprovar_is_searched_for_a_loss_in_score(write_job, tmp_path):
     assert "--score-loss: sample " in broken.output
 
 
+def test_the_strongest_candidate_is_one_that_there_is():
+    for least in (number / 997 for number in range(998)):
+        assert least <= fraction_of(1.0, least) == pytest.approx(least, abs=1e-12)
+        assert least <= fraction_of(0.37, least) <= fraction_of(0.0, least) == 1
+
+
+def test_what_prunes_nothing_has_no_pattern_and_is_said(write_job, tmp_path):
+    file, replay = tmp_path / "found.yaml", tmp_path / "replay.yaml"
+    whole = ("policy=toprovar", "policy.token_pruning=false", "policy.layer_threshold=1", "policy.beta=5")
+    settings = [part for each in whole for part in ("--set", each)]
+    wish = ("--prompts", 2, "--ssim-loss", 0.5, *settings)
+    result = _calibrate(write_job(), "--file", file, "--replay", replay, *wish)
+    assert result.exit_code == 0, result.output
+    assert "that is nothing pruned" in result.output
+    assert "--replay: nothing is pruned" in result.output
+    assert file.exists()
+    assert not replay.exists()
+
+
 @pytest.mark.parametrize("most", [0.0, 0.1, 0.5, 0.73, 2.0])
 def test_bisection_finds_the_strongest_that_loses_little_enough(most):
     best, tried = strongest(
@@ -190,6 +215,11 @@ def test_a_point_of_score_is_a_hundredth_each_task_counting_the_same():
     ("arguments", "message"),
     [
         (("--file", "no/folder/x.yaml"), "--file: the folder of no/folder/x.yaml does not exist"),
+        (("--file", ""), "--file: the name of the file is empty; give one"),
+        (("--file", "."), "--file: . is a folder; name a file in it"),
+        (("--file", "x.yaml", "--replay", "/"), "--replay: / is a folder; name a file in it"),
+        (("--file", "x.yaml", "--fraction", "nan"), "nan is no finite number"),
+        (("--file", "x.yaml", "--score-loss", "inf"), "inf is no finite number"),
         (("--file", "x.yaml", "--set", "policy=fastvar"), "policy.name: fastvar cannot be calibrated"),
         (("--file", "x.yaml", "--fraction", "1"), "is not in the range 0<x<1"),
         (

@@ -21,7 +21,8 @@ from .specs import ToprovarSpec
 from .statistics import low_entropy_ratio, singular_value_ratio
 from .toprovar import ToprovarPolicy, representative_scale, round_entropy
 
-# Above it, every token of a Detail layer (R of at least 0.5, in the second half of the scales) is dropped but the floor.
+# Drops every token of a Detail layer (R of at least 0.5, in the second half of the scales) but the floor and those whose
+# entropy is less than half of the mean.
 LARGEST_A_MAX = 8.0
 _BISECTIONS = 12
 
@@ -161,7 +162,7 @@ def recommend(
     least = mean_fraction(hardest, recordings)
     if least > fraction:
         raise ModelSpecError(
-            f"--fraction: {fraction:g} cannot be reached with these settings, which run at least {least:.3f}; wish for more, "
+            f"--fraction: {fraction:g} cannot be reached with these settings, which run at least {least:.4f}; wish for more, "
             "or lower --global-layers or policy.representative_scale"
         )
     if base.token_pruning:
@@ -170,7 +171,7 @@ def recommend(
             base.a_min,
             LARGEST_A_MAX,
         )
-        spec = _updated(spec, a_max=round(reaches, 4))
+        spec = _updated(spec, a_max=math.ceil(1e4 * reaches) / 1e4)  # rounded down it might reach it no more
     return Recommendation(spec, mean_fraction(spec, recordings))
 
 

@@ -80,6 +80,12 @@ def test_the_wished_fraction_is_met_from_below(recording, base, fraction):
     assert kept == base.model_dump(exclude={"beta", "depth_threshold", "a_max"})
 
 
+def test_no_wish_is_exceeded_by_rounding(recording):
+    base = early_toprovar(scale_pruning=False)
+    for wish in (0.7 + number / 400 for number in range(40)):
+        assert recommend(base, [recording], wish, 0.2).fraction <= wish
+
+
 def test_pruning_starts_as_late_as_the_wish_allows(recording):
     base = early_toprovar(layer_pruning=False)
     starts = [
