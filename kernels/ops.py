@@ -96,9 +96,9 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax attention of packed queries over each row's own keys and, if asked for, its entropy.
 
-    Without entropy, rows that are all alike go to PyTorch on any backend, whose cuDNN is the fastest exact attention
-    for them, unless our kernel was measured to be faster. Other rows would need a mask or a loop in PyTorch, so the
-    Triton kernel takes them.
+    Rows that are all alike go to PyTorch on any backend, whose cuDNN is the fastest exact attention for them, unless our
+    kernel was measured to be faster. Other rows would need a mask or a loop in PyTorch, so the Triton kernel takes them.
+    The output is the same, bit for bit, whether the entropy is measured or not.
 
     Args:
         q: [T, H, D] packed by `layout`.
@@ -107,19 +107,39 @@ def attend(
         layout: rows of the queries.
         key_lengths: keys seen by each row; N is the largest of them.
         softmax_scale: positive factor on the scores.
-        entropy_rows: also measure the entropy of these rows. The Triton kernel measures all rows in the pass that
-            attends, and these are picked.
+        entropy_rows: also measure the entropy of these rows: in the pass that attends, where that is the Triton
+            kernel's, in one of its own otherwise.
         backend: as resolved.
 
     Returns:
         [T, H, D] in the dtype of `q`; the entropy of the queries of `entropy_rows`, row after row, float32 in nats, mean
         over heads, or None where there are no such rows.
     """
-    if backend.name == "torch" or (not entropy_rows and _is_fastest_in_pytorch(q, layout, key_lengths)):
-        entropy = None
-        if entropy_rows:
-            entropy = attention_entropy(q, keys, layout, key_lengths, softmax_scale, entropy_rows)
-        return attention(q, keys, values, layout, key_lengths, softmax_scale), entropy
+    if backend.name == "triton" and not _is_fastest_in_pytorch(q, layout, key_lengths):
+        return _attend_by_kernel(q, keys, values, layout, key_lengths, softmax_scale, entropy_rows)
+    out = attention(q, keys, values, layout, key_lengths, softmax_scale)
+    if not entropy_rows:
+        return out, None
+    if backend.name == "torch":
+        return out, attention_entropy(q, keys, layout, key_lengths, softmax_scale, entropy_rows)
+    # The kernel's own output would differ in rounding, and watching a prompt shall not change its picture. It need not
+    # see the rows behind the last watched one: conditional rows come first, so these are mostly half of all.
+    watched = max(entropy_rows) + 1
+    layout, key_lengths = layout.first_rows(watched), key_lengths.first_rows(watched)
+    q, keys, values = q[: layout.num_tokens], keys[:watched], values[:watched]
+    return out, _attend_by_kernel(q, keys, values, layout, key_lengths, softmax_scale, entropy_rows)[1]
+
+
+def _attend_by_kernel(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    layout: TokenLayout,
+    key_lengths: KeyLengths,
+    softmax_scale: float,
+    entropy_rows: Sequence[int],
+) -> tuple[Tensor, Tensor | None]:
+    """Measures all rows or none: a launch for those that are watched and one for the others take longer."""
     from .flash_attention.launch import flash_attention  # noqa: PLC0415 - imports Triton
 
     out, entropy = flash_attention(

@@ -11,9 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from toprovar_batch.kernels.flash_attention import attention
-from toprovar_batch.kernels.flash_attention.config import KernelConfig
+from toprovar_batch.kernels.flash_attention.config import KernelConfig, capability_of, choose_config
 from toprovar_batch.kernels.flash_attention.launch import flash_attention
-from toprovar_batch.kernels.ops import fastest_attention
+from toprovar_batch.kernels.ops import Backend, attend, fastest_attention
 from toprovar_batch.worker.infinity.config import get_preset
 from toprovar_batch.worker.infinity.schedule import scale_schedule
 
@@ -59,7 +59,8 @@ class CaseTiming:
     Attributes:
         case: what was timed.
         milliseconds: by contender: "entropy" and "plain" (the kernel with and without), "flash" and "cudnn"
-            (PyTorch's), or "pytorch" (its loop over rows, or its mask) where rows differ.
+            (PyTorch's), or "pytorch" (its loop over rows, or its mask) where rows differ; "watched" and "unwatched", as
+            the model calls them: the fastest way to attend, with the entropy of the first half of the rows, and without.
         launch_us: what a call of the kernel with entropy takes of the host's time.
         errors: by contender, why it was not timed.
     """
@@ -181,7 +182,19 @@ def _contenders(
                 return attention(*inputs), None
 
         contenders["pytorch"] = pytorch_by_rows
+    if config in {None, choose_config(capability_of(inputs.q.device), case.head_dim, inputs.q.dtype)}:
+        contenders |= {"watched": _attend(inputs, len(case.keys) // 2), "unwatched": _attend(inputs, 0)}
     return contenders
+
+
+def _attend(inputs: AttentionInputs, watched: int) -> _Call:
+    """`attend` as the model calls it, with the entropy of the first `watched` rows."""
+
+    def call() -> tuple[Tensor, Tensor | None]:
+        with fastest_attention(inputs.q.device):
+            return attend(*inputs, entropy_rows=range(watched), backend=Backend("triton", "to be timed"))
+
+    return call
 
 
 def _capture(call: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, int]:

@@ -27,6 +27,7 @@ _RATIOS = (
     ("entropy", "cudnn"),
     ("plain", "cudnn"),
     ("entropy", "pytorch"),
+    ("watched", "unwatched"),
 )
 
 
@@ -171,10 +172,11 @@ def _print_table(record: dict[str, Any], timings: "list[CaseTiming]") -> None:
         f"commit {record['commit']}; bfloat16"
     )
     click.echo(
-        "E: the kernel with entropy, K: without, F: FlashAttention-2, C: cuDNN, P: PyTorch's loop or mask"
+        "E: the kernel with entropy, K: without, F: FlashAttention-2, C: cuDNN, P: PyTorch's loop or mask; W, U: as the "
+        "model calls it, with the entropy of half of the rows and without"
     )
     click.echo(
-        f"{'queries x keys':30s}   E/K   E/F   E/C   K/C   E/P      E ms  +-%    K ms    F ms    C ms    P ms "
+        f"{'queries x keys':30s}   E/K   E/F   E/C   K/C   E/P   W/U      E ms  +-%    K ms    F ms    C ms    P ms "
         "TFLOP/s: E   K   F   C  host us"
     )
     for timing in timings:

@@ -76,7 +76,7 @@ def mean_over_heads(by_head: Tensor) -> Tensor:
     mean = by_head.new_empty(tokens)
     if tokens:
         grid = (-(-tokens // _MEAN_BLOCK),)
-        mean_over_heads_kernel[grid](by_head, mean, tokens, heads, BLOCK=_MEAN_BLOCK)
+        mean_over_heads_kernel[grid](by_head, mean, tokens, HEADS=heads, BLOCK=_MEAN_BLOCK)
     return mean
 
 

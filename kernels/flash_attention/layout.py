@@ -87,6 +87,10 @@ class TokenLayout:
             return packed[: sum(self.row_lengths[: len(rows)])]
         return torch.cat([packed[self.row_slices[row]] for row in rows])
 
+    def first_rows(self, rows: int) -> "TokenLayout":
+        """The first `rows` rows, without their places in the token map."""
+        return TokenLayout(self.row_lengths[:rows], self.device)
+
     def blocks(self, key_lengths: "KeyLengths", block_m: int) -> Tensor:
         """`block_table` on the device, made once for equal lengths of keys."""
         key = (key_lengths.lengths, block_m)
@@ -104,6 +108,10 @@ class KeyLengths:
 
     lengths: tuple[int, ...]
     device: torch.device
+
+    def first_rows(self, rows: int) -> "KeyLengths":
+        """The first `rows` rows."""
+        return KeyLengths(self.lengths[:rows], self.device)
 
     @cached_property
     def mask(self) -> Tensor | None:

@@ -153,12 +153,15 @@ def attention_kernel(
         tl.store(entropy + head * num_tokens + query + m, measured, mask=m < queries_left)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_heads"])
-def mean_over_heads_kernel(entropy, mean, num_tokens, num_heads, BLOCK: tl.constexpr):
-    """[H, T] to [T], adding heads in their order: a sum in the order of arrival would differ from run to run."""
+@triton.jit(do_not_specialize=["num_tokens"])
+def mean_over_heads_kernel(entropy, mean, num_tokens, HEADS: tl.constexpr, BLOCK: tl.constexpr):
+    """[H, T] to [T], adding heads in their order: a sum in the order of arrival would differ from run to run.
+
+    The loop is unrolled so that the heads' loads wait side by side.
+    """
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
-    for _ in range(num_heads):
+    for _ in tl.static_range(HEADS):
         total += tl.load(entropy + token, mask=token < num_tokens, other=0.0)
         entropy += num_tokens
-    tl.store(mean + token, total / num_heads, mask=token < num_tokens)
+    tl.store(mean + token, total / HEADS, mask=token < num_tokens)

@@ -12,6 +12,7 @@ import torch
 from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout, attention, attention_entropy
 from toprovar_batch.kernels.flash_attention.config import KernelConfig, choose_config, shared_memory_room
 from toprovar_batch.kernels.flash_attention.launch import flash_attention, mean_over_heads
+from toprovar_batch.kernels.ops import Backend, attend
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -202,6 +203,18 @@ def test_measuring_the_entropy_changes_no_bit_of_the_output(keys):
     without, nothing = flash_attention(*inputs, with_entropy=False)
     assert nothing is None
     assert torch.equal(_run(*inputs)[0], without)
+
+
+@pytest.mark.parametrize("rows", [(0,), (2, 0)])
+@pytest.mark.parametrize("queries", [(9, 9, 9), (9, 8, 9), *([(1100, 1100, 1100)] if ON_GPU else [])])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_watching_a_prompt_changes_no_bit_of_what_attend_gives(queries, rows, dtype):
+    inputs = q, k, _, layout, lengths = _inputs(2, 128, queries, queries, dtype)
+    triton = Backend("triton", "for this test")
+    watched, entropy = attend(*inputs, 0.1, entropy_rows=rows, backend=triton)
+    assert torch.equal(watched, attend(*inputs, 0.1, entropy_rows=(), backend=triton)[0])
+    expected = attention_entropy(q, k, layout, lengths, 0.1, rows)
+    torch.testing.assert_close(entropy, expected, rtol=0, atol=1e-4)
 
 
 def test_any_strides_of_keys_and_queries_are_taken():

@@ -94,29 +94,36 @@ def test_attend_gives_the_entropy_of_some_rows_on_either_backend(monkeypatch, qu
     whole = attention_entropy(q, k, layout, lengths, 0.5)
     expected = torch.cat([whole[layout.row_slices[row]] for row in rows])
     assert torch.equal(attend(*inputs, 0.5, entropy_rows=rows, backend=PYTORCH)[1], expected)
-    monkeypatch.setattr(launch, "flash_attention", lambda q, *_rest, with_entropy: (q, whole))
+    monkeypatch.setattr(launch, "flash_attention", lambda q, *_rest, **_options: (q, whole[: len(q)]))
     triton = Backend("triton", "for this test")
     assert torch.equal(attend(*inputs, 0.5, entropy_rows=rows, backend=triton)[1], expected)
 
 
 @pytest.mark.parametrize(
-    ("queries", "keys", "with_entropy", "by_kernel"),
+    ("queries", "keys", "entropy_rows", "expected"),
     [
-        ((3, 3), (7, 7), False, False),
-        ((3, 3), (7, 7), True, True),
-        ((3, 3), (7, 6), False, True),
-        ((3, 2), (7, 7), False, True),
+        ((3, 3), (7, 7), (), []),
+        ((3, 3), (7, 7), (0,), [(3, True)]),
+        ((3, 3), (7, 7), (1, 0), [(6, True)]),
+        ((3, 3), (7, 6), (), [(6, False)]),
+        ((3, 2), (7, 7), (), [(5, False)]),
+        ((3, 2), (7, 7), (0,), [(5, True)]),
     ],
 )
-def test_the_kernel_takes_entropy_and_rows_that_differ(monkeypatch, queries, keys, with_entropy, by_kernel):
+def test_the_kernel_takes_rows_that_differ_and_of_others_those_that_are_watched(
+    monkeypatch, queries, keys, entropy_rows, expected
+):
     launch = pytest.importorskip("toprovar_batch.kernels.flash_attention.launch")
     calls = []
-    monkeypatch.setattr(
-        launch, "flash_attention", lambda q, *_rest, with_entropy: calls.append(with_entropy) or (q, None)
-    )
+
+    def kernel(q, *_rest, with_entropy):
+        calls.append((len(q), with_entropy))
+        return q, torch.zeros(len(q)) if with_entropy else None
+
+    monkeypatch.setattr(launch, "flash_attention", kernel)
     triton = Backend("triton", "for this test")
-    attend(*_inputs(queries, keys), 0.5, entropy_rows=(0,) if with_entropy else (), backend=triton)
-    assert calls == ([with_entropy] if by_kernel else [])
+    attend(*_inputs(queries, keys), 0.5, entropy_rows=entropy_rows, backend=triton)
+    assert calls == expected
 
 
 @pytest.mark.parametrize(
