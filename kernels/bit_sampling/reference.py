@@ -42,6 +42,11 @@ def philox_4x32(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tenso
     return c0, c1, c2, c3
 
 
+def unit_interval(words: Tensor) -> Tensor:
+    """Random 32-bit words as float32 numbers in (0, 1): multiples of 2**-24 plus 2**-25, rounded, and never 1."""
+    return (((words >> 8).float() + 0.5) * 2.0**-24).clamp_max(1 - 2.0**-24)
+
+
 def uniform_noise(seeds: Tensor, scale_index: int, num_tokens: int, num_bits: int) -> Tensor:
     """Uniform numbers in (0, 1), one for each bit of each token.
 
@@ -54,7 +59,7 @@ def uniform_noise(seeds: Tensor, scale_index: int, num_tokens: int, num_bits: in
         num_bits: bits of a token.
 
     Returns:
-        [B, num_tokens, num_bits] float32 on the device of `seeds`; multiples of 2**-24 plus 2**-25.
+        [B, num_tokens, num_bits] float32 on the device of `seeds`.
     """
     device = seeds.device
     groups = torch.arange(-(-num_bits // 4), device=device)
@@ -62,7 +67,7 @@ def uniform_noise(seeds: Tensor, scale_index: int, num_tokens: int, num_bits: in
     scale = torch.full_like(groups, scale_index)
     key = (seeds[:, None, None] & _MASK, (seeds[:, None, None] >> 32) & _MASK)
     words = torch.stack(philox_4x32((groups, tokens, scale, torch.zeros_like(groups)), key), dim=-1)
-    return ((words.flatten(-2)[..., :num_bits] >> 8).float() + 0.5) * 2.0**-24
+    return unit_interval(words.flatten(-2)[..., :num_bits])
 
 
 def sample_bits(logits: Tensor, seeds: Tensor, scale_index: int, *, top_p: float, greedy: bool) -> Tensor:

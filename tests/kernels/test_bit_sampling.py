@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from toprovar_batch.kernels.bit_sampling import philox_4x32, sample_bits, uniform_noise
+from toprovar_batch.kernels.bit_sampling.reference import unit_interval
 
 # Known answers of Philox-4x32-10, published with Random123: counter, key, output.
 KNOWN_ANSWERS = [
@@ -29,6 +30,11 @@ def test_noise_of_a_seed_does_not_depend_on_the_batch():
     together = uniform_noise(seeds, 3, 10, 13)
     for row, seed in enumerate(seeds):
         assert torch.equal(uniform_noise(seed[None], 3, 10, 13)[0], together[row])
+
+
+def test_noise_never_reaches_0_or_1():
+    words = torch.tensor([0, 255, 2**32 - 256, 2**32 - 1])
+    assert unit_interval(words).tolist() == [2.0**-25, 2.0**-25, 1 - 2.0**-24, 1 - 2.0**-24]
 
 
 def test_noise_of_a_token_and_bit_does_not_depend_on_how_many_there_are():

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.bit_sampling.reference import philox_4x32
+from toprovar_batch.kernels.bit_sampling.reference import philox_4x32, unit_interval
 
 _MASK = 0xFFFFFFFF
 _STREAM = 1  # the fourth word of the counter; that of the bits' noise is 0
@@ -31,4 +31,4 @@ def pruning_noise(seeds: Tensor, scale_index: int, num_layers: int, num_tokens: 
     words = torch.stack(
         philox_4x32((groups, tokens, constant + scale_index, constant + _STREAM), key), dim=1
     )  # [L / 4, 4, B, N]
-    return ((words.flatten(0, 1)[:num_layers] >> 8).float() + 0.5) * 2.0**-24
+    return unit_interval(words.flatten(0, 1)[:num_layers])
