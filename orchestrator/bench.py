@@ -6,14 +6,16 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 from toprovar_batch import __version__
-from toprovar_batch.worker.errors import RunFailedError, UserError
+from toprovar_batch.worker.errors import ModelSpecError, RunFailedError, UserError
 
 _PROMPTS = (
     "a photo of a red apple on a wooden table beside a blue ceramic cup",
@@ -29,9 +31,10 @@ _PROMPTS = (
 
 @dataclass
 class BatchTiming:
-    """Timings of one batch size; milliseconds are medians over the repeats.
+    """Timings of one policy at one batch size; milliseconds are medians over the repeats.
 
     Attributes:
+        policy: as named on the command line.
         batch: images a batch.
         seconds: wall time of a batch, each repeat's.
         images_per_second: from the median.
@@ -42,6 +45,7 @@ class BatchTiming:
         error: why there are no timings, or None.
     """
 
+    policy: str
     batch: int
     seconds: list[float] = field(default_factory=list)
     images_per_second: float = 0.0
@@ -81,7 +85,10 @@ class BatchList(click.ParamType[tuple[int, ...]]):
 @click.option("--batch", "batches", type=BatchList(), default="1,4,8", show_default=True)
 @click.option("--resolution", help="0.06M, 0.25M, 0.60M or 1M; the preset's where left out.")
 @click.option("--h-div-w", type=float, default=1.0, show_default=True, help="Height over width.")
-@click.option("--policy", default="dense", show_default=True, help="Name, paper-2b, or a policy file (YAML).")
+@click.option(
+    "--policy", "policies", multiple=True, default=["dense"], show_default=True,
+    help="Name, paper-2b, or a policy file (YAML); several are timed side by side, as ratios to the first.",
+)  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--backend", type=click.Choice(["auto", "torch", "triton"]), default="auto", show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
@@ -93,14 +100,14 @@ def bench_command(
     batches: tuple[int, ...],
     resolution: str | None,
     h_div_w: float,
-    policy: str,
+    policies: tuple[str, ...],
     device: Literal["auto", "cpu", "cuda"],
     backend: Literal["auto", "torch", "triton"],
     repeats: int,
     warmup: int,
     as_json: bool,
 ) -> None:
-    """Time generation at several batch sizes, and its split over text, scales, decoding and encoding."""
+    """Time generation at several batch sizes and under several policies, and its split over the parts of a batch."""
     from pydantic import ValidationError  # noqa: PLC0415 - only here
 
     from toprovar_batch.orchestrator.policy_file import read_policy  # noqa: PLC0415 - only here
@@ -111,21 +118,31 @@ def bench_command(
         spec = EngineSpec(
             model=ModelSpec(preset=preset, random_weights=random_weights),
             image=ImageSpec.model_validate({"resolution": resolution, "h_div_w": h_div_w}),
-            policy=read_policy(policy),
         )
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise UserError(f"{option}: {first['msg']}, got {first['input']!r}") from error
+    specs = {policy: read_policy(policy) for policy in policies}
     engine = Engine(spec, RuntimeSpec(device=device, backend=backend))
+    for name, each in specs.items():
+        try:
+            engine.with_policy(each)  # what does not fit is said before the weights are made
+        except ModelSpecError as error:
+            raise UserError(f"--policy {name}: {error}") from error
     engine.setup()
-    timings = [measure(engine, batch, h_div_w, warmup, repeats) for batch in batches]
+    engines = {policy: engine.with_policy(each) for policy, each in specs.items()}
+    timings = [
+        measure(engines[policy], policy, batch, h_div_w, warmup, repeats)
+        for batch in batches
+        for policy in policies
+    ]
     record = {
         "command": "toprovar-batch " + " ".join(sys.argv[1:]),
         "version": __version__,
         "commit": describe_commit(),
         "python": platform.python_version(),
-        "policy": spec.policy.model_dump(mode="json"),
+        "policies": {policy: each.model_dump(mode="json") for policy, each in specs.items()},
         "engine": engine.describe(),
         "batches": [asdict(timing) for timing in timings],
     }
@@ -137,13 +154,14 @@ def bench_command(
         raise RunFailedError(f"no batch size could be measured: {timings[0].error}")
 
 
-def measure(engine: Any, batch: int, h_div_w: float, warmup: int, repeats: int) -> BatchTiming:
-    """Time one batch size.
+def measure(engine: Any, policy: str, batch: int, h_div_w: float, warmup: int, repeats: int) -> BatchTiming:
+    """Time one policy at one batch size.
 
     The first run is checked before anything is timed: every logit finite, every picture with contrast.
 
     Args:
-        engine: set up.
+        engine: set up, with the policy.
+        policy: its name, for the record.
         batch: images a batch.
         h_div_w: height over width.
         warmup: runs before the timed ones.
@@ -160,7 +178,7 @@ def measure(engine: Any, batch: int, h_div_w: float, warmup: int, repeats: int) 
         for index in range(batch)
     ]
     schedule = engine.schedule_of(h_div_w)
-    timing = BatchTiming(batch)
+    timing = BatchTiming(policy, batch)
     runs: list[tuple[PhaseTimes, list[float]]] = []
     is_gpu = engine.device.type == "cuda"
     if is_gpu:
@@ -212,29 +230,30 @@ def _summarise(timing: BatchTiming, runs: list[tuple[Any, list[float]]]) -> None
 class _ScaleClock:
     """Marks the end of each scale, on the GPU's own clock where there is one.
 
-    The first mark is made when the transformer starts on the text, so scale 0 includes that.
+    The first mark, of index -1, is made when the transformer starts on the text, so scale 0 includes that.
     """
 
     def __init__(self, is_gpu: bool) -> None:
         self._is_gpu = is_gpu
-        self._marks: list[Any] = []
+        self._marks: list[tuple[int, Any]] = []
 
-    def __call__(self, _scale_index: int) -> None:
+    def __call__(self, scale_index: int) -> None:
         if not self._is_gpu:
-            self._marks.append(time.perf_counter())
+            self._marks.append((scale_index, time.perf_counter()))
             return
         import torch  # noqa: PLC0415 - keeps --help fast
 
         event = torch.cuda.Event(enable_timing=True)
         event.record()
-        self._marks.append(event)
+        self._marks.append((scale_index, event))
 
     def milliseconds(self) -> list[float]:
-        """Time between neighbouring marks; the device must be idle."""
-        pairs = zip(self._marks, self._marks[1:], strict=False)
-        if self._is_gpu:
-            return [first.elapsed_time(second) for first, second in pairs]
-        return [1e3 * (second - first) for first, second in pairs]
+        """Of each scale, over all the pieces that a batch was made in; the device must be idle."""
+        total: dict[int, float] = defaultdict(float)
+        for (_, first), (scale, second) in pairwise(self._marks):
+            if scale >= 0:
+                total[scale] += first.elapsed_time(second) if self._is_gpu else 1e3 * (second - first)
+        return [total[scale] for scale in sorted(total)]
 
 
 def describe_commit() -> str | None:
@@ -259,21 +278,27 @@ def _print_table(record: dict[str, Any], timings: list[BatchTiming]) -> None:
         f"{engine['preset']} ({engine['parameters'] / 1e9:.2f} billion parameters) at {engine['resolution']}, "
         f"{engine['dtype']} on {engine['device']}, {engine['backend']} kernels, torch {engine['torch']}, commit {record['commit']}"
     )
-    click.echo("batch  s/batch  images/s  text ms  transformer ms  decode ms  encode ms  peak GB")
+    ratio_to = f"x {timings[0].policy}"
+    width = max(len(timing.policy) for timing in timings)
+    click.echo(
+        f"batch  {'policy':{width}}  token-layers  {ratio_to}  s/batch  images/s  text ms  transformer ms  decode ms  encode ms  peak GB"
+    )
+    first = {timing.batch: timing for timing in reversed(timings) if timing.policy == timings[0].policy}
     for timing in timings:
+        name = f"{timing.batch:5d}  {timing.policy:{width}}"
         if timing.error:
-            click.echo(f"{timing.batch:5d}  {timing.error}")
+            click.echo(f"{name}  {timing.error}")
             continue
+        seconds = statistics.median(timing.seconds)
+        base = first[timing.batch].seconds
+        ratio = f"{statistics.median(base) / seconds:.2f}" if base else "-"
         peak = "-" if timing.peak_memory_gb is None else f"{timing.peak_memory_gb:.1f}"
         click.echo(
-            f"{timing.batch:5d}  {statistics.median(timing.seconds):7.3f}  {timing.images_per_second:8.3f}  "
-            f"{timing.text_ms:7.1f}  {timing.transformer_ms:14.1f}  {timing.decode_ms:9.1f}  "
-            f"{timing.encode_ms:9.1f}  {peak:>7}"
+            f"{name}  {timing.token_layer_fraction:12.1%}  {ratio:>{len(ratio_to)}}  {seconds:7.3f}  "
+            f"{timing.images_per_second:8.3f}  {timing.text_ms:7.1f}  {timing.transformer_ms:14.1f}  "
+            f"{timing.decode_ms:9.1f}  {timing.encode_ms:9.1f}  {peak:>7}"
         )
     for timing in timings:
         if not timing.error:
             scales = " ".join(f"{value:.1f}" for value in timing.scale_ms)
-            click.echo(f"batch {timing.batch}, ms of each scale: {scales}")
-    fraction = next((timing.token_layer_fraction for timing in timings if not timing.error), 1.0)
-    if record["policy"]["name"] != "dense":
-        click.echo(f"policy {record['policy']['name']}: {fraction:.1%} of the dense model's token-layers")
+            click.echo(f"batch {timing.batch}, {timing.policy}, ms of each scale: {scales}")

@@ -1,6 +1,6 @@
 """What the engine keeps of a batch while it is made."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,6 +29,22 @@ class GeneratedBatch:
     layer_representation_score: list[list[float]]
     pruning_maps: list[bytes] | None
 
+    @classmethod
+    def joined(cls, parts: "list[GeneratedBatch]") -> "GeneratedBatch":
+        """Batches of images of one size as one, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        maps = [each for part in parts for each in part.pruning_maps or ()]
+        return cls(
+            np.concatenate([part.pixels for part in parts]),
+            truncated=[each for part in parts for each in part.truncated],
+            finite=[each for part in parts for each in part.finite],
+            work=[each for part in parts for each in part.work],
+            low_entropy_ratio=[each for part in parts for each in part.low_entropy_ratio],
+            layer_representation_score=[each for part in parts for each in part.layer_representation_score],
+            pruning_maps=maps or None,
+        )
+
 
 @dataclass
 class PhaseTimes:
@@ -38,4 +54,3 @@ class PhaseTimes:
     sample: float = 0.0
     decode: float = 0.0
     encode: float = 0.0
-    scales: list[float] = field(default_factory=list)

@@ -41,10 +41,15 @@ def test_policies_are_timed_by_name_or_file(tmp_path):
     file = tmp_path / "exit.yaml"
     file.write_text("name: fixed_exit\nstart_scale: 5\nprovenance: {date: 2026-01-01}\n")
     common = ("--batch", "1", "--repeats", "1", "--warmup", "0")
-    for policy, share in (("paper-2b", "% of the dense"), (str(file), "policy fixed_exit: 23.2% of")):
-        result = _bench(*common, "--policy", policy)
-        assert result.exit_code == 0, result.output
-        assert share in result.output
+    result = _bench(*common, "--policy", "dense", "--policy", "paper-2b", "--policy", str(file))
+    assert result.exit_code == 0, result.output
+    header, *rows = (line.split() for line in result.stdout.splitlines()[1:5])
+    assert header[:5] == ["batch", "policy", "token-layers", "x", "dense"]
+    assert [row[1] for row in rows] == ["dense", "paper-2b", str(file)]
+    assert [rows[0][2], rows[0][3], rows[2][2]] == ["100.0%", "1.00", "23.2%"]
+    record = json.loads(_bench(*common, "--policy", "paper-2b", "--policy", str(file), "--json").stdout)
+    assert [timing["policy"] for timing in record["batches"]] == list(record["policies"])
+    assert record["policies"][str(file)]["start_scale"] == 5
     refused = _bench(*common, "--policy", "fast")
     assert refused.exit_code == 2
     assert "--policy: policy.name must be one of dense" in refused.output
@@ -58,8 +63,8 @@ def test_table_names_model_device_and_every_batch():
     assert "float32 on" in first
     assert "torch kernels" in first
     assert header.split()[0] == "batch"
-    assert row.split()[0] == "1"
-    assert scales.startswith("batch 1, ms of each scale")
+    assert row.split()[:2] == ["1", "dense"]
+    assert scales.startswith("batch 1, dense, ms of each scale")
 
 
 @pytest.mark.parametrize(
@@ -93,4 +98,4 @@ def test_nothing_is_timed_when_the_model_gives_no_numbers():
     engine.setup()
     engine.model.transformer.head.weight[0] = float("nan")
     with pytest.raises(RunFailedError, match="not finite"):
-        measure(engine, 1, 1.0, 0, 1)
+        measure(engine, "dense", 1, 1.0, 0, 1)
