@@ -239,7 +239,7 @@ def load_job(path: str, overrides: Sequence[str] = (), *, output: str | None = N
     data = _expand_shorthand(data)
     _anchor_paths(data, folder)
     overridden = [_override(data, override) for override in overrides]
-    policy_file, of_policy_file = insert_policy_file(data, path)
+    insert_policy_file(data, path)
     if output is not None:
         data["output"] = output
     if isinstance(data.get("output"), str):
@@ -252,8 +252,7 @@ def load_job(path: str, overrides: Sequence[str] = (), *, output: str | None = N
     except ValidationError as error:
         key, sentence = explain(error, JobSpec)
         from_override = any(_within(key, name) or _within(name, key) for name in overridden)
-        source = policy_file if key in of_policy_file else "--set" if from_override else path
-        raise JobSpecError(f"{source}: {sentence}") from error
+        raise JobSpecError(f"{'--set' if from_override else path}: {sentence}") from error
 
 
 def _within(key: str, group: str) -> bool:

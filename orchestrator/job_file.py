@@ -10,6 +10,7 @@ import fsspec
 import yaml
 
 from toprovar_batch.orchestrator.spec_errors import describe_value
+from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import JobSpecError
 
 
@@ -70,7 +71,9 @@ def read_job_file(path: str, what: str = "job file") -> dict[str, Any]:
         raise JobSpecError(f"{path}: there is no such {what}") from error
     except IsADirectoryError as error:
         raise JobSpecError(f"{path} is a folder; give the {what} in it") from error
-    except (OSError, ImportError, ValueError) as error:
+    except (ImportError, ValueError) as error:
+        raise JobSpecError(f"{path}: the {what} cannot be read: {error}") from error
+    except storage_errors() as error:
         raise JobSpecError(f"{path}: the {what} cannot be read: {error}") from error
     try:
         text = raw.decode("utf-8-sig")

@@ -3,7 +3,6 @@
 import json
 import posixpath
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from toprovar_batch.orchestrator.dataset_card import dataset_card
 from toprovar_batch.orchestrator.job import JobSpec, differing_fields
 from toprovar_batch.orchestrator.plan import Plan
 from toprovar_batch.orchestrator.run_lock import RunLock
+from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import publish_bytes
 
@@ -189,12 +189,6 @@ def open_output(job: JobSpec, plan: Plan, schema: pa.Schema) -> Iterator[OutputF
         except storage_errors() as error:
             raise OutputFolderError(f"{job.output}: cannot be written: {error}") from error
         yield folder
-
-
-def storage_errors() -> tuple[type[Exception], ...]:
-    """Exceptions by which file systems say that they cannot be reached or written."""
-    botocore = sys.modules.get("botocore.exceptions")  # there once s3fs is in use
-    return (OSError, NotImplementedError, *([botocore.BotoCoreError] if botocore else []))
 
 
 def refuse_strangers(folder: OutputFolder) -> None:

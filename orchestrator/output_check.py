@@ -9,9 +9,9 @@ from toprovar_batch.orchestrator.manifest import (
     locate_output,
     refuse_other_job,
     refuse_strangers,
-    storage_errors,
 )
 from toprovar_batch.orchestrator.plan import Plan
+from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import OutputFolderError
 
 

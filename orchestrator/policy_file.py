@@ -25,34 +25,35 @@ def expand_policy(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-def insert_policy_file(data: dict[str, Any], source: str) -> tuple[str | None, set[str]]:
+def insert_policy_file(data: dict[str, Any], source: str) -> None:
     """Put the settings of a policy file in the place of a job's `policy.file`; what stands beside it wins.
 
     Args:
         data: of the job, changed in place.
         source: names the job in errors.
 
-    Returns:
-        The file, and the dotted keys that came from it.
-
     Raises:
-        JobSpecError: there is no such file, or it is of another policy than the job names.
+        JobSpecError: there is no such file, its settings are wrong, or it is of another policy than the job names.
     """
     policy = data.get("policy")
     path = policy.get("file") if isinstance(policy, dict) else None
     if not isinstance(policy, dict) or path is None:
-        return None, set()
+        return
     if not isinstance(path, str):
         raise JobSpecError(f"{source}: policy.file must be text, got {describe_value(path)}")
+    if not path:
+        raise JobSpecError(f"{source}: policy.file is empty; name a file")
     settings = _settings(path)
+    _validated(settings, path)  # here, since of what is wrong after the merge nobody could tell whose it is
     beside = {key: value for key, value in policy.items() if key != "file"}
-    name = beside.get("name", settings.get("name"))
-    if name != settings.get("name"):
+    if beside.get("name") is None:
+        beside.pop("name", None)
+    elif beside["name"] != settings["name"]:
         raise JobSpecError(
-            f"{source}: policy.name: {name} is asked for, but {path} is of {settings.get('name')}; drop one of name and file"
+            f"{source}: policy.name: {beside['name']} is asked for, but {path} is of {settings['name']}; "
+            "drop one of name and file"
         )
     data["policy"] = settings | beside
-    return path, {f"policy.{key}" for key in settings.keys() - beside.keys()}
 
 
 def read_policy(policy: str) -> PolicySpec:
@@ -66,14 +67,21 @@ def read_policy(policy: str) -> PolicySpec:
         settings = _settings(policy)
     else:
         settings = {"name": "replay", "preset": policy} if policy == "paper-2b" else {"name": policy}
+    return _validated(settings, policy if is_file else "--policy")
+
+
+def _validated(settings: dict[str, Any], source: str) -> PolicySpec:
     try:
         return _Policy.model_validate(freeze({"policy": settings}), strict=True).policy
     except ValidationError as error:
         _, sentence = explain(error, _Policy)
-        raise JobSpecError(f"{policy if is_file else '--policy'}: {sentence}") from error
+        raise JobSpecError(f"{source}: {sentence}") from error
 
 
 def _settings(path: str) -> dict[str, Any]:
     settings = read_job_file(path, "policy file")
     settings.pop(PROVENANCE, None)
+    if "name" not in settings:
+        lost = "; its settings stand at the top, not under policy" if "policy" in settings else ""
+        raise JobSpecError(f"{path}: name is missing, such as name: toprovar{lost}")
     return settings

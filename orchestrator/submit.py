@@ -28,11 +28,11 @@ from toprovar_batch.orchestrator.manifest import (
     PLAN_COLUMNS,
     OutputFolder,
     open_output,
-    storage_errors,
 )
 from toprovar_batch.orchestrator.plan import Plan, plan_job
 from toprovar_batch.orchestrator.progress import ProgressBar
 from toprovar_batch.orchestrator.ray_session import cluster_address, ray_session
+from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.orchestrator.summary import RunSummary, stats_record, total
 from toprovar_batch.worker.actor import GenerationEngine, ShardTask, build_engine
 from toprovar_batch.worker.errors import JobSpecError, RunFailedError

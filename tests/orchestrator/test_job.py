@@ -124,6 +124,7 @@ def test_an_output_from_the_command_line_is_taken_literally(load, tmp_path, monk
         ("policy: {name: replay}", "policy: give one of preset (paper-2b) and plan"),
         ("policy: {name: toprovar, scale_pruning: false, layer_pruning: false, token_pruning: false}", "policy: scale_pruning, layer_pruning and token_pruning are all false, which prunes nothing; use policy: dense"),
         ("policy: {file: 3}", "policy.file must be text, got 3"),
+        ("policy: {file: ''}", "policy.file is empty; name a file"),
         ("runtime: {num_workers: x, bogus: 1}", "runtime.num_workers must be a whole number, got the text 'x' (and 1 more)"),
         ("model: {vae: ''}", "model.vae must not be empty"),
     ],
@@ -153,7 +154,15 @@ def test_a_policy_file_stands_for_its_keys_and_what_is_beside_it_wins(load, tmp_
         ("name: toprovar", ", name: fastvar", "job.yaml: policy.name: fastvar is asked for, but"),
         ("", "", "mine.yaml: the policy file is empty; it needs at least name"),
         ("- 1", "", "mine.yaml: a policy file is a mapping of keys, this one is the list [1]"),
-        ("bta: 1", "", "policy.name is missing and has no default"),
+        ("bta: 1", "", "mine.yaml: name is missing, such as name: toprovar"),
+        (
+            "policy: {name: toprovar}",
+            "",
+            "mine.yaml: name is missing, such as name: toprovar; its settings stand",
+        ),
+        ("name: toprovar\na_min: 0.9", "", "mine.yaml: policy: a_max, 0.8, is below a_min, 0.9; raise it"),
+        ("name: replay", "", "mine.yaml: policy: give one of preset (paper-2b) and plan"),
+        ("name: toprovar", ", a_min: 0.9", "job.yaml: policy: a_max, 0.8, is below a_min, 0.9; raise it"),
     ],
 )
 def test_a_wrong_policy_file_is_named(load, tmp_path, content, extra, message):
