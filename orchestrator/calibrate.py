@@ -88,6 +88,7 @@ def calibrate_command(
         if path is not None:
             _check_target(option, path)
     job = load_job(job_file, overrides)
+    _check_distinct(target, replay_target, job_file, job.prompts.source)
     if job.policy.name not in {"dense", "toprovar", "detail"}:
         raise JobSpecError(
             f"{job_file}: policy.name: {job.policy.name} cannot be calibrated; use toprovar or detail"
@@ -124,15 +125,39 @@ def _check_target(option: str, path: str) -> None:
     """Raises now what writing the file would raise after all the work."""
     if not path:
         raise OutputFolderError(f"{option}: the name of the file is empty; give one")
-    if Path(path).is_dir():
-        raise OutputFolderError(f"{option}: {path} is a folder; name a file in it")
-    parent = Path(path).absolute().parent
+    try:
+        problem = _obstacle(path)
+    except OSError as error:
+        problem = f"{path} cannot be written: {error.strerror}"
+    if problem:
+        raise OutputFolderError(f"{option}: {problem}")
+
+
+def _obstacle(path: str) -> str | None:
+    file = Path(path)
+    if file.is_dir():
+        return f"{path} is a folder; name a file in it"
+    parent = file.absolute().parent
     if not parent.is_dir():
-        raise OutputFolderError(f"{option}: the folder of {path} does not exist; make it first")
-    if not os.access(path if Path(path).exists() else parent, os.W_OK):
-        raise OutputFolderError(
-            f"{option}: {path} may not be written; name another place, or change its permissions"
-        )
+        return f"the folder of {path} does not exist; make it first"
+    if not os.access(file if file.exists() else parent, os.W_OK):
+        return f"{path} may not be written; name another place, or change its permissions"
+    return None
+
+
+def _check_distinct(target: str, replay_target: str | None, *inputs: str) -> None:
+    """Keep what is written from taking the place of what is read, or of each other.
+
+    Raises:
+        OutputFolderError: two names are of one file.
+    """
+    written = {"--file": target} | ({} if replay_target is None else {"--replay": replay_target})
+    known = {os.path.realpath(path): path for path in inputs}
+    for option, path in written.items():
+        place = os.path.realpath(path)
+        if place in known:
+            raise OutputFolderError(f"{option}: {path} would replace {known[place]}; name another file")
+        known[place] = f"what {option} names"
 
 
 def _wished(goals: Mapping[str, float | None]) -> tuple[str, float]:

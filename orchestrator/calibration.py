@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -24,9 +24,11 @@ from toprovar_batch.orchestrator.evaluation_data import read_wanted
 from toprovar_batch.orchestrator.job import JobSpec
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.errors import JobSpecError
+from toprovar_batch.worker.pruning.build import first_unguided_scale
 from toprovar_batch.worker.pruning.calibration import (
     Recording,
     RecordingPolicy,
+    check_recordable,
     least_fraction,
     mean_pattern,
     recommend,
@@ -99,7 +101,10 @@ class Calibration:
         Raises:
             JobSpecError: the goal cannot be reached, the prompts do not say what to expect, or a batch does not fit
                 the GPU.
+            ModelSpecError: the policy cannot be calibrated.
         """
+        if isinstance(self._base, ToprovarSpec):
+            check_recordable(self._base)
         expected = self._expectations() if goal.name == "score_loss" else []
         self._engine.setup()
         _ = self._batch_size  # while the memory is free
@@ -139,6 +144,8 @@ class Calibration:
         policies: list[RecordingPolicy] = []
 
         def make_policy(context: BatchContext) -> RecordingPolicy:
+            unguided = first_unguided_scale(self._base, len(context.schedule))
+            context = replace(context, conditional_from=unguided)
             policies.append(RecordingPolicy(context, guided=self._engine.settings.guided))
             return policies[-1]
 
@@ -195,10 +202,7 @@ class Calibration:
 
         recordings, share = self._recordings, self._global_layers
         least = least_fraction(base, recordings, share)
-        # Rounding must not wish for less than there is.
-        return lambda strength: (
-            recommend(base, recordings, max(least, 1 - strength * (1 - least)), share).spec
-        )
+        return lambda strength: recommend(base, recordings, fraction_of(strength, least), share).spec
 
     def report(self, found: Found) -> Iterator[str]:
         """Draw rho of each scale where it was measured, and say what the found settings do."""
@@ -230,7 +234,10 @@ class Calibration:
         plan = mean_pattern([work for each in self._recordings for work in simulate(found.policy, each)])
         if not plan:
             return None
-        return ReplaySpec(plan=tuple(map(tuple, plan)), restoration=found.policy.restoration)
+        spec = found.policy
+        return ReplaySpec(
+            plan=tuple(map(tuple, plan)), restoration=spec.restoration, conditional_from=spec.conditional_from
+        )
 
 
 def fraction_of(strength: float, least: float) -> float:

@@ -1,6 +1,7 @@
 """The calibrate command: a policy file that jobs can name, and whose promise a run keeps."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -218,6 +219,19 @@ def test_a_point_of_score_is_a_hundredth_each_task_counting_the_same():
         (("--file", ""), "--file: the name of the file is empty; give one"),
         (("--file", "."), "--file: . is a folder; name a file in it"),
         (("--file", "x.yaml", "--replay", "/"), "--replay: / is a folder; name a file in it"),
+        (("--file", "x.yaml", "--replay", "./x.yaml"), "--replay: ./x.yaml would replace what --file names"),
+        (("--file", "x" * 300), "cannot be written: File name too long"),
+        (
+            (
+                "--file",
+                "x.yaml",
+                "--ssim-loss",
+                "0.1",
+                "--set",
+                "policy={name: toprovar, saliency: code_detail}",
+            ),
+            "policy.saliency: code_detail looks at pruned scales",
+        ),
         (("--file", "x.yaml", "--fraction", "nan"), "nan is no finite number"),
         (("--file", "x.yaml", "--score-loss", "inf"), "inf is no finite number"),
         (("--file", "x.yaml", "--set", "policy=fastvar"), "policy.name: fastvar cannot be calibrated"),
@@ -235,3 +249,13 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(write_job, arguments, message
     result = _calibrate(write_job(), *arguments)
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_what_is_read_is_not_replaced(write_job, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = Path(write_job())
+    before = job.read_text()
+    result = _calibrate(job, "--file", f"./{job.name}")
+    assert result.exit_code == 2
+    assert f"--file: ./{job.name} would replace {job}; name another file" in result.output
+    assert job.read_text() == before

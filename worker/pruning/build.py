@@ -1,6 +1,7 @@
 """From a policy's settings to the policy of a batch, checked against the model and its scales."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from toprovar_batch.worker.errors import ModelSpecError
@@ -25,6 +26,7 @@ from .specs import (
     PolicySpec,
     ReplaySpec,
     SkipvarSpec,
+    TokenPolicyBase,
     ToprovarSpec,
 )
 from .toprovar import ToprovarPolicy, representative_scale
@@ -43,6 +45,22 @@ def policy_factory(spec: PolicySpec, num_scales: int, depth: int) -> PolicyFacto
     Raises:
         ModelSpecError: a setting names a scale or layer that there is not; names the field.
     """
+    make = _checked(spec, num_scales, depth)
+    unguided = first_unguided_scale(spec, num_scales)
+    if unguided is None:
+        return make
+    _check_scale("conditional_from", unguided, num_scales)
+    return lambda context: make(replace(context, conditional_from=unguided))
+
+
+def first_unguided_scale(spec: PolicySpec, num_scales: int) -> int | None:
+    """The first scale that all prompts run without guidance; None where there is none."""
+    if isinstance(spec, DetailSpec):
+        return late_scales(spec, num_scales)[1]
+    return spec.conditional_from if isinstance(spec, TokenPolicyBase) else None
+
+
+def _checked(spec: PolicySpec, num_scales: int, depth: int) -> PolicyFactory:
     make: PolicyFactory
     match spec:
         case DenseSpec():
@@ -63,9 +81,7 @@ def policy_factory(spec: PolicySpec, num_scales: int, depth: int) -> PolicyFacto
                 )
             make = partial(SkipvarPolicy, spec)
         case DetailSpec():
-            first, conditional_from = late_scales(spec, num_scales)
-            _check_scale("first_scale", first, num_scales - 1)
-            _check_scale("conditional_from", conditional_from, num_scales)
+            _check_scale("first_scale", late_scales(spec, num_scales)[0], num_scales - 1)
             make = partial(DetailPolicy, spec)
         case FixedExitSpec():
             if spec.start_scale is not None:

@@ -14,12 +14,13 @@ from torch import Tensor
 from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.infinity.schedule import ScaleSchedule
 
+from .build import policy_factory
 from .history import BatchHistory, PromptWork
 from .plan import ScalePlan
 from .policy import BatchContext, Unobserving
 from .specs import ToprovarSpec
 from .statistics import low_entropy_ratio, singular_value_ratio
-from .toprovar import ToprovarPolicy, representative_scale, round_entropy
+from .toprovar import representative_scale, round_entropy
 
 # Drops every token of a Detail layer (R of at least 0.5, in the second half of the scales) but the floor and those whose
 # entropy is less than half of the mean.
@@ -89,7 +90,8 @@ def simulate(spec: ToprovarSpec, recording: Recording) -> list[PromptWork]:
         spec: settings; their saliency is the attention's entropy.
         recording: of a batch.
     """
-    policy = ToprovarPolicy(spec, BatchContext(recording.schedule, recording.depth, recording.seeds))
+    schedule, depth = recording.schedule, recording.depth
+    policy = policy_factory(spec, len(schedule), depth)(BatchContext(schedule, depth, recording.seeds))
     history = BatchHistory(recording.schedule, guided=recording.guided)
     for scale_index, maps in enumerate(recording.maps):
         plan = policy.plan(scale_index)
@@ -134,6 +136,18 @@ class Recommendation:
     fraction: float
 
 
+def check_recordable(spec: ToprovarSpec) -> None:
+    """Refuse settings whose work does not follow from maps of dense runs.
+
+    Raises:
+        ModelSpecError: the saliency looks at pruned scales.
+    """
+    if spec.token_pruning and spec.saliency != "attn_entropy":
+        raise ModelSpecError(
+            f"policy.saliency: {spec.saliency} looks at pruned scales, which are not recorded; calibrate with attn_entropy"
+        )
+
+
 def recommend(
     base: ToprovarSpec, recordings: Sequence[Recording], fraction: float, global_share: float
 ) -> Recommendation:
@@ -143,18 +157,14 @@ def recommend(
     still reach the fraction, since a scale that runs whole is right for certain; a_max then is what just reaches it.
 
     Args:
-        base: everything else: switches, direction, a_min, selection, floor.
+        base: everything else: switches, direction, a_min, selection, floor; `check_recordable` lets it pass.
         recordings: of dense batches.
         fraction: wished, in (0, 1).
         global_share: of the layers, in (0, 1).
 
     Raises:
-        ModelSpecError: the settings cannot be simulated or cannot reach the fraction; says which it can.
+        ModelSpecError: the settings cannot reach the fraction; says which they can.
     """
-    if base.token_pruning and base.saliency != "attn_entropy":
-        raise ModelSpecError(
-            f"policy.saliency: {base.saliency} looks at pruned scales, which are not recorded; calibrate with attn_entropy"
-        )
     spec, hardest = _bounds(base, recordings, global_share)
     if base.scale_pruning:
         threshold = _latest_threshold(hardest, recordings, fraction)
@@ -163,7 +173,7 @@ def recommend(
     if least > fraction:
         raise ModelSpecError(
             f"--fraction: {fraction:g} cannot be reached with these settings, which run at least {least:.4f}; wish for more, "
-            "or lower --global-layers or policy.representative_scale"
+            "or let the policy prune more (policy.representative_scale, policy.keep_ratio_floor, --global-layers)"
         )
     if base.token_pruning:
         reaches = _bisect(

@@ -44,7 +44,7 @@ class DetailPolicy(Unobserving):
         """
         super().__init__(context)
         self._spec = spec
-        self._first, self._conditional_from = late_scales(spec, len(context.schedule))
+        self._first, _ = late_scales(spec, len(context.schedule))
         self._detail: Tensor | None = None  # [B, h, w] after the last scale in which a prompt ran
         self._skipped = (False,) * context.num_prompts
 
@@ -65,7 +65,6 @@ class DetailPolicy(Unobserving):
         dense = replace(
             self.context.dense(scale_index),
             observe_codes=self._first - 1 <= scale_index < len(self.context.schedule) - 1,
-            conditional_only=(scale_index >= self._conditional_from,) * self.context.num_prompts,
         )
         if scale_index < self._first or self._detail is None:
             return dense

@@ -49,8 +49,10 @@ class PromptWork:
 
     @property
     def pruning_start_scale(self) -> int:
-        """The first scale in which something was pruned; the number of scales where nothing was."""
-        return next((scale for scale, ratio in enumerate(self.keep_ratio) if ratio < 1), len(self.schedule))
+        """The first scale in which a layer left a token out, guidance aside; the number of scales where none did."""
+        sizes = (height * width for height, width in self.schedule)
+        pruned = (min(row) < size for row, size in zip(self.counts, sizes, strict=True))
+        return next((scale for scale, some in enumerate(pruned) if some), len(self.schedule))
 
 
 class BatchHistory:

@@ -25,11 +25,13 @@ class BatchContext:
         schedule: token map sizes.
         depth: layers L.
         seeds: [B] int64 of the samples, on the model's device.
+        conditional_from: first scale that runs without guidance; None: none does.
     """
 
     schedule: ScaleSchedule
     depth: int
     seeds: Tensor
+    conditional_from: int | None = None
 
     @property
     def num_prompts(self) -> int:
@@ -42,8 +44,11 @@ class BatchContext:
         return height * width
 
     def dense(self, scale_index: int) -> ScalePlan:
-        """The plan that prunes nothing."""
-        return ScalePlan.dense(self.num_tokens(scale_index), self.depth, self.num_prompts)
+        """The plan that prunes no token."""
+        dense = ScalePlan.dense(self.num_tokens(scale_index), self.depth, self.num_prompts)
+        if self.conditional_from is None or scale_index < self.conditional_from:
+            return dense
+        return replace(dense, conditional_only=(True,) * self.num_prompts)
 
     def skipped(self, scale_index: int) -> ScalePlan:
         """The plan that skips the scale for all."""

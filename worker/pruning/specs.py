@@ -21,13 +21,21 @@ class PolicyBase(FrozenSpec):
     pruning_map: bool = Field(False, description="write which tokens ran into the dataset")
 
 
+class TokenPolicyBase(PolicyBase):
+    """What every policy takes that chooses tokens."""
+
+    conditional_from: int | None = Field(
+        None, ge=1, description="scales from this one on run without guidance; null: none does"
+    )
+
+
 class DenseSpec(PolicyBase):
     """Every token runs in every layer."""
 
     name: Literal["dense"] = "dense"
 
 
-class ToprovarSpec(PolicyBase):
+class ToprovarSpec(TokenPolicyBase):
     """ToProVAR: scales, layers and tokens by the entropy of their attention.
 
     With `layer_threshold` 0 every layer counts as Detail, and Eq. 6 alone decides.
@@ -68,7 +76,7 @@ class ToprovarSpec(PolicyBase):
         return self
 
 
-class FastvarSpec(PolicyBase):
+class FastvarSpec(TokenPolicyBase):
     """FastVAR: two late scales run the tokens farthest from the mean token, the scales after them are skipped."""
 
     name: Literal["fastvar"] = "fastvar"
@@ -101,7 +109,7 @@ class SkipvarSpec(PolicyBase):
         return self
 
 
-class DetailSpec(PolicyBase):
+class DetailSpec(TokenPolicyBase):
     """Our own: late scales run where the picture has detail, and without guidance; elsewhere nothing is added."""
 
     name: Literal["detail"] = "detail"
@@ -126,7 +134,7 @@ class FixedExitSpec(PolicyBase):
     start_scale: int | None = Field(None, ge=1, description="null: the last three scales")
 
 
-class ReplaySpec(PolicyBase):
+class ReplaySpec(TokenPolicyBase):
     """A recorded pattern of work, whatever the prompt: keep ratios by scale and layer, tokens drawn by seed.
 
     `plan` has one list for each of the last scales, with one keep ratio a layer.

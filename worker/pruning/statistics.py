@@ -21,12 +21,13 @@ def low_entropy_ratio(maps: Tensor) -> Tensor:
         maps: [..., N] float32 nats.
 
     Returns:
-        [...] float64; 0 where all tokens are equal, NaN where a token is no finite number (which reaches no
-        threshold in either direction).
+        [...] float64; NaN, which reaches no threshold in either direction, where all tokens are equal or one is no
+        finite number.
     """
     exact = maps.double()  # in float32 the mean of equal numbers may differ from them
     ratio = (exact < exact.mean(-1, keepdim=True)).double().mean(-1)
-    return torch.where(exact.isfinite().all(-1), ratio, torch.nan)
+    tells = exact.isfinite().all(-1) & (exact.amin(-1) < exact.amax(-1))
+    return torch.where(tells, ratio, torch.nan)
 
 
 def singular_value_ratio(maps: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ def kept_counts(probability: Tensor, floor: float) -> Tensor:
 
 def floor_count(floor: float, num_tokens: int) -> int:
     """Tokens that are kept at least: the fraction `floor`, rounded up."""
-    return math.ceil(floor * num_tokens)
+    return math.ceil(floor * num_tokens - 1e-9)  # 0.07 * 100 is a hair above 7
 
 
 def keep_lowest(keys: Tensor, counts: Tensor) -> Tensor:

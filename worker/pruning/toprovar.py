@@ -197,7 +197,7 @@ class ToprovarPolicy:
             self._latest.update(scale_index, prompts, bit_certainty(logits)[None])
         if summed_codes is not None:
             smooth = code_smoothness(summed_codes, self._context.schedule[scale_index])
-            self._latest.update(scale_index, range(self._context.num_prompts), smooth[None])
+            self._latest.update(scale_index, prompts, _select(smooth[None], prompts))
 
     def low_entropy_ratio(self, prompt: int) -> list[float | None]:
         """Rho of each scale, of the map averaged over layers and heads; None where it was not measured."""

@@ -129,6 +129,26 @@ def _alternatives() -> dict[str, PolicySpec]:
     return {name: ToprovarSpec.model_validate(change) for name, change in changes.items()}
 
 
+def _without_late_guidance() -> dict[str, PolicySpec]:
+    """Every rule that chooses tokens, guided as far as `detail` is."""
+    ours = {
+        f"toprovar {threshold} a_max {most}": ToprovarSpec(
+            depth_threshold=threshold, a_max=most, conditional_from=6
+        )
+        for threshold, most in ((0.45, 0.8), (0.5, 1.6), (0.6, 0.8), (0.6, 1.6))
+    }
+    fastvar = {
+        f"fastvar {keep} skip {skipped}": FastvarSpec(
+            keep_ratio=keep, skipped_scales=skipped, conditional_from=6
+        )
+        for keep, skipped in (((0.8, 0.7), 0), ((0.6, 0.5), 0), ((0.3, 0.2), 0), ((0.6, 0.5), 1))
+    }
+    detail = {
+        f"detail {threshold}": DetailSpec(detail_threshold=threshold) for threshold in (0.0, 0.1, 0.2, 0.3)
+    }
+    return {**ours, **fastvar, **detail}
+
+
 def _directions() -> dict[str, PolicySpec]:
     """Whether few tokens of low entropy, or many, should begin the pruning; thresholds of like work."""
     settings = {"at_most": _AT_MOST, "at_least": ((0.45, 0.8), (0.5, 1.6), (0.55, 0.8), (0.6, 1.6))}
@@ -146,4 +166,5 @@ COMPARISONS: Final[Mapping[str, Mapping[str, PolicySpec]]] = {
     "pareto": _pareto(),
     "alternatives": _alternatives(),
     "directions": _directions(),
+    "unguided": _without_late_guidance(),
 }

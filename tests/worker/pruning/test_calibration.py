@@ -10,6 +10,7 @@ from toprovar_batch.worker.models import random_transformer
 from toprovar_batch.worker.pruning.calibration import (
     Recording,
     RecordingPolicy,
+    check_recordable,
     mean_fraction,
     mean_pattern,
     recommend,
@@ -112,9 +113,11 @@ def test_a_wish_that_cannot_be_met_says_what_can(recording):
         recommend(early_toprovar(), [recording], 0.01, 0.2)
 
 
-def test_saliencies_that_look_at_pruned_scales_cannot_be_calibrated(recording):
+def test_saliencies_that_look_at_pruned_scales_cannot_be_calibrated():
     with pytest.raises(ModelSpecError, match=r"policy\.saliency: code_detail"):
-        recommend(early_toprovar(saliency="code_detail"), [recording], 0.5, 0.2)
+        check_recordable(early_toprovar(saliency="code_detail"))
+    check_recordable(early_toprovar(saliency="code_detail", token_pruning=False))
+    check_recordable(early_toprovar())
 
 
 def test_the_mean_pattern_can_be_replayed(recording):

@@ -151,13 +151,17 @@ def test_work_of_a_prompt_counts_branches_and_skipped_scales():
     history.add(
         _plan([[2, 4], [4, 4]], KEYS, conditional_only=(True, False)), torch.tensor([[2, 1, 2, 1], [2] * 4])
     )
-    history.add(_plan([[0, 4], [0, 4]], None, skipped=(True, False)), torch.tensor([[300] * 4]))
+    history.add(
+        _plan([[0, 4], [0, 4]], None, skipped=(True, False), conditional_only=(False, True)),
+        torch.tensor([[300] * 4]),
+    )
     first, second = history.work(0), history.work(1)
     assert first.keep_ratio == [1.0, 6 / 16, 0.0]
     assert first.token_layer_fraction == (4 + 6) / 36
     assert first.pruning_start_scale == 1
-    assert (second.keep_ratio, second.pruning_start_scale) == ([1.0] * 3, 3)
-    assert second.token_layer_fraction == 1.0
+    # Without its unconditional branch half of the work is left, and no token out.
+    assert (second.keep_ratio, second.pruning_start_scale) == ([1.0, 1.0, 0.5], 3)
+    assert second.token_layer_fraction == (2 * 2 + 8 * 2 + 8) / 36
     maps = history.pruning_maps()
     assert list(maps[0]) == [2, 2, 1, 2, 1, 0, 0, 0, 0]
     assert list(maps[1]) == [2] * 5 + [255] * 4

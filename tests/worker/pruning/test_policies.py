@@ -92,7 +92,7 @@ def test_both_directions_of_the_threshold_include_it_and_nan_reaches_neither():
 
 
 SCALE_ONLY = {"layer_pruning": False, "token_pruning": False}
-LOWS = [[0.9, 0.9, 0.25, 0.25, 0.5, 0.25, 0.25], [0.9, 0.9, 0.5, 0.0, 0.0, 0.0, 0.0], [0.9] * 2 + [0.25] * 5]
+LOWS = [[0.9, 0.9, 0.25, 0.25, 0.5, 0.25, 0.25], [0.9, 0.9, 0.5, 0.1, 0.1, 0.1, 0.1], [0.9] * 2 + [0.25] * 5]
 
 
 def test_scale_pruning_alone_skips_every_scale_after_each_prompts_depth():
@@ -161,9 +161,22 @@ def test_each_switch_prunes_what_it_says(switches, late):
 
 def test_without_the_threshold_reached_nothing_is_pruned():
     for direction, threshold in (("at_least", 1.0), ("at_most", 0.0)):
-        spec = early_toprovar(depth_threshold=threshold, threshold_direction=direction, a_min=0.5)
+        settings = {"depth_threshold": threshold, "threshold_direction": direction, "a_min": 0.5}
+        spec = early_toprovar(**settings, layer_pruning=False)
         for plan in _drive(_policy(spec), _by_low_fraction([[0.5] * 7]), prompts=1):
             assert _fractions(plan) == [1, 1, 1]
+
+
+def test_rho_is_that_of_the_mean_over_the_layers():
+    def maps_of(scale, layer, _prompt):
+        tokens = SCHEDULE[scale][0] ** 2
+        entropy = torch.full((tokens,), 3.0)
+        entropy[: tokens // 4 if layer == 1 else tokens * 3 // 4] = -60.0 if layer == 1 else 1.0
+        return entropy  # the mean is low where layer 1 is, in a quarter
+
+    policy = _policy(early_toprovar(depth_threshold=0.5, **SCALE_ONLY))
+    assert not any(any(plan.skipped) for plan in _drive(policy, maps_of, prompts=1))
+    assert policy.low_entropy_ratio(0)[REPRESENTATIVE:-1] == [0.25] * 4
 
 
 def test_the_tokens_of_lowest_entropy_stay():
@@ -216,9 +229,11 @@ def test_maps_that_say_nothing_prune_nothing_by_layers_and_never_give_nan(value,
     plans = _drive(policy, maps_of, prompts=1)
     assert all(_fractions(plan) == [1, 1, 1] for plan in plans)
     assert policy.layer_representation_score(0) == [0.0] * 3
-    ratios = policy.low_entropy_ratio(0)
-    assert ratios[REPRESENTATIVE:-1] == [0.0 if value in {0.0, 2.5} else None] * 4
-    # Pruned all the same, where only the scale and token rules are asked.
+    assert policy.low_entropy_ratio(0) == [None] * 7
+    for direction in ("at_least", "at_most"):
+        only = early_toprovar(layer_pruning=False, selection=selection, threshold_direction=direction)
+        assert all(_fractions(plan) == [1, 1, 1] for plan in _drive(_policy(only), maps_of, prompts=1))
+    # Pruned all the same, where only the token rule is asked.
     spec = early_toprovar(scale_pruning=False, layer_pruning=False, selection=selection)
     for plan in _drive(_policy(spec), maps_of, prompts=1):
         assert all(0 < fraction <= 1 for fraction in _fractions(plan))
@@ -226,8 +241,9 @@ def test_maps_that_say_nothing_prune_nothing_by_layers_and_never_give_nan(value,
 
 def test_differences_below_rounding_noise_decide_nothing():
     noisy = lambda scale, *_: 3 + 1e-5 * torch.rand(SCHEDULE[scale][0] ** 2)  # noqa: E731
-    policy = _policy(early_toprovar(depth_threshold=0.1))
+    policy = _policy(early_toprovar(depth_threshold=0.1, layer_pruning=False))
     assert all(_fractions(plan) == [1, 1, 1] for plan in _drive(policy, noisy, prompts=1))
+    assert policy.low_entropy_ratio(0) == [None] * 7
 
 
 def test_a_pruned_prompt_keeps_its_maps_while_another_one_goes_on():
@@ -469,9 +485,23 @@ def test_detail_leaves_guidance_out_of_the_late_scales():
 
 
 @pytest.mark.parametrize(
+    "spec", [ToprovarSpec(), FastvarSpec(skipped_scales=0), DetailSpec(), ReplaySpec(preset="paper-2b")]
+)
+def test_every_policy_that_chooses_tokens_can_leave_guidance_out_of_late_scales(spec):
+    def unguided(spec):
+        plans = _drive(_policy(spec, prompts=2), _by_low_fraction([[0.5] * 7] * 2), prompts=2)
+        return [plan.conditional_only for plan in plans]
+
+    first = 4 if spec.name == "detail" else 7
+    assert unguided(spec) == [(False,) * 2] * first + [(True,) * 2] * (7 - first)
+    assert unguided(spec.model_copy(update={"conditional_from": 3})) == [(False,) * 2] * 3 + [(True,) * 2] * 4
+
+
+@pytest.mark.parametrize(
     ("spec", "message"),
     [
         (ToprovarSpec(representative_scale=6), "policy.representative_scale: scale 6"),
+        (ToprovarSpec(conditional_from=8), "policy.conditional_from: scale 8, .* at most 7"),
         (FixedExitSpec(start_scale=7), "policy.start_scale: scale 7, counted from 0, .* at most 6"),
         (DetailSpec(first_scale=7), "policy.first_scale: scale 7, counted from 0, .* at most 6"),
         (DetailSpec(conditional_from=8), "policy.conditional_from: scale 8, .* at most 7"),

@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, linear, scaled_dot_product_attention
 
-from toprovar_batch.kernels.flash_attention import TokenLayout
+from toprovar_batch.kernels.bit_sampling import sample_bits, uniform_noise
+from toprovar_batch.kernels.flash_attention import TokenLayout, reference
 from toprovar_batch.worker.engine import Engine
+from toprovar_batch.worker.infinity import transformer
 from toprovar_batch.worker.infinity.config import TransformerArchitecture
 from toprovar_batch.worker.infinity.flops import transformer_flops
 from toprovar_batch.worker.infinity.kv_cache import KVCache
@@ -16,6 +18,7 @@ from toprovar_batch.worker.infinity.rope import rope_2d
 from toprovar_batch.worker.infinity.schedule import scale_schedule
 from toprovar_batch.worker.models import random_transformer
 from toprovar_batch.worker.pruning.build import policy_factory
+from toprovar_batch.worker.pruning.draw import pruning_noise
 from toprovar_batch.worker.pruning.packing import PackedScale
 from toprovar_batch.worker.pruning.plan import ScalePlan, token_sets
 from toprovar_batch.worker.pruning.policy import BatchContext, Unobserving
@@ -48,6 +51,9 @@ POLICIES = {
     "detail": DetailSpec(detail_threshold=0.1, first_scale=4),
     "detail skips": DetailSpec(detail_threshold=0.1, first_scale=4, keep_ratio_floor=0.3, conditional_from=7),
     "replay": ReplaySpec(preset="paper-2b"),
+    "replay unguided": ReplaySpec(preset="paper-2b", restoration="cached", conditional_from=5),
+    "fastvar unguided": FastvarSpec(skipped_scales=1, conditional_from=5),
+    "toprovar unguided": TOPROVAR.model_copy(update={"conditional_from": 4}),
     "replay cached": ReplaySpec(plan=((1, 0.5, 0.2, 0), (0.3, 1, 0.1, 0.1)), restoration="cached"),
     "toprovar": TOPROVAR,
     "toprovar some layers": TOPROVAR.model_copy(update={"beta": 1e-3}),
@@ -65,6 +71,27 @@ SAMPLINGS = {
     "hidden": {"cfg_insertion_layers": (-2,)},
     "none": {"cfg_scale": (1.0,) * 7},
 }
+
+
+@pytest.fixture
+def exact_products(monkeypatch):
+    """Products of float64, rounded once.
+
+    A CPU's own round differently with the number of rows, and here it is the batching that shall be told from none, by
+    decisions that take any difference for one.
+    """
+
+    def exact_linear(x, weight, bias=None):
+        return linear(x.double(), weight.double(), None if bias is None else bias.double()).to(x.dtype)
+
+    def exact_attention(q, k, v, attn_mask=None, scale=None):
+        mask = None if attn_mask is None else attn_mask.expand(-1, -1, q.shape[2], -1)
+        out = scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=mask, scale=scale)
+        return out.to(q.dtype)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", exact_linear)
+    monkeypatch.setattr(transformer, "linear", exact_linear)
+    monkeypatch.setattr(reference, "scaled_dot_product_attention", exact_attention)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +123,7 @@ def _sample(model, spec, prompts, sampling=None, **options):
 
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 @pytest.mark.parametrize("spec", POLICIES.values(), ids=POLICIES)
+@pytest.mark.usefixtures("exact_products")
 def test_a_prompt_runs_the_same_tokens_alone_and_in_any_batch(model, spec, sampling):
     together, _ = _sample(model, spec, range(5), sampling, count_layers=True)
     reordered, _ = _sample(model, spec, [4, 0, 3], sampling, count_layers=True)
@@ -155,6 +183,49 @@ def test_pruning_that_keeps_every_token_is_dense_to_the_bit(model, spec, samplin
     pruned, _ = _sample(model, spec, range(3), sampling)
     assert torch.equal(pruned.codes.summed_codes, dense.codes.summed_codes)
     assert pruned.history.work(1) == dense.history.work(1)
+
+
+class _Watching(Unobserving):
+    """Runs everything and keeps the entropies of some prompts."""
+
+    def __init__(self, context, prompts):
+        super().__init__(context)
+        self.prompts, self.seen = prompts, {}
+
+    def plan(self, scale_index):
+        return replace(self.context.dense(scale_index), entropy_of=self.prompts)
+
+    def observe(self, scale_index, layer, attn_entropy):
+        self.seen[scale_index, layer] = attn_entropy
+
+
+def test_the_entropy_that_decides_is_that_of_the_conditional_branch(model):
+    with torch.inference_mode():
+        watching = _Watching(BatchContext(SCHEDULE, DEPTH, torch.arange(3)), (2, 0))
+        sample_codes(_state(model, range(3), {}), torch.arange(3), watching)
+        state = _state(model, range(3), {})
+        first = state.run_scale(0)
+        settings = {"top_p": state.settings.top_p, "greedy": state.settings.greedy}
+        state.add_bits(0, sample_bits(first.guided, torch.arange(3), 0, **settings))
+        every_row = state.run_scale(1, with_entropy=True).entropies
+    for layer in range(DEPTH):
+        assert torch.equal(watching.seen[1, layer], every_row[layer][[2, 0]])
+        assert not torch.isclose(watching.seen[1, layer], every_row[layer][[5, 3]], atol=1e-4).any()
+
+
+def test_draws_of_tokens_and_of_bits_do_not_share_their_noise():
+    seeds = torch.tensor([7])
+    assert not (pruning_noise(seeds, 3, 4, 1)[:, 0, 0] == uniform_noise(seeds, 3, 1, 4)[0, 0]).any()
+
+
+def test_a_skipped_prompt_shows_code_detail_nothing_whoever_shares_its_batch(model):
+    spec = early_toprovar(
+        saliency="code_detail", scale_pruning=False, layer_pruning=False, keep_ratio_floor=0, a_max=2.3848
+    )
+    together, _ = _sample(model, spec, range(5))
+    for prompt in range(5):
+        alone, _ = _sample(model, spec, [prompt])
+        assert alone.history.work(0) == together.history.work(prompt)
 
 
 class _EveryToken(Unobserving):

@@ -88,8 +88,14 @@ def test_low_entropy_ratio_counts_tokens_below_the_mean():
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, 7.77])
 @pytest.mark.parametrize("length", [1, 3, 49, 1024])
-def test_equal_tokens_are_not_below_their_mean(value, length):
-    assert low_entropy_ratio(torch.full((2, length), value)).tolist() == [0.0, 0.0]
+def test_equal_tokens_have_no_low_entropy_ratio(value, length):
+    assert low_entropy_ratio(torch.full((2, length), value)).isnan().all()
+
+
+def test_the_floor_is_rounded_up_but_not_for_a_rounding_error():
+    assert [floor_count(*each) for each in ((0.07, 100), (0.14, 50), (0.071, 100), (0.0, 9), (1.0, 9))] == [
+        7, 7, 8, 0, 9,
+    ]  # fmt: skip
 
 
 def test_a_map_with_a_nan_has_no_low_entropy_ratio():
