@@ -42,7 +42,7 @@ def _entropy_sweep() -> dict[str, PolicySpec]:
         f"as printed after {scale} a_max {most}": ToprovarSpec(
             threshold_direction="at_least", depth_threshold=0.5, representative_scale=scale, a_max=most
         )
-        for scale, mosts in ((4, (0.8,)), (5, (0.8,)), (6, (0.4, 0.8, 1.6)), (7, (0.4, 0.8, 1.6)))
+        for scale, mosts in ((5, (0.8,)), (6, (0.8, 1.6)), (7, (0.8,)))
         for most in mosts
     }
     return {**ours, **printed}
@@ -52,7 +52,7 @@ def _saliency_sweep() -> dict[str, PolicySpec]:
     layer_by_layer = {
         f"{saliency} a_max {most}": ToprovarSpec.model_validate({"saliency": saliency, "a_max": most})
         for saliency in ("bit_uncertainty", "code_detail")
-        for most in (0.8, 1.6, 2.4)
+        for most in (0.8, 1.6)
     }
     # As in jobs/demo.yaml: tokens run in all layers or in none, and then add no codes.
     whole = {
@@ -66,7 +66,7 @@ def _saliency_sweep() -> dict[str, PolicySpec]:
             restoration="identity",
             code_layer_fraction=1.0,
         )
-        for scale, share in ((7, 0.5), (6, 0.5), (6, 0.25))
+        for scale, share in ((7, 0.5), (6, 0.25))
     }
     return {**layer_by_layer, **whole}
 
@@ -101,10 +101,10 @@ def _detail_sweep() -> dict[str, PolicySpec]:
             detail_threshold=threshold, conditional_from=conditional
         )
         for conditional, thresholds in (
-            (8, (0.0, 0.15)),
-            (7, (0.0, 0.1, 0.2)),
+            (8, (0.2,)),
+            (7, (0.2,)),
             (6, (0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)),
-            (5, (0.0, 0.2)),
+            (5, (0.2,)),
         )
         for threshold in thresholds
     }
