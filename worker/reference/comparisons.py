@@ -54,7 +54,7 @@ def _saliency_sweep() -> dict[str, PolicySpec]:
         for saliency in ("bit_uncertainty", "code_detail")
         for most in (0.8, 1.6)
     }
-    # As in jobs/demo.yaml: tokens run in all layers or in none, and then add no codes.
+    # Tokens run in all layers or in none, and then add no codes.
     whole = {
         f"code_detail {share} of the tokens after {scale}": ToprovarSpec(
             saliency="code_detail",
@@ -130,23 +130,34 @@ def _alternatives() -> dict[str, PolicySpec]:
 
 
 def _without_late_guidance() -> dict[str, PolicySpec]:
-    """Every rule that chooses tokens, guided as far as `detail` is."""
-    ours = {
-        f"toprovar {threshold} a_max {most}": ToprovarSpec(
-            depth_threshold=threshold, a_max=most, conditional_from=6
+    """Every rule that chooses tokens, guided as far as `detail` is, and toprovar one scale farther."""
+    toprovar = {
+        f"toprovar {threshold} a_max {most} guided to {guided}": ToprovarSpec(
+            depth_threshold=threshold, a_max=most, conditional_from=guided
         )
-        for threshold, most in ((0.45, 0.8), (0.5, 1.6), (0.6, 0.8), (0.6, 1.6))
+        for guided, pairs in (
+            (6, ((0.45, 0.8), (0.5, 1.6), (0.5, 3.2), (0.55, 0.8), (0.55, 1.6), (0.6, 0.8), (0.6, 1.6))),
+            (7, ((0.5, 3.2), (0.6, 0.8), (0.6, 1.6))),
+        )
+        for threshold, most in pairs
+    }
+    by_detail = {
+        f"code_detail {threshold} a_max {most} guided to 6": ToprovarSpec(
+            depth_threshold=threshold, a_max=most, conditional_from=6, saliency="code_detail"
+        )
+        for threshold, most in ((0.5, 1.6), (0.5, 3.2), (0.55, 1.6), (0.6, 0.8))
     }
     fastvar = {
-        f"fastvar {keep} skip {skipped}": FastvarSpec(
+        f"fastvar {keep} skip {skipped} guided to 6": FastvarSpec(
             keep_ratio=keep, skipped_scales=skipped, conditional_from=6
         )
         for keep, skipped in (((0.8, 0.7), 0), ((0.6, 0.5), 0), ((0.3, 0.2), 0), ((0.6, 0.5), 1))
     }
     detail = {
-        f"detail {threshold}": DetailSpec(detail_threshold=threshold) for threshold in (0.0, 0.1, 0.2, 0.3)
+        f"detail {threshold} guided to 6": DetailSpec(detail_threshold=threshold, conditional_from=6)
+        for threshold in (0.0, 0.1, 0.2, 0.3)
     }
-    return {**ours, **fastvar, **detail}
+    return {**toprovar, **by_detail, **fastvar, **detail}
 
 
 def _directions() -> dict[str, PolicySpec]:

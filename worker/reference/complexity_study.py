@@ -77,7 +77,7 @@ def statistics_of(policy: _Watching) -> dict[str, Tensor]:
     seen = torch.tensor([height * width for height, width in recording.schedule]).cumsum(0)
     entropy = torch.stack([maps.mean((0, 2)) for maps in recording.maps])
     return {
-        "low_entropy_ratio": recording.low_entropy_ratios(),
+        "low_entropy_ratio": recording.low_entropy_ratios().nan_to_num(0.0),  # NaN: all tokens are equal
         "attn_entropy": entropy / seen.clamp_min(2).log()[:, None],
         "bit_entropy": torch.stack(policy.bit_entropy),
         "change": torch.stack(policy.change),

@@ -20,17 +20,17 @@ STATISTICS: Final[Mapping[str, str]] = {
     "low_entropy_ratio": "low-entropy ratio (the paper's)",
     "change": "change of the sum of codes",
 }
-_FAMILIES: Final[Mapping[str, str]] = {
-    "toprovar": "o",
-    "as printed": "v",
-    "bit_uncertainty": "<",
-    "code_detail": ">",
-    "fastvar": "s",
-    "skipvar": "D",
-    "fixed exit": "X",
-    "detail": "*",
-}
-"""With what names of policies in `comparisons.py` begin, and the marker that stands for them."""
+_FAMILIES: Final[Sequence[tuple[str, str, str, str]]] = (
+    ("pareto", "toprovar", "o", "toprovar"),
+    ("unguided", "toprovar", "^", "toprovar, guided to 6 or 7"),
+    ("pareto", "as printed", "v", "toprovar, as printed"),
+    ("pareto", "fastvar", "s", "fastvar"),
+    ("unguided", "fastvar", "P", "fastvar, guided to 6"),
+    ("pareto", "skipvar", "D", "skipvar"),
+    ("pareto", "fixed exit", "X", "fixed exit"),
+    ("pareto", "detail", "*", "detail"),
+)
+"""A comparison, with what names of policies in it begin, and the marker and label that stand for them."""
 
 
 def complexity_figure(record: Mapping[str, Any]) -> "Figure":
@@ -68,7 +68,7 @@ def pareto_figure(record: Mapping[str, Any]) -> "Figure":
     """Score and likeness over work.
 
     Args:
-        record: of `quality`, with the comparison "pareto".
+        record: of `quality`, with the comparisons "pareto" and "unguided".
 
     Returns:
         Left the score less dense's: of all pictures with the standard error of the paired difference, and, faint, of
@@ -76,9 +76,9 @@ def pareto_figure(record: Mapping[str, Any]) -> "Figure":
     """
     figure, (score, likeness) = _panels()
     dense = record["pareto"]["dense"]["seeds"]
-    for family, mark in _FAMILIES.items():
+    for comparison, family, mark, label in _FAMILIES:
         rows = sorted(
-            (row for name, row in record["pareto"].items() if name.startswith(family + " ")),
+            (row for name, row in record[comparison].items() if name.startswith(family + " ")),
             key=lambda row: row["prunable_fraction"],
         )
         if not rows:
@@ -86,10 +86,10 @@ def pareto_figure(record: Mapping[str, Any]) -> "Figure":
         work = [100 * row["prunable_fraction"] for row in rows]
         errors = [100 * (row["difference"]["standard_error"] or 0.0) for row in rows]
         score.errorbar(
-            work, [100 * row["difference"]["score"] for row in rows], errors, fmt=mark, markersize=3,
-            linewidth=0.7, label=family,
+            work, [100 * row["difference"]["score"] for row in rows], errors, fmt=mark, markersize=4,
+            linewidth=0.7, label=label,
         )  # fmt: skip
-        colour = likeness.plot(work, [row["ssim"] for row in rows], mark, markersize=3, label=family)[0]
+        colour = likeness.plot(work, [row["ssim"] for row in rows], mark, markersize=4, label=label)[0]
         seeds = [
             [100 * (seed - whole) for seed, whole in zip(row["seeds"], dense, strict=True)] for row in rows
         ]
@@ -104,7 +104,8 @@ def _name_pareto(score: "Axes", likeness: "Axes") -> None:
     score.set_yticks(ticks := [2, 0, -1, -2, -4, -10, -20, -40], labels=[str(tick) for tick in ticks])
     score.set(xlabel="work in prunable scales, % of dense", ylabel="score less dense, points")
     likeness.set(xlabel="work in prunable scales, % of dense", ylabel="SSIM to dense")
-    likeness.legend(fontsize=7)
+    handles, labels = likeness.get_legend_handles_labels()
+    likeness.figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7)
 
 
 def _panels() -> tuple["Figure", Sequence["Axes"]]:

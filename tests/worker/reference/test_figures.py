@@ -39,8 +39,9 @@ def _pareto():
             "dense": row(1.0, 0.0),
             "detail 0.2 from 7": row(0.4, -0.01),
             "detail 0.1 from 7": row(0.3, -0.02),
-            "code_detail a_max 1": row(0.5, -0.03),
-        }
+            "fastvar (0.5,) skip 1": row(0.5, -0.03),
+        },
+        "unguided": {"dense": row(1.0, 0.0), "fastvar (0.5,) skip 1 guided to 6": row(0.25, -0.04)},
     }
 
 
@@ -55,10 +56,10 @@ def test_the_statistic_that_tells_most_is_drawn_against_complexity():
 def test_families_of_policies_are_told_apart():
     score, likeness = pareto_figure(_pareto()).axes
     drawn = {line.get_label(): list(line.get_xdata()) for line in likeness.lines}
-    assert drawn == {"detail": [30, 40], "code_detail": [50]}
-    assert len(score.containers) == 2
+    assert drawn == {"detail": [30, 40], "fastvar": [50], "fastvar, guided to 6": [25]}
+    assert len(score.containers) == 3
     seeds = [line.get_ydata().tolist() for line in score.lines if line.get_marker() == "_"]
-    expected = [[-3], [-6], [-2, -1], [-4, -2]]  # a line a seed, from little work to much
+    expected = [[-3], [-6], [-4], [-8], [-2, -1], [-4, -2]]  # a line a seed, from little work to much
     assert seeds == [pytest.approx(line) for line in expected]
 
 
