@@ -139,7 +139,7 @@ def _attend_by_kernel(
     softmax_scale: float,
     entropy_rows: Sequence[int],
 ) -> tuple[Tensor, Tensor | None]:
-    """Measures all rows or none: a launch for those that are watched and one for the others take longer."""
+    """By the Triton kernel, with the entropy of all rows or of none: a launch for each kind of row takes longer."""
     from .flash_attention.launch import flash_attention  # noqa: PLC0415 - imports Triton
 
     out, entropy = flash_attention(

@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate, linear, scaled_dot_product_attentio
 from toprovar_batch.kernels.bit_sampling import sample_bits, uniform_noise
 from toprovar_batch.kernels.flash_attention import TokenLayout, reference
 from toprovar_batch.worker.engine import Engine
+from toprovar_batch.worker.generated import PhaseTimes
 from toprovar_batch.worker.infinity import transformer
 from toprovar_batch.worker.infinity.config import TransformerArchitecture
 from toprovar_batch.worker.infinity.flops import transformer_flops
@@ -448,6 +449,24 @@ def _engine(policy, resolution="0.06M", h_div_w=1.0):
     )
     engine.setup()
     return engine
+
+
+def test_watching_prompts_and_keeping_their_tokens_changes_no_picture_on_any_device():
+    # On a GPU one kernel watches and another attends up to 1,023 queries, from 1,024 on one may do both.
+    sizes = {"depth": 2, "width": 256, "num_heads": 2, "vae_channel_multipliers": (1,) * 5}
+    model = ModelSpec(random_weights=True, architecture=ArchitectureSpec(**sizes))
+    engine = Engine(EngineSpec(model=model, image=ImageSpec(resolution="0.25M")), RuntimeSpec(device="auto"))
+    engine.setup()
+    requests = [GenerationRequest(f"s{seed}", "x" * seed, None, seed) for seed in (1, 20)]
+
+    def pixels(policy):
+        made = engine.with_policy(policy).generate_pixels(requests, engine.schedule_of(1.0), PhaseTimes())
+        assert [work.token_layer_fraction for work in made.work] == [1.0, 1.0]
+        return made.pixels
+
+    dense = pixels(DenseSpec())
+    assert np.array_equal(pixels(early_toprovar(depth_threshold=1.0)), dense)
+    assert np.array_equal(pixels(early_toprovar(scale_pruning=False, a_min=0.0, a_max=0.0)), dense)
 
 
 def test_results_tell_what_was_pruned():
