@@ -37,7 +37,7 @@ ADAPTIVE: Final[Mapping[str, PolicySpec]] = {
         {"threshold_direction": direction, "depth_threshold": threshold, **_SCALES_ALONE}
     )
     for direction in ("at_least", "at_most")
-    for threshold in (0.45, 0.5, 0.55, 0.6)
+    for threshold in (0.4, 0.45, 0.5, 0.55, 0.6)
 } | {"skipvar": SkipvarSpec(), "detail": DetailSpec()}
 _LUMA: Final = (0.299, 0.587, 0.114)
 
