@@ -112,6 +112,12 @@ def _key_of(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[st
     return ".".join(keys), "".join(f"[{part}]" for part in rest if isinstance(part, int)), group
 
 
+def _others(group: type[BaseModel], model: type[BaseModel]) -> list[type[BaseModel]]:
+    """The other members of the union in `model` that `group` is one of."""
+    unions = [_groups_of(field.annotation) for field in model.model_fields.values()]
+    return [other for union in unions if group in union for other in union if other is not group]
+
+
 def _tag(member: type[BaseModel]) -> Any:
     """The name by which a union tells its member."""
     return member.model_fields["name"].default if "name" in member.model_fields else None
@@ -155,11 +161,14 @@ def _unknown_key(key: str, model: type[BaseModel], group: type[BaseModel]) -> st
     siblings = list(group.model_fields)
     elsewhere = {path.rpartition(".")[2]: path for path in reversed(list(field_paths(model))) if path != key}
     near_sibling, near_elsewhere = nearest(leaf, siblings), nearest(leaf, elsewhere)
+    owners = [_tag(other) for other in _others(group, model) if leaf in other.model_fields]
+    if owners:
+        return f"unknown key {key}; it belongs to {prefix} {', '.join(owners)}, not to {_tag(group)}"
     if leaf in elsewhere:
         near = elsewhere[leaf]
     elif near_sibling is not None:
         near = f"{prefix}.{near_sibling}" if prefix else near_sibling
-    elif near_elsewhere is not None and not near_elsewhere.startswith(f"{prefix}."):
+    elif near_elsewhere is not None and not elsewhere[near_elsewhere].startswith(f"{prefix}."):
         near = elsewhere[near_elsewhere]
     else:
         owner = f"{prefix} {_tag(group)}" if _tag(group) else prefix or "a job"

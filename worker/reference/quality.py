@@ -45,8 +45,8 @@ class Pictures:
         keep_ratio: [n][S] of each picture and scale.
         token_layer_fraction: of each picture.
         start_scale: of each picture.
-        images_per_second: of the transformer and sampling. The first batch warms up and does not count, unless it is
-            the only one.
+        images_per_second: of the transformer and sampling. The first batch of each size warms up and does not count;
+            None where there are no others.
     """
 
     passed: list[bool]
@@ -55,7 +55,7 @@ class Pictures:
     keep_ratio: list[list[float]]
     token_layer_fraction: list[float]
     start_scale: list[int]
-    images_per_second: float
+    images_per_second: float | None
 
 
 def requests_of(prompts: Sequence[TaskPrompt], images: int, first_seed: int) -> list[GenerationRequest]:
@@ -114,7 +114,6 @@ def run_policy(
         keep_ratio += [work.keep_ratio for work in made.work]
         fractions += [work.token_layer_fraction for work in made.work]
         starts += [work.pruning_start_scale for work in made.work]
-    counts, times = zip(*(speeds[1:] or speeds), strict=True)
     return Pictures(
         passed,
         torch.cat(features),
@@ -122,8 +121,17 @@ def run_policy(
         keep_ratio,
         fractions,
         starts,
-        sum(counts) / sum(times),
+        warm_speed(speeds),
     )
+
+
+def warm_speed(speeds: Sequence[tuple[int, float]]) -> float | None:
+    """Pictures a second of (pictures, seconds) batches but the first of each size; None where that leaves none."""
+    sizes = [count for count, _ in speeds]
+    warm = [speed for index, speed in enumerate(speeds) if sizes.index(speed[0]) < index]
+    if not warm:
+        return None
+    return sum(count for count, _ in warm) / sum(seconds for _, seconds in warm)
 
 
 def _floats(pixels: Tensor, device: torch.device) -> Tensor:

@@ -25,7 +25,7 @@ def rows_of(records: Records) -> Iterator[tuple[str, ...]]:
 
     Work is that in the scales that may be pruned, relative to dense. Score is the difference to dense in points, after
     it the standard error over prompts, then the standard deviation of the same difference over single seeds. Images/s
-    are of transformer and sampling.
+    are of transformer and sampling, where a batch was made twice.
     """
     yield _HEAD
     for name, row in records.items():
@@ -38,7 +38,7 @@ def rows_of(records: Records) -> Iterator[tuple[str, ...]]:
             f"{100 * _spread(row['seeds'], records['dense']['seeds']):.1f}",
             f"{row['frechet']:.2f}",
             f"{row['ssim']:.3f}",
-            f"{row['images_per_second']:.0f}",
+            "" if row["images_per_second"] is None else f"{row['images_per_second']:.0f}",
         )
 
 

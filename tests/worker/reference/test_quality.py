@@ -11,7 +11,7 @@ from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.pruning.specs import FastvarSpec, FixedExitSpec, ToprovarSpec
 from toprovar_batch.worker.reference.comparisons import COMPARISONS
 from toprovar_batch.worker.reference.complexity_study import ADAPTIVE, rank_correlation, roughness, study
-from toprovar_batch.worker.reference.quality import QualityBench, quality_command, requests_of
+from toprovar_batch.worker.reference.quality import QualityBench, quality_command, requests_of, warm_speed
 from toprovar_batch.worker.reference.quality_tables import rows_of
 from toprovar_batch.worker.reference.scenes import task_prompts
 from toprovar_batch.worker.reference.scorer import load_scorer
@@ -102,6 +102,11 @@ def test_every_scale_of_a_dense_run_is_held_against_complexity(engine):
         assert chosen["correlation"].keys() == {"start_scale", "token_layer_fraction"}
     json.dumps(record, allow_nan=False)  # what is the same for all correlates with nothing: null
     assert record["correlation"]["low_entropy_ratio"][0] == {"complexity": None, "roughness": None}
+
+
+def test_speed_counts_no_batch_that_was_the_first_of_its_size():
+    assert warm_speed([(4, 9.0), (4, 2.0), (4, 2.0), (3, 7.0)]) == 2.0
+    assert warm_speed([(4, 9.0), (3, 7.0)]) is None
 
 
 @pytest.mark.parametrize(
