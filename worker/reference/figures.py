@@ -68,7 +68,7 @@ def pareto_figure(record: Mapping[str, Any]) -> "Figure":
     """Score and likeness over work.
 
     Args:
-        record: of `quality`, with the comparisons "pareto" and "unguided".
+        record: of `quality`, with the comparison "pareto" and, if it is to be drawn, "unguided".
 
     Returns:
         Left the score less dense's: of all pictures with the standard error of the paired difference, and, faint, of
@@ -78,7 +78,7 @@ def pareto_figure(record: Mapping[str, Any]) -> "Figure":
     dense = record["pareto"]["dense"]["seeds"]
     for comparison, family, mark, label in _FAMILIES:
         rows = sorted(
-            (row for name, row in record[comparison].items() if name.startswith(family + " ")),
+            (row for name, row in record.get(comparison, {}).items() if name.startswith(family + " ")),
             key=lambda row: row["prunable_fraction"],
         )
         if not rows:
