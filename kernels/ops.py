@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
+
 from .bit_sampling import sample_bits
-from .flash_attention import KeyLengths, TokenLayout, attention, attention_entropy
+from .flash_attention import attention, attention_entropy
 from .flash_attention.config import MAX_HEAD_DIM, beats_cudnn, capability_of
 from .qk_norm_rope import qk_norm_rope
 

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout, attention, attention_entropy
+from toprovar_batch.kernels.flash_attention import attention, attention_entropy
 from toprovar_batch.kernels.flash_attention.config import KernelConfig
 from toprovar_batch.kernels.flash_attention.launch import flash_attention
+from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
 
 # Allowed on top of twice PyTorch's own error, whose entropy is of float32 products; tensor cores round more coarsely.
 _ROUNDING = 5e-6

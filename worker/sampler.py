@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.flash_attention import TokenLayout
+from toprovar_batch.kernels.layout import TokenLayout
 from toprovar_batch.kernels.ops import PYTORCH, Backend, sample_bits
 
 from .errors import ModelSpecError

@@ -9,9 +9,10 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
+
 from .config import DTYPES, MAX_HEAD_DIM, KernelConfig, capability_of, choose_config, padded_head_dim
 from .hopper_kernel import GROUP, hopper_attention_kernel
-from .layout import KeyLengths, TokenLayout
 from .triton_kernel import attention_kernel, mean_over_heads_kernel
 
 _MEAN_BLOCK = 256

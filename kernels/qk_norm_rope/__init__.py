@@ -1,5 +1,5 @@
 """Normalisation of queries and keys and their rotary embedding, in one step."""
 
-from .reference import qk_norm_rope
+from .naive import qk_norm_rope
 
 __all__ = ["qk_norm_rope"]

@@ -9,9 +9,10 @@ import math
 import pytest
 import torch
 
-from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout, attention, attention_entropy
+from toprovar_batch.kernels.flash_attention import attention, attention_entropy
 from toprovar_batch.kernels.flash_attention.config import KernelConfig, choose_config, shared_memory_room
 from toprovar_batch.kernels.flash_attention.launch import flash_attention, mean_over_heads
+from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
 from toprovar_batch.kernels.ops import Backend, attend
 
 ON_GPU = torch.cuda.is_available()

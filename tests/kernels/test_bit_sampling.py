@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from toprovar_batch.kernels.bit_sampling import philox_4x32, sample_bits, uniform_noise
-from toprovar_batch.kernels.bit_sampling.reference import unit_interval
+from toprovar_batch.kernels.bit_sampling.naive import unit_interval
 
 # Known answers of Philox-4x32-10, published with Random123: counter, key, output.
 KNOWN_ANSWERS = [

@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout, attention, attention_entropy
-from toprovar_batch.kernels.flash_attention.layout import block_table
+from toprovar_batch.kernels.flash_attention import attention, attention_entropy
+from toprovar_batch.kernels.layout import KeyLengths, TokenLayout, block_table
 
 CPU = torch.device("cpu")
 SHAPES = [
@@ -73,7 +73,7 @@ def test_entropy_stays_exact_where_scores_are_large():
 def test_entropy_does_not_depend_on_the_chunks(monkeypatch):
     q, k, _v, layout, lengths = _inputs(2, 32, (50, 50), (70, 70))
     whole = attention_entropy(q, k, layout, lengths, 1.0)
-    monkeypatch.setattr("toprovar_batch.kernels.flash_attention.reference._ENTROPY_CHUNK_ELEMENTS", 700)
+    monkeypatch.setattr("toprovar_batch.kernels.flash_attention.naive._ENTROPY_CHUNK_ELEMENTS", 700)
     assert torch.allclose(attention_entropy(q, k, layout, lengths, 1.0), whole, atol=1e-6)
 
 

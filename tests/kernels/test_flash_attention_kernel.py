@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from toprovar_batch.kernels import ops
-from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout, attention, attention_entropy
+from toprovar_batch.kernels.flash_attention import attention, attention_entropy
 from toprovar_batch.kernels.flash_attention.config import choose_config, shared_memory_room, variants
+from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
 from toprovar_batch.kernels.ops import PYTORCH, Backend, attend, resolve_backend
 from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.settings import resolve_kernels

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout
-from toprovar_batch.kernels.flash_attention.layout import block_table
+from toprovar_batch.kernels.layout import KeyLengths, TokenLayout, block_table
 
 from .gluon_emulator import Barrier, Descriptor, Emulator, Pointer
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from toprovar_batch.kernels.flash_attention import TokenLayout
+from toprovar_batch.kernels.layout import TokenLayout
 from toprovar_batch.kernels.qk_norm_rope import qk_norm_rope
 
 CPU = torch.device("cpu")

@@ -6,7 +6,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout, attention, attention_entropy
+from toprovar_batch.kernels.flash_attention import attention, attention_entropy
+from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
 from toprovar_batch.orchestrator.cli import main
 
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout
 from toprovar_batch.kernels.host_values import to_device
+from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
 from toprovar_batch.kernels.ops import PYTORCH, Backend, attend
 
 from .config import TransformerArchitecture

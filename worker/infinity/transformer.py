@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear
 
-from toprovar_batch.kernels.flash_attention import KeyLengths, TokenLayout
+from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
 from toprovar_batch.kernels.ops import Backend, attend, attention, qk_norm_rope
 
 from .config import MAX_LEVELS, MAX_TEXT_TOKENS, TransformerArchitecture

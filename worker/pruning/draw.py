@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.bit_sampling.reference import philox_4x32, unit_interval
+from toprovar_batch.kernels.bit_sampling.naive import philox_4x32, unit_interval
 
 _MASK = 0xFFFFFFFF
 _STREAM = 1  # the fourth word of the counter; that of the bits' noise is 0

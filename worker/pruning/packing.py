@@ -7,8 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.flash_attention import TokenLayout
 from toprovar_batch.kernels.host_values import to_device
+from toprovar_batch.kernels.layout import TokenLayout
 
 from .plan import ScalePlan, TokenSet
 from .statistics import keep_lowest

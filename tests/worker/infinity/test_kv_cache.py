@@ -2,7 +2,7 @@
 
 import torch
 
-from toprovar_batch.kernels.flash_attention import TokenLayout
+from toprovar_batch.kernels.layout import TokenLayout
 from toprovar_batch.worker.infinity.config import TransformerArchitecture
 from toprovar_batch.worker.infinity.kv_cache import KVCache, cache_bytes
 

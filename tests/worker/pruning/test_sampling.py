@@ -8,7 +8,8 @@ import torch
 from torch.nn.functional import interpolate, linear, scaled_dot_product_attention
 
 from toprovar_batch.kernels.bit_sampling import sample_bits, uniform_noise
-from toprovar_batch.kernels.flash_attention import TokenLayout, reference
+from toprovar_batch.kernels.flash_attention import naive as reference
+from toprovar_batch.kernels.layout import TokenLayout
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.generated import PhaseTimes
 from toprovar_batch.worker.infinity import transformer

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .layout import KeyLengths, TokenLayout
+from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
 
 # Scores held at once by the entropy reference; bounds its memory at any map size.
 _ENTROPY_CHUNK_ELEMENTS = 1 << 25

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.host_values import to_device
+from .host_values import to_device
 
 
 @dataclass(frozen=True)

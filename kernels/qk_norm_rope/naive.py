@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.flash_attention import TokenLayout
+from toprovar_batch.kernels.layout import TokenLayout
 
 _EPS = 1e-12
 
