@@ -1,6 +1,6 @@
 """The command line: one group whose commands are imported when they are called.
 
-A command lives beside the code it drives; `COMMANDS` names it and its line of help, so `--help` imports
+A command is a file of `commands/`; `COMMANDS` names it and its line of help, so `--help` imports
 none of them and `validate` never pays for torch or Ray.
 """
 
@@ -15,27 +15,36 @@ from toprovar_batch.worker.errors import ToprovarError
 # name: (module under toprovar_batch and the command in it, line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "submit": (
-        "orchestrator.submit:submit_command",
+        "orchestrator.commands.submit:submit_command",
         "Generate the dataset of a job, or what is missing of it.",
     ),
-    "status": ("orchestrator.status:status_command", "Say how far a dataset is; --verify reads it all."),
-    "validate": ("orchestrator.validate:validate_command", "Check a job and its prompts without a GPU."),
-    "verify": ("orchestrator.verify:verify_command", "Compare with recorded vectors of the official model."),
+    "status": (
+        "orchestrator.commands.status:status_command",
+        "Say how far a dataset is; --verify reads it all.",
+    ),
+    "validate": (
+        "orchestrator.commands.validate:validate_command",
+        "Check a job and its prompts without a GPU.",
+    ),
+    "verify": (
+        "orchestrator.commands.verify:verify_command",
+        "Compare with recorded vectors of the official model.",
+    ),
     "evaluate": (
-        "orchestrator.evaluate:evaluate_command",
+        "orchestrator.commands.evaluate:evaluate_command",
         "Score a dataset of known prompts, alone or against another.",
     ),
     "sheet": (
-        "orchestrator.sheet:sheet_command",
+        "orchestrator.commands.sheet:sheet_command",
         "Draw a dataset's pictures with their prompts into one image.",
     ),
     "calibrate": (
-        "orchestrator.calibrate:calibrate_command",
+        "orchestrator.commands.calibrate:calibrate_command",
         "Find a pruning policy for a wished amount of work.",
     ),
-    "bench": ("orchestrator.bench:bench_command", "Time generation at several batch sizes."),
+    "bench": ("orchestrator.commands.bench:bench_command", "Time generation at several batch sizes."),
     "bench-attention": (
-        "orchestrator.bench_attention:bench_attention_command",
+        "orchestrator.commands.bench_attention:bench_attention_command",
         "Check the attention kernels on this GPU and time them beside PyTorch's.",
     ),
 }

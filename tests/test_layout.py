@@ -11,7 +11,7 @@ MAY_IMPORT = {
     "worker": {"kernels", "worker"},
     "orchestrator": {"kernels", "worker", "orchestrator"},
 }
-MAY_USE_RAY = {"orchestrator/fleet.py", "orchestrator/ray_session.py", "orchestrator/submit.py"}
+MAY_USE_RAY = {"orchestrator/fleet.py", "orchestrator/ray_session.py", "orchestrator/commands/submit.py"}
 
 
 def _imports(path):

@@ -12,7 +12,7 @@ import ray
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_engine
 
-from toprovar_batch.orchestrator.submit import finish, resume_command, submit
+from toprovar_batch.orchestrator.commands.submit import finish, resume_command, submit
 from toprovar_batch.worker.errors import ToprovarError
 
 if __name__ == "__main__":

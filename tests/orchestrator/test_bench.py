@@ -6,8 +6,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from toprovar_batch.orchestrator.bench import measure
 from toprovar_batch.orchestrator.cli import main
+from toprovar_batch.orchestrator.commands.bench import measure
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.errors import RunFailedError
 from toprovar_batch.worker.specs import ArchitectureSpec, EngineSpec, ImageSpec, ModelSpec, RuntimeSpec

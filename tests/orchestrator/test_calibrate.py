@@ -11,7 +11,6 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from toprovar_batch.orchestrator.calibrate import choose_sample
 from toprovar_batch.orchestrator.calibration import fraction_of
 from toprovar_batch.orchestrator.calibration_goal import (
     Candidate,
@@ -22,6 +21,7 @@ from toprovar_batch.orchestrator.calibration_goal import (
     strongest,
 )
 from toprovar_batch.orchestrator.cli import main
+from toprovar_batch.orchestrator.commands.calibrate import choose_sample
 from toprovar_batch.orchestrator.job import load_job
 from toprovar_batch.orchestrator.plan import plan_job
 from toprovar_batch.worker.pruning.specs import FixedExitSpec

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from toprovar_batch.orchestrator.cli import LazyGroup
-from toprovar_batch.orchestrator.evaluate import evaluate, evaluate_command
+from toprovar_batch.orchestrator.commands.evaluate import evaluate, evaluate_command
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.reference.detector import NUM_FEATURES, Detection, Detector
 from toprovar_batch.worker.reference.image_metrics import feature_statistics

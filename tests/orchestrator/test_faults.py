@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
+from toprovar_batch.orchestrator.commands.submit import submit
 from toprovar_batch.orchestrator.job import load_job
 from toprovar_batch.orchestrator.plan import plan_job
-from toprovar_batch.orchestrator.submit import submit
 
 FAKE_DRIVER = Path(__file__).with_name("fake_driver.py")
 NUM_PROMPTS = 200

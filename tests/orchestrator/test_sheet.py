@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image, ImageFont
 
 from toprovar_batch.orchestrator.cli import main
-from toprovar_batch.orchestrator.sheet import _wrapped, make_sheet
+from toprovar_batch.orchestrator.commands.sheet import _wrapped, make_sheet
 from toprovar_batch.worker.errors import OutputFolderError
 
 COLOURS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255)}

@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from fsspec.implementations.local import LocalFileSystem
 
 from toprovar_batch.orchestrator.cli import main
+from toprovar_batch.orchestrator.commands.submit import finish, submit
 from toprovar_batch.orchestrator.job import load_job
 from toprovar_batch.orchestrator.manifest import OutputFolder, open_output
 from toprovar_batch.orchestrator.plan import plan_job
-from toprovar_batch.orchestrator.submit import finish, submit
 from toprovar_batch.worker.errors import CheckpointError, JobSpecError, RunFailedError
 from toprovar_batch.worker.part_file import dataset_schema
 from toprovar_batch.worker.pruning.pruning_map import read_pruning_map
@@ -173,7 +173,7 @@ def test_a_retry_of_errors_that_gives_a_shard_up_fails_the_run(
 def test_a_part_that_is_not_where_its_worker_put_it_fails_the_run(
     write_job, tmp_path, make_engine_factory, monkeypatch
 ):
-    monkeypatch.setattr("toprovar_batch.orchestrator.submit._LISTING_LAG_S", 0)
+    monkeypatch.setattr("toprovar_batch.orchestrator.commands.submit._LISTING_LAG_S", 0)
     whole = OutputFolder.finished
     monkeypatch.setattr(OutputFolder, "finished", lambda *given: [i for i in whole(*given) if i != 1])
     summary = submit(write_job(), engine_factory=make_engine_factory())
