@@ -21,7 +21,6 @@ from toprovar_batch.orchestrator.calibration_goal import (
     strongest,
 )
 from toprovar_batch.orchestrator.evaluation_data import read_wanted
-from toprovar_batch.orchestrator.job import JobSpec
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.errors import JobSpecError
 from toprovar_batch.worker.pruning.build import first_unguided_scale
@@ -38,6 +37,8 @@ from toprovar_batch.worker.pruning.policy import BatchContext
 from toprovar_batch.worker.pruning.specs import DenseSpec, DetailSpec, PolicySpec, ReplaySpec, ToprovarSpec
 from toprovar_batch.worker.reference.scorer import load_scorer
 from toprovar_batch.worker.request import GenerationRequest
+
+from .job.spec import JobSpec
 
 _CHART_WIDTH: Final = 40
 _DETAIL_THRESHOLDS: Final = (0.01, 2.0)

@@ -3,7 +3,6 @@
 import tempfile
 from pathlib import Path
 
-from toprovar_batch.orchestrator.job import JobSpec
 from toprovar_batch.orchestrator.manifest import (
     OutputFolder,
     locate_output,
@@ -13,6 +12,8 @@ from toprovar_batch.orchestrator.manifest import (
 from toprovar_batch.orchestrator.plan import Plan
 from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import OutputFolderError
+
+from .job.spec import JobSpec
 
 
 def check_output(job: JobSpec, plan: Plan) -> str:

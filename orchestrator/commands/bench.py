@@ -110,7 +110,7 @@ def bench_command(
     """Time generation at several batch sizes and under several policies, and its split over the parts of a batch."""
     from pydantic import ValidationError  # noqa: PLC0415 - only here
 
-    from toprovar_batch.orchestrator.policy_file import read_policy  # noqa: PLC0415 - only here
+    from toprovar_batch.orchestrator.job.policy_file import read_policy  # noqa: PLC0415 - only here
     from toprovar_batch.worker.engine import Engine  # noqa: PLC0415 - imports torch
     from toprovar_batch.worker.specs import EngineSpec, ImageSpec, ModelSpec, RuntimeSpec  # noqa: PLC0415
 

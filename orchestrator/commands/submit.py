@@ -16,11 +16,11 @@ import click
 import pyarrow as pa
 import ray
 
-from toprovar_batch.orchestrator.checks import check_job
 from toprovar_batch.orchestrator.dataset import Findings, read_footers
 from toprovar_batch.orchestrator.dispatch import Dispatcher, Outcome
 from toprovar_batch.orchestrator.fleet import Fleet
-from toprovar_batch.orchestrator.job import JobSpec, load_job
+from toprovar_batch.orchestrator.job.checks import check_job
+from toprovar_batch.orchestrator.job.spec import JobSpec, load_job
 from toprovar_batch.orchestrator.ledger import Assignment, LoadGuard, ShardLedger
 from toprovar_batch.orchestrator.manifest import (
     JOB_FILE,

@@ -2,8 +2,8 @@
 
 import click
 
-from toprovar_batch.orchestrator.checks import check_job, check_remote_files
-from toprovar_batch.orchestrator.job import JobSpec, load_job
+from toprovar_batch.orchestrator.job.checks import check_job, check_remote_files
+from toprovar_batch.orchestrator.job.spec import JobSpec, load_job
 from toprovar_batch.orchestrator.output_check import check_output
 from toprovar_batch.orchestrator.plan import Plan, plan_job
 

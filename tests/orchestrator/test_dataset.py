@@ -8,7 +8,7 @@ from datasets import Image, load_dataset
 
 from toprovar_batch.orchestrator.dataset import Findings, read_footers, verify_parts
 from toprovar_batch.orchestrator.dataset_card import dataset_card
-from toprovar_batch.orchestrator.job import load_job
+from toprovar_batch.orchestrator.job.spec import load_job
 from toprovar_batch.orchestrator.manifest import PLAN_COLUMNS, open_output
 from toprovar_batch.orchestrator.plan import plan_job
 from toprovar_batch.orchestrator.summary import time_lines, total

@@ -16,7 +16,7 @@ import pytest
 from datasets import load_dataset
 
 from toprovar_batch.orchestrator.commands.submit import submit
-from toprovar_batch.orchestrator.job import load_job
+from toprovar_batch.orchestrator.job.spec import load_job
 from toprovar_batch.orchestrator.plan import plan_job
 
 FAKE_DRIVER = Path(__file__).with_name("fake_driver.py")

@@ -6,8 +6,8 @@ import textwrap
 import fsspec
 import pytest
 
-from toprovar_batch.orchestrator.job import JobSpec, differing_fields, load_job
-from toprovar_batch.orchestrator.spec_errors import field_paths
+from toprovar_batch.orchestrator.job.errors import field_paths
+from toprovar_batch.orchestrator.job.spec import JobSpec, differing_fields, load_job
 from toprovar_batch.worker.errors import JobSpecError
 
 BASE = "prompts: {source: p.txt}\noutput: out\n"

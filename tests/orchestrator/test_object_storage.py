@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from moto.server import ThreadedMotoServer
 
 from toprovar_batch.orchestrator.cli import main
-from toprovar_batch.orchestrator.job import load_job
+from toprovar_batch.orchestrator.job.spec import load_job
 from toprovar_batch.orchestrator.manifest import OutputFolder, open_output
 from toprovar_batch.orchestrator.output_check import check_output
 from toprovar_batch.orchestrator.plan import plan_job

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from toprovar_batch.orchestrator.job import JobSpec
+from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.plan import plan_samples
 
 CATS = ("a cat", "two cats", "three cats")

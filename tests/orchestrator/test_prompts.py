@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from toprovar_batch.orchestrator import prompt_files
-from toprovar_batch.orchestrator.job import PromptSpec
+from toprovar_batch.orchestrator.job.spec import PromptSpec
 from toprovar_batch.orchestrator.prompts import RESERVED_COLUMNS, read_prompts
 from toprovar_batch.worker.errors import PromptSourceError
 

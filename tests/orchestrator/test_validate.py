@@ -7,9 +7,9 @@ import fsspec
 import pytest
 from click.testing import CliRunner
 
-from toprovar_batch.orchestrator.checks import check_remote_files
 from toprovar_batch.orchestrator.cli import main
-from toprovar_batch.orchestrator.job import load_job
+from toprovar_batch.orchestrator.job.checks import check_remote_files
+from toprovar_batch.orchestrator.job.spec import load_job
 from toprovar_batch.orchestrator.manifest import open_output
 from toprovar_batch.orchestrator.output_check import check_output
 from toprovar_batch.orchestrator.plan import plan_job
@@ -146,7 +146,7 @@ def test_a_server_that_does_not_answer_is_only_a_warning(monkeypatch):
     def unreachable(*_):
         raise TimeoutError("no answer")
 
-    monkeypatch.setattr("toprovar_batch.orchestrator.checks._exists", unreachable)
+    monkeypatch.setattr("toprovar_batch.orchestrator.job.checks._exists", unreachable)
     warnings = list(check_remote_files(ModelSpec(preset="infinity-2b")))
     assert [warning.split(":")[0] for warning in warnings] == [
         "model.transformer",

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import fsspec
 
-from toprovar_batch.orchestrator.job import JobSpec
 from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.fetch import is_packaged
 from toprovar_batch.worker.specs import ModelSpec
+
+from .spec import JobSpec
 
 
 def check_job(job: JobSpec) -> list[str]:

@@ -9,9 +9,10 @@ from typing import Any
 import fsspec
 import yaml
 
-from toprovar_batch.orchestrator.spec_errors import describe_value
 from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import JobSpecError
+
+from .errors import describe_value
 
 
 class StrictLoader(yaml.SafeLoader):

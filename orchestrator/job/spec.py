@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from toprovar_batch.orchestrator.job_file import (
-    anchor_path,
-    apply_override,
-    freeze,
-    is_url,
-    parse_override,
-    read_job_file,
-)
 from toprovar_batch.orchestrator.model_files import MODEL_PARTS, fingerprints, named_files
-from toprovar_batch.orchestrator.policy_file import expand_policy, insert_policy_file
-from toprovar_batch.orchestrator.spec_errors import explain
 from toprovar_batch.worker.errors import JobSpecError
 from toprovar_batch.worker.infinity.config import get_preset, resolve_architecture
 from toprovar_batch.worker.pruning.specs import DenseSpec, PolicySpec
@@ -31,6 +21,17 @@ from toprovar_batch.worker.specs import (
     NonEmpty,
     RuntimeSpec,
     SamplingSpec,
+)
+
+from .errors import explain
+from .policy_file import expand_policy, insert_policy_file
+from .yaml_file import (
+    anchor_path,
+    apply_override,
+    freeze,
+    is_url,
+    parse_override,
+    read_job_file,
 )
 
 if TYPE_CHECKING:

@@ -4,11 +4,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from toprovar_batch.orchestrator.job_file import freeze, read_job_file
-from toprovar_batch.orchestrator.spec_errors import describe_value, explain
 from toprovar_batch.worker.errors import JobSpecError
 from toprovar_batch.worker.pruning.specs import PolicySpec
 from toprovar_batch.worker.spec_base import FrozenSpec
+
+from .errors import describe_value, explain
+from .yaml_file import freeze, read_job_file
 
 PROVENANCE = "provenance"
 """The key of a policy file that tells how its settings were found; it is no setting."""
