@@ -19,13 +19,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pydantic import BaseModel, ValidationError
 
 from toprovar_batch.orchestrator.dataset_card import dataset_card
-from toprovar_batch.orchestrator.plan import Plan
 from toprovar_batch.orchestrator.run_lock import RunLock
 from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import publish_bytes
 
 from .job.spec import JobSpec, differing_fields
+from .prompts.sample_plan import Plan
 
 JOB_FOLDER = "_job"
 JOB_FILE = (JOB_FOLDER, "job.json")

@@ -9,11 +9,11 @@ from toprovar_batch.orchestrator.manifest import (
     refuse_other_job,
     refuse_strangers,
 )
-from toprovar_batch.orchestrator.plan import Plan
 from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import OutputFolderError
 
 from .job.spec import JobSpec
+from .prompts.sample_plan import Plan
 
 
 def check_output(job: JobSpec, plan: Plan) -> str:

@@ -16,7 +16,7 @@ from toprovar_batch import __version__
 from toprovar_batch.orchestrator.job.checks import check_job
 from toprovar_batch.orchestrator.job.policy_file import PROVENANCE
 from toprovar_batch.orchestrator.job.spec import JobSpec, load_job
-from toprovar_batch.orchestrator.plan import Plan, plan_job
+from toprovar_batch.orchestrator.prompts.sample_plan import Plan, plan_job
 from toprovar_batch.worker.errors import JobSpecError, OutputFolderError
 from toprovar_batch.worker.pruning.specs import PolicySpec
 

@@ -29,8 +29,8 @@ from toprovar_batch.orchestrator.manifest import (
     OutputFolder,
     open_output,
 )
-from toprovar_batch.orchestrator.plan import Plan, plan_job
 from toprovar_batch.orchestrator.progress import ProgressBar
+from toprovar_batch.orchestrator.prompts.sample_plan import Plan, plan_job
 from toprovar_batch.orchestrator.ray_session import cluster_address, ray_session
 from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.orchestrator.summary import RunSummary, stats_record, total

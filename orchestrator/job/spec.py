@@ -35,7 +35,7 @@ from .yaml_file import (
 )
 
 if TYPE_CHECKING:
-    from toprovar_batch.orchestrator.plan import Plan
+    from toprovar_batch.orchestrator.prompts.sample_plan import Plan
 
 
 def _refuse_nul(value: str) -> str:

@@ -10,7 +10,7 @@ from toprovar_batch.orchestrator.dataset import Findings, read_footers, verify_p
 from toprovar_batch.orchestrator.dataset_card import dataset_card
 from toprovar_batch.orchestrator.job.spec import load_job
 from toprovar_batch.orchestrator.manifest import PLAN_COLUMNS, open_output
-from toprovar_batch.orchestrator.plan import plan_job
+from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.orchestrator.summary import time_lines, total
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import PartWriter, dataset_schema, result_rows

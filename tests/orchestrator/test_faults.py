@@ -17,7 +17,7 @@ from datasets import load_dataset
 
 from toprovar_batch.orchestrator.commands.submit import submit
 from toprovar_batch.orchestrator.job.spec import load_job
-from toprovar_batch.orchestrator.plan import plan_job
+from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 
 FAKE_DRIVER = Path(__file__).with_name("fake_driver.py")
 NUM_PROMPTS = 200

@@ -8,7 +8,7 @@ import pytest
 
 from toprovar_batch.orchestrator.job.spec import load_job
 from toprovar_batch.orchestrator.manifest import PLAN_COLUMNS, locate_output, open_output
-from toprovar_batch.orchestrator.plan import plan_job
+from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema
 

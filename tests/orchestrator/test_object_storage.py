@@ -17,7 +17,7 @@ from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.job.spec import load_job
 from toprovar_batch.orchestrator.manifest import OutputFolder, open_output
 from toprovar_batch.orchestrator.output_check import check_output
-from toprovar_batch.orchestrator.plan import plan_job
+from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from toprovar_batch.orchestrator.job.spec import JobSpec
-from toprovar_batch.orchestrator.plan import plan_samples
+from toprovar_batch.orchestrator.prompts.sample_plan import plan_samples
 
 CATS = ("a cat", "two cats", "three cats")
 

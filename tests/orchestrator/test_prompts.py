@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from toprovar_batch.orchestrator import prompt_files
 from toprovar_batch.orchestrator.job.spec import PromptSpec
-from toprovar_batch.orchestrator.prompts import RESERVED_COLUMNS, read_prompts
+from toprovar_batch.orchestrator.prompts import files as prompt_files
+from toprovar_batch.orchestrator.prompts.read import RESERVED_COLUMNS, read_prompts
 from toprovar_batch.worker.errors import PromptSourceError
 
 CATS = ["a cat", "two cats"]

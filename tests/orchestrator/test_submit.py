@@ -12,7 +12,7 @@ from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.commands.submit import finish, submit
 from toprovar_batch.orchestrator.job.spec import load_job
 from toprovar_batch.orchestrator.manifest import OutputFolder, open_output
-from toprovar_batch.orchestrator.plan import plan_job
+from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import CheckpointError, JobSpecError, RunFailedError
 from toprovar_batch.worker.part_file import dataset_schema
 from toprovar_batch.worker.pruning.pruning_map import read_pruning_map

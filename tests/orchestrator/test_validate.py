@@ -12,7 +12,7 @@ from toprovar_batch.orchestrator.job.checks import check_remote_files
 from toprovar_batch.orchestrator.job.spec import load_job
 from toprovar_batch.orchestrator.manifest import open_output
 from toprovar_batch.orchestrator.output_check import check_output
-from toprovar_batch.orchestrator.plan import plan_job
+from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import ModelSpecError, OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema
 from toprovar_batch.worker.reference.scenes import make_batch

@@ -8,7 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from toprovar_batch.orchestrator.prompt_cells import (
+from toprovar_batch.orchestrator.job.errors import nearest
+from toprovar_batch.orchestrator.job.spec import AUTO_ID, PromptSpec
+from toprovar_batch.worker.errors import PromptSourceError
+from toprovar_batch.worker.part_file import RESULT_COLUMNS
+
+from .cells import (
     Cells,
     as_column,
     h_div_w_cells,
@@ -16,14 +21,9 @@ from toprovar_batch.orchestrator.prompt_cells import (
     text_cells,
     without_surrogates,
 )
-from toprovar_batch.orchestrator.prompt_files import PromptFile, find_files, first_line
-from toprovar_batch.orchestrator.prompt_formats import Row, SourceRows, format_of, read_rows, read_table
-from toprovar_batch.orchestrator.prompt_ids import id_cells
-from toprovar_batch.worker.errors import PromptSourceError
-from toprovar_batch.worker.part_file import RESULT_COLUMNS
-
-from .job.errors import nearest
-from .job.spec import AUTO_ID, PromptSpec
+from .files import PromptFile, find_files, first_line
+from .formats import Row, SourceRows, format_of, read_rows, read_table
+from .ids import id_cells
 
 RESERVED_COLUMNS = (*RESULT_COLUMNS, "prompt_error", "prompt_id", "image_index")
 _AUTO_IDS = ("sample_id", "id")

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from toprovar_batch.orchestrator.prompt_files import FORMATS, PromptFile, describe_json, first_line
 from toprovar_batch.worker.errors import PromptSourceError
+
+from .files import FORMATS, PromptFile, describe_json, first_line
 
 Row = dict[str, Any]
 Column: TypeAlias = list[Any] | pa.ChunkedArray

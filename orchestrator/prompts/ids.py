@@ -7,9 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from toprovar_batch.orchestrator.prompt_cells import without_surrogates
-from toprovar_batch.orchestrator.prompt_formats import Column
 from toprovar_batch.worker.errors import PromptSourceError
+
+from .cells import without_surrogates
+from .formats import Column
 
 _CONTENT_COLUMNS = ("prompt", "negative_prompt", "h_div_w", "seed")
 _MEND = "prompts.id_column: null derives ids from the prompts"

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from toprovar_batch.orchestrator.prompt_ids import derived_ids
-from toprovar_batch.orchestrator.prompts import read_prompts
+from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.worker.infinity.config import get_preset
 
-from .job.spec import JobSpec
+from .ids import derived_ids
+from .read import read_prompts
 
 Array = np.ndarray[Any, Any]
 _ROLES = ("prompt", "prompt_error", "sample_id", "negative_prompt", "h_div_w", "seed")

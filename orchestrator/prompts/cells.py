@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from toprovar_batch.orchestrator.prompt_files import describe_json, first_line
-from toprovar_batch.orchestrator.prompt_formats import Column
 from toprovar_batch.worker.errors import PromptSourceError
+
+from .files import describe_json, first_line
+from .formats import Column
 
 _MIN_H_DIV_W, _MAX_H_DIV_W = 1 / 3 - 1e-3, 3 + 1e-3
 _MAX_SEED = 2**63

@@ -1,0 +1,1 @@
+"""Prompt files of any format as one table, and the samples that a job makes of them."""
