@@ -7,8 +7,8 @@ from typing import Any
 import click
 from pydantic import BaseModel, ValidationError
 
-from toprovar_batch.orchestrator.dataset import read_footers, verify_parts
-from toprovar_batch.orchestrator.manifest import JOB_FOLDER, OutputFolder, locate_output
+from toprovar_batch.orchestrator.output.folder import JOB_FOLDER, OutputFolder, locate_output
+from toprovar_batch.orchestrator.output.parts import read_footers, verify_parts
 from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.orchestrator.summary import error_lines, stats_record, time_lines, total
 from toprovar_batch.worker.errors import OutputFolderError, RunFailedError

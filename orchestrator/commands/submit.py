@@ -16,19 +16,19 @@ import click
 import pyarrow as pa
 import ray
 
-from toprovar_batch.orchestrator.dataset import Findings, read_footers
 from toprovar_batch.orchestrator.dispatch import Dispatcher, Outcome
 from toprovar_batch.orchestrator.fleet import Fleet
 from toprovar_batch.orchestrator.job.checks import check_job
 from toprovar_batch.orchestrator.job.spec import JobSpec, load_job
 from toprovar_batch.orchestrator.ledger import Assignment, LoadGuard, ShardLedger
-from toprovar_batch.orchestrator.manifest import (
+from toprovar_batch.orchestrator.output.folder import (
     JOB_FILE,
     JOB_FOLDER,
     PLAN_COLUMNS,
     OutputFolder,
     open_output,
 )
+from toprovar_batch.orchestrator.output.parts import Findings, read_footers
 from toprovar_batch.orchestrator.progress import ProgressBar
 from toprovar_batch.orchestrator.prompts.sample_plan import Plan, plan_job
 from toprovar_batch.orchestrator.ray_session import cluster_address, ray_session

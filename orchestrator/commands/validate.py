@@ -4,7 +4,7 @@ import click
 
 from toprovar_batch.orchestrator.job.checks import check_job, check_remote_files
 from toprovar_batch.orchestrator.job.spec import JobSpec, load_job
-from toprovar_batch.orchestrator.output_check import check_output
+from toprovar_batch.orchestrator.output.check import check_output
 from toprovar_batch.orchestrator.prompts.sample_plan import Plan, plan_job
 
 _LABEL_WIDTH = 9

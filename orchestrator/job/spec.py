@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from toprovar_batch.orchestrator.model_files import MODEL_PARTS, fingerprints, named_files
+from toprovar_batch.orchestrator.output.model_files import MODEL_PARTS, fingerprints, named_files
 from toprovar_batch.worker.errors import JobSpecError
 from toprovar_batch.worker.infinity.config import get_preset, resolve_architecture
 from toprovar_batch.worker.pruning.specs import DenseSpec, PolicySpec

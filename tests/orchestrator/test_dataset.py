@@ -6,10 +6,10 @@ import pytest
 import yaml
 from datasets import Image, load_dataset
 
-from toprovar_batch.orchestrator.dataset import Findings, read_footers, verify_parts
-from toprovar_batch.orchestrator.dataset_card import dataset_card
 from toprovar_batch.orchestrator.job.spec import load_job
-from toprovar_batch.orchestrator.manifest import PLAN_COLUMNS, open_output
+from toprovar_batch.orchestrator.output.card import dataset_card
+from toprovar_batch.orchestrator.output.folder import PLAN_COLUMNS, open_output
+from toprovar_batch.orchestrator.output.parts import Findings, read_footers, verify_parts
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.orchestrator.summary import time_lines, total
 from toprovar_batch.worker.errors import OutputFolderError

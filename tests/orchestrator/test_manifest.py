@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from toprovar_batch.orchestrator.job.spec import load_job
-from toprovar_batch.orchestrator.manifest import PLAN_COLUMNS, locate_output, open_output
+from toprovar_batch.orchestrator.output.folder import PLAN_COLUMNS, locate_output, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema
@@ -176,7 +176,7 @@ def test_the_lock_of_a_killed_driver_is_free(write_job, tmp_path):
     lock = tmp_path / "out/_job/driver.lock"
     lock.parent.mkdir(parents=True)
     code = (
-        "import os, sys; from pathlib import Path; from toprovar_batch.orchestrator.run_lock import RunLock\n"
+        "import os, sys; from pathlib import Path; from toprovar_batch.orchestrator.output.run_lock import RunLock\n"
         "with RunLock(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(lock)], check=False).returncode == -9

@@ -15,8 +15,8 @@ from moto.server import ThreadedMotoServer
 
 from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.job.spec import load_job
-from toprovar_batch.orchestrator.manifest import OutputFolder, open_output
-from toprovar_batch.orchestrator.output_check import check_output
+from toprovar_batch.orchestrator.output.check import check_output
+from toprovar_batch.orchestrator.output.folder import OutputFolder, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema

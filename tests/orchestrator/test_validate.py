@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.job.checks import check_remote_files
 from toprovar_batch.orchestrator.job.spec import load_job
-from toprovar_batch.orchestrator.manifest import open_output
-from toprovar_batch.orchestrator.output_check import check_output
+from toprovar_batch.orchestrator.output.check import check_output
+from toprovar_batch.orchestrator.output.folder import open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import ModelSpecError, OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema

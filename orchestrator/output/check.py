@@ -3,17 +3,17 @@
 import tempfile
 from pathlib import Path
 
-from toprovar_batch.orchestrator.manifest import (
+from toprovar_batch.orchestrator.job.spec import JobSpec
+from toprovar_batch.orchestrator.prompts.sample_plan import Plan
+from toprovar_batch.orchestrator.storage import storage_errors
+from toprovar_batch.worker.errors import OutputFolderError
+
+from .folder import (
     OutputFolder,
     locate_output,
     refuse_other_job,
     refuse_strangers,
 )
-from toprovar_batch.orchestrator.storage import storage_errors
-from toprovar_batch.worker.errors import OutputFolderError
-
-from .job.spec import JobSpec
-from .prompts.sample_plan import Plan
 
 
 def check_output(job: JobSpec, plan: Plan) -> str:

@@ -5,9 +5,8 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.worker.part_file import IMAGE_TYPE
-
-from .job.spec import JobSpec
 
 _DTYPES = {
     "double": "float64",

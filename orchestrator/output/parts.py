@@ -10,10 +10,11 @@ from typing import Any, Generic, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from toprovar_batch.orchestrator.manifest import SAMPLES_FILE, OutputFolder
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import read_stats
 from toprovar_batch.worker.shard_stats import ShardStats
+
+from .folder import SAMPLES_FILE, OutputFolder
 
 _READERS = 16  # footers read at once: object stores answer slowly, but many at a time
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)

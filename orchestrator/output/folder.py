@@ -18,14 +18,14 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from pydantic import BaseModel, ValidationError
 
-from toprovar_batch.orchestrator.dataset_card import dataset_card
-from toprovar_batch.orchestrator.run_lock import RunLock
+from toprovar_batch.orchestrator.job.spec import JobSpec, differing_fields
+from toprovar_batch.orchestrator.prompts.sample_plan import Plan
 from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import publish_bytes
 
-from .job.spec import JobSpec, differing_fields
-from .prompts.sample_plan import Plan
+from .card import dataset_card
+from .run_lock import RunLock
 
 JOB_FOLDER = "_job"
 JOB_FILE = (JOB_FOLDER, "job.json")
