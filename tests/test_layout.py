@@ -11,7 +11,11 @@ MAY_IMPORT = {
     "worker": {"kernels", "worker"},
     "orchestrator": {"kernels", "worker", "orchestrator"},
 }
-MAY_USE_RAY = {"orchestrator/fleet.py", "orchestrator/ray_session.py", "orchestrator/commands/submit.py"}
+MAY_USE_RAY = {
+    "orchestrator/run/fleet.py",
+    "orchestrator/run/ray_session.py",
+    "orchestrator/commands/submit.py",
+}
 
 
 def _imports(path):

@@ -16,11 +16,8 @@ import click
 import pyarrow as pa
 import ray
 
-from toprovar_batch.orchestrator.dispatch import Dispatcher, Outcome
-from toprovar_batch.orchestrator.fleet import Fleet
 from toprovar_batch.orchestrator.job.checks import check_job
 from toprovar_batch.orchestrator.job.spec import JobSpec, load_job
-from toprovar_batch.orchestrator.ledger import Assignment, LoadGuard, ShardLedger
 from toprovar_batch.orchestrator.output.folder import (
     JOB_FILE,
     JOB_FOLDER,
@@ -29,11 +26,14 @@ from toprovar_batch.orchestrator.output.folder import (
     open_output,
 )
 from toprovar_batch.orchestrator.output.parts import Findings, read_footers
-from toprovar_batch.orchestrator.progress import ProgressBar
 from toprovar_batch.orchestrator.prompts.sample_plan import Plan, plan_job
-from toprovar_batch.orchestrator.ray_session import cluster_address, ray_session
+from toprovar_batch.orchestrator.run.dispatch import Dispatcher, Outcome
+from toprovar_batch.orchestrator.run.fleet import Fleet
+from toprovar_batch.orchestrator.run.ledger import Assignment, LoadGuard, ShardLedger
+from toprovar_batch.orchestrator.run.progress import ProgressBar
+from toprovar_batch.orchestrator.run.ray_session import cluster_address, ray_session
+from toprovar_batch.orchestrator.run.summary import RunSummary, stats_record, total
 from toprovar_batch.orchestrator.storage import storage_errors
-from toprovar_batch.orchestrator.summary import RunSummary, stats_record, total
 from toprovar_batch.worker.actor import GenerationEngine, ShardTask, build_engine
 from toprovar_batch.worker.errors import JobSpecError, RunFailedError
 from toprovar_batch.worker.part_file import dataset_schema

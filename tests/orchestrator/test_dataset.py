@@ -11,7 +11,7 @@ from toprovar_batch.orchestrator.output.card import dataset_card
 from toprovar_batch.orchestrator.output.folder import PLAN_COLUMNS, open_output
 from toprovar_batch.orchestrator.output.parts import Findings, read_footers, verify_parts
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
-from toprovar_batch.orchestrator.summary import time_lines, total
+from toprovar_batch.orchestrator.run.summary import time_lines, total
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import PartWriter, dataset_schema, result_rows
 from toprovar_batch.worker.shard_stats import OTHER_ERRORS, ShardStats

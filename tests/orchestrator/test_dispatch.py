@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from toprovar_batch.orchestrator.dispatch import Dispatcher
-from toprovar_batch.orchestrator.fleet import Loaded, LoadFailed, Lost, Reported, Worker
-from toprovar_batch.orchestrator.ledger import LoadGuard, ShardLedger
+from toprovar_batch.orchestrator.run.dispatch import Dispatcher
+from toprovar_batch.orchestrator.run.fleet import Loaded, LoadFailed, Lost, Reported, Worker
+from toprovar_batch.orchestrator.run.ledger import LoadGuard, ShardLedger
 from toprovar_batch.worker.actor import Committed, Progress
 from toprovar_batch.worker.errors import CheckpointError, OutputFolderError, RunFailedError
 from toprovar_batch.worker.shard_stats import ShardStats

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from toprovar_batch.orchestrator import fleet as fleet_module
-from toprovar_batch.orchestrator.fleet import Fleet, LoadFailed, Lost, Worker
+from toprovar_batch.orchestrator.run import fleet as fleet_module
+from toprovar_batch.orchestrator.run.fleet import Fleet, LoadFailed, Lost, Worker
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-from toprovar_batch.orchestrator.ledger import LoadGuard, ShardLedger
+from toprovar_batch.orchestrator.run.ledger import LoadGuard, ShardLedger
 
 
 def run(ledger, happenings):

@@ -1,6 +1,6 @@
 import io
 
-from toprovar_batch.orchestrator.progress import ProgressBar
+from toprovar_batch.orchestrator.run.progress import ProgressBar
 
 
 class Terminal(io.StringIO):

@@ -9,9 +9,8 @@ from typing import Any
 
 import ray
 
+from toprovar_batch.orchestrator.job.spec import RuntimeJobSpec
 from toprovar_batch.worker.errors import JobSpecError
-
-from .job.spec import RuntimeJobSpec
 
 _OBJECT_STORE_BYTES = 256 << 20  # events and prompts only: images never pass through it
 

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from toprovar_batch.orchestrator.fleet import Fleet, FleetEvent, Loaded, LoadFailed, Lost, Reported
-from toprovar_batch.orchestrator.ledger import Assignment, LoadGuard, ShardLedger, Trouble
-from toprovar_batch.orchestrator.stop_signals import StopSignals
 from toprovar_batch.worker.actor import Committed, Progress, ShardTask
 from toprovar_batch.worker.errors import RunFailedError, UserError
 from toprovar_batch.worker.shard_stats import ShardStats
+
+from .fleet import Fleet, FleetEvent, Loaded, LoadFailed, Lost, Reported
+from .ledger import Assignment, LoadGuard, ShardLedger, Trouble
+from .stop_signals import StopSignals
 
 _POLL_S = 0.5
 
