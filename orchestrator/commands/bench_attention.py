@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from toprovar_batch.kernels.flash_attention.config import KernelConfig
-    from toprovar_batch.orchestrator.attention_timing import AttentionCase, CaseTiming
+    from toprovar_batch.orchestrator.benchmark.attention_timing import AttentionCase, CaseTiming
 
 _CHECKED = {"bfloat16": (32, 64, 96, 112, 128, 256), "float16": (64, 112, 128)}  # head sizes
 _MODELS = {"2b": "infinity-2b", "8b": "infinity-8b", "tiny": "tiny"}
@@ -100,7 +100,7 @@ def _check(device: "torch.device", kernel: str) -> list[str]:
     """
     import torch  # noqa: PLC0415 - keeps --help fast
 
-    from toprovar_batch.orchestrator.attention_check import find_fault  # noqa: PLC0415 - imports Triton
+    from toprovar_batch.orchestrator.benchmark.attention_check import find_fault  # noqa: PLC0415 - imports Triton
 
     checked = []
     for dtype_name, head_dims in _CHECKED.items():
@@ -117,7 +117,7 @@ def _check(device: "torch.device", kernel: str) -> list[str]:
 
 
 def _cases(models: tuple[str, ...]) -> "list[AttentionCase]":
-    from toprovar_batch.orchestrator.attention_timing import dense_cases, ragged_cases  # noqa: PLC0415 - imports torch
+    from toprovar_batch.orchestrator.benchmark.attention_timing import dense_cases, ragged_cases  # noqa: PLC0415 - imports torch
 
     cases = []
     for model in models:
@@ -132,7 +132,7 @@ def _cases(models: tuple[str, ...]) -> "list[AttentionCase]":
 def _time(device: "torch.device", models: tuple[str, ...], kernel: str, repeats: int) -> "list[CaseTiming]":
     import torch  # noqa: PLC0415 - keeps --help fast
 
-    from toprovar_batch.orchestrator.attention_timing import FaultyKernelError, time_case  # noqa: PLC0415 - imports torch
+    from toprovar_batch.orchestrator.benchmark.attention_timing import FaultyKernelError, time_case  # noqa: PLC0415 - imports torch
 
     timings = []
     for case in _cases(models):
@@ -200,7 +200,7 @@ def _tune(
     import torch  # noqa: PLC0415 - keeps --help fast
 
     from toprovar_batch.kernels.flash_attention.config import variants  # noqa: PLC0415 - imports torch
-    from toprovar_batch.orchestrator.attention_timing import dense_cases  # noqa: PLC0415 - imports torch
+    from toprovar_batch.orchestrator.benchmark.attention_timing import dense_cases  # noqa: PLC0415 - imports torch
 
     chosen = {128: "infinity-2b"} if {"2b", "8b"} & set(models) else {}
     chosen |= {64: "tiny"} if "tiny" in models else {}
@@ -228,8 +228,8 @@ def _try(
 ) -> dict[str, Any]:
     import torch  # noqa: PLC0415 - keeps --help fast
 
-    from toprovar_batch.orchestrator.attention_check import find_fault  # noqa: PLC0415 - imports Triton
-    from toprovar_batch.orchestrator.attention_timing import time_case  # noqa: PLC0415 - imports torch
+    from toprovar_batch.orchestrator.benchmark.attention_check import find_fault  # noqa: PLC0415 - imports Triton
+    from toprovar_batch.orchestrator.benchmark.attention_timing import time_case  # noqa: PLC0415 - imports torch
 
     result: dict[str, Any] = {"config": str(config), "head_dim": cases[0].head_dim, "error": None}
     try:

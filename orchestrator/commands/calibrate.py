@@ -21,7 +21,7 @@ from toprovar_batch.worker.errors import JobSpecError, OutputFolderError
 from toprovar_batch.worker.pruning.specs import PolicySpec
 
 if TYPE_CHECKING:
-    from toprovar_batch.orchestrator.calibration import Found, Goal
+    from toprovar_batch.orchestrator.calibration.search import Found, Goal
 
 
 class _FiniteRange(click.FloatRange):
@@ -99,7 +99,7 @@ def calibrate_command(
     if not sample.num_rows:
         raise JobSpecError(f"{job_file}: the job has no usable prompt to calibrate with")
     check_job(job)
-    from toprovar_batch.orchestrator.calibration import Calibration, Goal  # noqa: PLC0415 - imports torch
+    from toprovar_batch.orchestrator.calibration.search import Calibration, Goal  # noqa: PLC0415 - imports torch
 
     goal = Goal(*wished)
     calibration = Calibration(job, sample, global_layers)

@@ -25,13 +25,13 @@ def evaluate(output: str, against: str | None = None, *, scorer: "Scorer | None"
         OutputFolderError: a dataset is missing, lacks a column, or holds a row that cannot be scored.
         CheckpointError: the scorer's weights are missing or damaged.
     """
-    from toprovar_batch.orchestrator.evaluation import (  # noqa: PLC0415 - imports torch
+    from toprovar_batch.orchestrator.evaluation.data import EvaluationData  # noqa: PLC0415 - likewise
+    from toprovar_batch.orchestrator.evaluation.scores import (  # noqa: PLC0415 - imports torch
         compare_pictures,
         read_dataset,
         score_difference,
         summarise,
     )
-    from toprovar_batch.orchestrator.evaluation_data import EvaluationData  # noqa: PLC0415 - likewise
 
     # Both folders are looked at before the long part begins.
     data = EvaluationData(output)

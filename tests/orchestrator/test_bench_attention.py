@@ -13,8 +13,8 @@ from toprovar_batch.orchestrator.cli import main
 CPU = torch.device("cpu")
 
 pytest.importorskip("triton")
-check = pytest.importorskip("toprovar_batch.orchestrator.attention_check")
-timing = pytest.importorskip("toprovar_batch.orchestrator.attention_timing")
+check = pytest.importorskip("toprovar_batch.orchestrator.benchmark.attention_check")
+timing = pytest.importorskip("toprovar_batch.orchestrator.benchmark.attention_timing")
 
 
 def _twin(q, keys, values, layout, key_lengths, softmax_scale, *, with_entropy, config=None):

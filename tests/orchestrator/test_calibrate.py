@@ -11,8 +11,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from toprovar_batch.orchestrator.calibration import fraction_of
-from toprovar_batch.orchestrator.calibration_goal import (
+from toprovar_batch.orchestrator.calibration.goal import (
     Candidate,
     Expectation,
     Made,
@@ -20,6 +19,7 @@ from toprovar_batch.orchestrator.calibration_goal import (
     ssim_loss,
     strongest,
 )
+from toprovar_batch.orchestrator.calibration.search import fraction_of
 from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.commands.calibrate import choose_sample
 from toprovar_batch.orchestrator.job.spec import load_job

@@ -11,16 +11,8 @@ import click
 import pyarrow as pa
 import torch
 
-from toprovar_batch.orchestrator.calibration_goal import (
-    Candidate,
-    Expectation,
-    Made,
-    generate_all,
-    score_loss,
-    ssim_loss,
-    strongest,
-)
-from toprovar_batch.orchestrator.evaluation_data import read_wanted
+from toprovar_batch.orchestrator.evaluation.data import read_wanted
+from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.errors import JobSpecError
 from toprovar_batch.worker.pruning.build import first_unguided_scale
@@ -38,7 +30,15 @@ from toprovar_batch.worker.pruning.specs import DenseSpec, DetailSpec, PolicySpe
 from toprovar_batch.worker.reference.scorer import load_scorer
 from toprovar_batch.worker.request import GenerationRequest
 
-from .job.spec import JobSpec
+from .goal import (
+    Candidate,
+    Expectation,
+    Made,
+    generate_all,
+    score_loss,
+    ssim_loss,
+    strongest,
+)
 
 _CHART_WIDTH: Final = 40
 _DETAIL_THRESHOLDS: Final = (0.01, 2.0)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from toprovar_batch.orchestrator.evaluation_data import EvaluationData, Sample
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.reference.image_metrics import (
     FeatureStatistics,
@@ -30,6 +29,8 @@ from toprovar_batch.worker.reference.scoring import (
     overall_score,
     task_score,
 )
+
+from .data import EvaluationData, Sample
 
 _BATCH: Final = 8
 _NO_PICTURE: Final = Verdict(False, "error: no picture was made")

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from toprovar_batch.orchestrator.evaluation import Judged, Reading, score_difference
+from toprovar_batch.orchestrator.evaluation.scores import Judged, Reading, score_difference
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.generated import PhaseTimes
 from toprovar_batch.worker.pruning.specs import PolicySpec

@@ -15,12 +15,11 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
 from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.reference.scenes import Wanted
 from toprovar_batch.worker.reference.scoring import check_wanted
-
-from .output.folder import OutputFolder, locate_output
 
 NEEDED_COLUMNS: Final = ("sample_id", "prompt", "image", "status", "task", "wanted", "relation")
 _SEED: Final = "seed"

@@ -1,0 +1,1 @@
+"""Scores of a dataset whose prompts say what its pictures must show."""
