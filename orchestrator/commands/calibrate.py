@@ -14,9 +14,11 @@ import yaml
 
 from toprovar_batch import __version__
 from toprovar_batch.orchestrator.job.checks import check_job
+from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.policy_file import PROVENANCE
-from toprovar_batch.orchestrator.job.spec import JobSpec, load_job
-from toprovar_batch.orchestrator.prompts.sample_plan import Plan, plan_job
+from toprovar_batch.orchestrator.job.spec import JobSpec
+from toprovar_batch.orchestrator.output.identity import job_identity
+from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
 from toprovar_batch.worker.errors import JobSpecError, OutputFolderError
 from toprovar_batch.worker.pruning.specs import PolicySpec
 
@@ -168,7 +170,7 @@ def _wished(goals: Mapping[str, float | None]) -> tuple[str, float]:
     return named[0] if named else ("fraction", 0.5)
 
 
-def choose_sample(plan: Plan, count: int) -> pa.Table:
+def choose_sample(plan: SamplePlan, count: int) -> pa.Table:
     """Rows of the good samples of a plan, spread evenly."""
     good = plan.samples.filter(pc.is_null(plan.samples["prompt_error"]))
     count = min(count, good.num_rows)
@@ -178,7 +180,7 @@ def choose_sample(plan: Plan, count: int) -> pa.Table:
 def _provenance(job: JobSpec, sample: pa.Table, goal: "Goal", found: "Found") -> dict[str, Any]:
     import torch  # noqa: PLC0415 - takes seconds
 
-    identity = job.identity()
+    identity = job_identity(job)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"toprovar-batch": __version__, "torch": str(torch.__version__)},

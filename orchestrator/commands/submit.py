@@ -17,7 +17,8 @@ import pyarrow as pa
 import ray
 
 from toprovar_batch.orchestrator.job.checks import check_job
-from toprovar_batch.orchestrator.job.spec import JobSpec, load_job
+from toprovar_batch.orchestrator.job.load import load_job
+from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.folder import (
     JOB_FILE,
     JOB_FOLDER,
@@ -26,7 +27,7 @@ from toprovar_batch.orchestrator.output.folder import (
     open_output,
 )
 from toprovar_batch.orchestrator.output.parts import Findings, read_footers
-from toprovar_batch.orchestrator.prompts.sample_plan import Plan, plan_job
+from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
 from toprovar_batch.orchestrator.run.dispatch import Dispatcher, Outcome
 from toprovar_batch.orchestrator.run.fleet import Fleet
 from toprovar_batch.orchestrator.run.ledger import Assignment, LoadGuard, ShardLedger
@@ -123,7 +124,7 @@ def fail_missing_parts(outcome: Outcome, folder: OutputFolder, num_shards: int) 
 
 def _dispatch(
     job: JobSpec,
-    plan: Plan,
+    plan: SamplePlan,
     schema: pa.Schema,
     folder: OutputFolder,
     todo: Sequence[int],
@@ -191,7 +192,7 @@ def _engine_factory(job: JobSpec, *, on_gpus: bool) -> EngineFactory:
 
 def _summarise(
     job: JobSpec,
-    plan: Plan,
+    plan: SamplePlan,
     parts: Findings[ShardStats],
     outcome: Outcome,
     clock: float,

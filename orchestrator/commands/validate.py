@@ -3,9 +3,10 @@
 import click
 
 from toprovar_batch.orchestrator.job.checks import check_job, check_remote_files
-from toprovar_batch.orchestrator.job.spec import JobSpec, load_job
+from toprovar_batch.orchestrator.job.load import load_job
+from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.check import check_output
-from toprovar_batch.orchestrator.prompts.sample_plan import Plan, plan_job
+from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
 
 _LABEL_WIDTH = 9
 
@@ -30,7 +31,9 @@ def validate_command(job_file: str, overrides: tuple[str, ...], output: str | No
     click.echo("The job is valid.")
 
 
-def _summary(job: JobSpec, plan: Plan, model_lines: list[str], output_state: str) -> list[tuple[str, str]]:
+def _summary(
+    job: JobSpec, plan: SamplePlan, model_lines: list[str], output_state: str
+) -> list[tuple[str, str]]:
     """Lines of the report, each with its label."""
     model = [("", line) for line in model_lines]
     shards = f"{plan.num_shards:,} shard{'s' if plan.num_shards != 1 else ''} of up to {plan.shard_size}"

@@ -4,7 +4,8 @@ import tempfile
 from pathlib import Path
 
 from toprovar_batch.orchestrator.job.spec import JobSpec
-from toprovar_batch.orchestrator.prompts.sample_plan import Plan
+from toprovar_batch.orchestrator.output.identity import job_identity
+from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
 from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import OutputFolderError
 
@@ -16,7 +17,7 @@ from .folder import (
 )
 
 
-def check_output(job: JobSpec, plan: Plan) -> str:
+def check_output(job: JobSpec, plan: SamplePlan) -> str:
     """Check that a job's output folder is new, empty, or this very job's.
 
     Returns:
@@ -33,7 +34,7 @@ def check_output(job: JobSpec, plan: Plan) -> str:
             _check_writable(folder)
         if record is None:
             return "new"
-        refuse_other_job(folder, record, job.identity(plan))
+        refuse_other_job(folder, record, job_identity(job, plan))
         done = len(folder.finished(plan.num_shards))
     except storage_errors() as error:
         raise OutputFolderError(f"{job.output}: cannot be read: {error}") from error

@@ -18,8 +18,9 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from pydantic import BaseModel, ValidationError
 
-from toprovar_batch.orchestrator.job.spec import JobSpec, differing_fields
-from toprovar_batch.orchestrator.prompts.sample_plan import Plan
+from toprovar_batch.orchestrator.job.spec import JobSpec
+from toprovar_batch.orchestrator.output.identity import differing_fields, job_identity
+from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
 from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import publish_bytes
@@ -155,7 +156,7 @@ def locate_output(url: str) -> OutputFolder:
 
 
 @contextmanager
-def open_output(job: JobSpec, plan: Plan, schema: pa.Schema) -> Iterator[OutputFolder]:
+def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[OutputFolder]:
     """Begin a job's output folder, or continue it.
 
     While the block runs, no other driver on this file system gets the same folder.
@@ -178,7 +179,7 @@ def open_output(job: JobSpec, plan: Plan, schema: pa.Schema) -> Iterator[OutputF
             if folder.is_local:
                 Path(folder.inside(JOB_FOLDER)).mkdir(parents=True, exist_ok=True)
                 held.enter_context(RunLock(Path(folder.inside(JOB_FOLDER, "driver.lock"))))
-            identity = job.identity(plan)
+            identity = job_identity(job, plan)
             record = folder.read_job()
             refuse_other_job(folder, record or _claim(folder, job, plan, identity), identity)
             if record is None or not folder.filesystem.exists(folder.inside(*SAMPLES_FILE)):
@@ -242,7 +243,7 @@ def _sweep(folder: OutputFolder) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _claim(folder: OutputFolder, job: JobSpec, plan: Plan, identity: dict[str, Any]) -> dict[str, Any]:
+def _claim(folder: OutputFolder, job: JobSpec, plan: SamplePlan, identity: dict[str, Any]) -> dict[str, Any]:
     """Write the job into an empty folder, and read back whose the folder is now."""
     record = {
         "name": job.name,
@@ -261,7 +262,7 @@ def _claim(folder: OutputFolder, job: JobSpec, plan: Plan, identity: dict[str, A
     return written
 
 
-def _freeze_samples(folder: OutputFolder, plan: Plan) -> None:
+def _freeze_samples(folder: OutputFolder, plan: SamplePlan) -> None:
     """Write the plan, a row group a shard: whoever wants one shard's samples reads only those."""
     frozen = pa.BufferOutputStream()
     pq.write_table(plan.samples, frozen, row_group_size=plan.shard_size, compression="zstd")

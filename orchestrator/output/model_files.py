@@ -1,4 +1,4 @@
-"""Which model files a job names, and how to notice that local or shipped ones were replaced."""
+"""How to notice that local or shipped model files were replaced."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -6,15 +6,6 @@ from pathlib import Path
 
 from toprovar_batch.worker.errors import CheckpointError
 from toprovar_batch.worker.fetch import fetch, is_packaged
-from toprovar_batch.worker.specs import ModelSpec
-
-MODEL_PARTS = ("transformer", "vae", "text_encoder")
-
-
-def named_files(model: ModelSpec) -> dict[str, str]:
-    """The parts of a model for which the job itself names a file, and what it names."""
-    named = {part: getattr(model, part) for part in MODEL_PARTS}
-    return {part: location for part, location in named.items() if location is not None}
 
 
 def fingerprints(files: Mapping[str, str | None]) -> dict[str, str]:

@@ -23,7 +23,7 @@ _SHOWN = 3  # duplicates or bad rows that a message names
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplePlan:
     """All samples of a job.
 
     Attributes:
@@ -67,13 +67,13 @@ class Plan:
         return digest.hexdigest()
 
 
-def plan_job(job: JobSpec) -> Plan:
+def plan_job(job: JobSpec) -> SamplePlan:
     """Read the prompts of a job and plan its samples; see `read_prompts` and `plan_samples`."""
     return plan_samples(job, read_prompts(job.prompts))
 
 
-def plan_samples(job: JobSpec, table: pa.Table) -> Plan:
-    """Plan every sample of a job.
+def plan_samples(job: JobSpec, table: pa.Table) -> SamplePlan:
+    """SamplePlan every sample of a job.
 
     Each prompt is repeated for every `image.h_div_w` and for every one of its images. A sample's seed is the
     first 63 bits of SHA-256 of "<job seed>/<sample id>", so it depends on nothing else. A seed from a column
@@ -116,7 +116,7 @@ def plan_samples(job: JobSpec, table: pa.Table) -> Plan:
     num_bad = table.num_rows - table.column("prompt_error").null_count
     samples = pa.table(columns)
     warnings = (*_warnings(table, repeats), *_idle_negatives(job, samples))
-    return Plan(samples, job.shard_size, table.num_rows, num_bad, warnings)
+    return SamplePlan(samples, job.shard_size, table.num_rows, num_bad, warnings)
 
 
 def _sample_ids(ids: pa.ChunkedArray, image_index: Array, ratio: Array, job: JobSpec) -> pa.ChunkedArray:

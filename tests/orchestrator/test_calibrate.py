@@ -22,7 +22,7 @@ from toprovar_batch.orchestrator.calibration.goal import (
 from toprovar_batch.orchestrator.calibration.search import fraction_of
 from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.commands.calibrate import choose_sample
-from toprovar_batch.orchestrator.job.spec import load_job
+from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.pruning.specs import FixedExitSpec
 from toprovar_batch.worker.reference.scenes import Wanted

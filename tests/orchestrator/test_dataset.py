@@ -6,7 +6,7 @@ import pytest
 import yaml
 from datasets import Image, load_dataset
 
-from toprovar_batch.orchestrator.job.spec import load_job
+from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.card import dataset_card
 from toprovar_batch.orchestrator.output.folder import PLAN_COLUMNS, open_output
 from toprovar_batch.orchestrator.output.parts import Findings, read_footers, verify_parts

@@ -16,7 +16,7 @@ import pytest
 from datasets import load_dataset
 
 from toprovar_batch.orchestrator.commands.submit import submit
-from toprovar_batch.orchestrator.job.spec import load_job
+from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 
 FAKE_DRIVER = Path(__file__).with_name("fake_driver.py")

@@ -7,7 +7,9 @@ import fsspec
 import pytest
 
 from toprovar_batch.orchestrator.job.errors import field_paths
-from toprovar_batch.orchestrator.job.spec import JobSpec, differing_fields, load_job
+from toprovar_batch.orchestrator.job.load import load_job
+from toprovar_batch.orchestrator.job.spec import JobSpec
+from toprovar_batch.orchestrator.output.identity import differing_fields, job_identity
 from toprovar_batch.worker.errors import JobSpecError
 
 BASE = "prompts: {source: p.txt}\noutput: out\n"
@@ -145,7 +147,7 @@ def test_a_policy_file_stands_for_its_keys_and_what_is_beside_it_wins(load, tmp_
     assert (job.policy.name, job.policy.beta, job.policy.a_max) == ("toprovar", 0.1, 0.5)
     assert job.policy.pruning_map
     spelled_out = load(BASE + "policy: {name: toprovar, beta: 0.1, a_max: 0.5, pruning_map: true}")
-    assert job.identity() == spelled_out.identity()
+    assert job_identity(job) == job_identity(spelled_out)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +253,7 @@ def test_a_missing_job_file_and_a_folder_are_named(tmp_path):
 def test_identity_ignores_where_and_how_a_job_runs():
     one = job_from(name="a", runtime={"num_workers": 3, "batch_size": 2})
     other = job_from(name="b", output="elsewhere", prompts={"source": "other.txt"})
-    assert one.identity() == other.identity()
+    assert job_identity(one) == job_identity(other)
 
 
 def test_identity_is_the_same_for_a_default_and_its_value_spelled_out():
@@ -265,7 +267,7 @@ def test_identity_is_the_same_for_a_default_and_its_value_spelled_out():
         image={"resolution": "0.25M", "h_div_w": (1.0,)},
         policy="dense",
     )
-    assert differing_fields(job_from().identity(), spelled.identity()) == []
+    assert differing_fields(job_identity(job_from()), job_identity(spelled)) == []
 
 
 @pytest.mark.parametrize(
@@ -279,11 +281,13 @@ def test_identity_is_the_same_for_a_default_and_its_value_spelled_out():
     ],
 )
 def test_identity_names_the_field_that_changes_the_content(keys, field):
-    assert differing_fields(job_from().identity(), job_from(**keys).identity()) == [field]
+    assert differing_fields(job_identity(job_from()), job_identity(job_from(**keys))) == [field]
 
 
 def test_random_weights_are_another_job():
-    differing = differing_fields(job_from().identity(), job_from(model={"random_weights": True}).identity())
+    differing = differing_fields(
+        job_identity(job_from()), job_identity(job_from(model={"random_weights": True}))
+    )
     assert differing[:4] == [
         f"model.{key}" for key in ("transformer", "vae", "text_encoder", "random_weights")
     ]
@@ -297,7 +301,7 @@ def test_shipped_weights_are_told_by_their_content_and_not_by_their_place(tmp_pa
         (folder / "a.safetensors").write_bytes(content)
         os.utime(folder / "a.safetensors", ns=(time_ns, time_ns))
         monkeypatch.setattr("toprovar_batch.worker.fetch._PACKAGE_FOLDER", tmp_path / place)
-        identities.append(job_from().identity())
+        identities.append(job_identity(job_from()))
     here, there, changed = identities
     assert here == there
     assert str(tmp_path) not in str(here)
@@ -317,22 +321,22 @@ def test_identity_notices_local_weights_that_were_replaced(tmp_path):
     for path in (weights, shard, hidden):
         path.write_bytes(b"old")
     job = job_from(model={"transformer": "hf://a/b/c", "vae": str(weights), "text_encoder": str(weights.parent / "t5")})  # fmt: skip
-    first = job.identity()
+    first = job_identity(job)
     assert [key for key in first if "(file)" in key] == ["model.vae (file)", "model.text_encoder (file)"]
     replace_file(hidden, b"new")
-    assert job.identity() == first
+    assert job_identity(job) == first
     replace_file(weights, b"new")
-    assert differing_fields(first, job.identity()) == ["model.vae (file)"]
+    assert differing_fields(first, job_identity(job)) == ["model.vae (file)"]
     replace_file(shard, b"new")
-    assert differing_fields(first, job.identity()) == ["model.vae (file)", "model.text_encoder (file)"]
+    assert differing_fields(first, job_identity(job)) == ["model.vae (file)", "model.text_encoder (file)"]
 
 
 def test_weights_that_one_machine_does_not_have_are_not_compared(tmp_path):
     (tmp_path / "vae.pth").touch()
     job = job_from(model={"preset": "infinity-2b", "vae": str(tmp_path / "vae.pth")})
-    with_file = job.identity()
+    with_file = job_identity(job)
     (tmp_path / "vae.pth").unlink()
-    assert differing_fields(with_file, job.identity()) == []
+    assert differing_fields(with_file, job_identity(job)) == []
 
 
 def test_a_field_that_only_one_identity_has_differs():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from toprovar_batch.orchestrator.job.spec import load_job
+from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.folder import PLAN_COLUMNS, locate_output, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import OutputFolderError

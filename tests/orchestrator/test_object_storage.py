@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from moto.server import ThreadedMotoServer
 
 from toprovar_batch.orchestrator.cli import main
-from toprovar_batch.orchestrator.job.spec import load_job
+from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.check import check_output
 from toprovar_batch.orchestrator.output.folder import OutputFolder, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job

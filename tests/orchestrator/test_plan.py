@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from toprovar_batch.orchestrator.job.spec import JobSpec
+from toprovar_batch.orchestrator.output.identity import job_identity
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_samples
 
 CATS = ("a cat", "two cats", "three cats")
@@ -194,6 +195,6 @@ def test_the_fingerprint_sees_any_change(other):
 def test_identity_tells_a_longer_list_of_prompts_from_another_one():
     job = job_from()
     full, short = (plan_samples(job, prompts(*texts)) for texts in (CATS, CATS[:2]))
-    identity = job.identity(full)
+    identity = job_identity(job, full)
     assert (identity["prompts (number of samples)"], identity["prompts (content)"]) == (3, full.fingerprint)
-    assert job.identity(short)["prompts (number of samples)"] == 2
+    assert job_identity(job, short)["prompts (number of samples)"] == 2

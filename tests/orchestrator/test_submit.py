@@ -10,7 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.commands.submit import finish, submit
-from toprovar_batch.orchestrator.job.spec import load_job
+from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.folder import OutputFolder, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import CheckpointError, JobSpecError, RunFailedError
