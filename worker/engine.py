@@ -22,10 +22,10 @@ from .infinity.schedule import ScaleSchedule, image_size, nearest_h_div_w, num_s
 from .infinity.text import EncodedText
 from .infinity.vae import to_uint8
 from .models import Model, build_model
-from .pruning.build import PolicyFactory, policy_factory
 from .pruning.history import PromptWork
-from .pruning.policy import BatchContext, PruningPolicy
-from .pruning.specs import PolicySpec
+from .pruning.policies.base import BatchContext, PruningPolicy
+from .pruning.policies.build import PolicyFactory, policy_factory
+from .pruning.policies.specs import PolicySpec
 from .request import GenerationRequest, GenerationResult
 from .sampler import BatchState, SamplingSettings, sample_codes, text_rows
 from .settings import resolve_device, resolve_dtype, resolve_kernels, resolve_settings

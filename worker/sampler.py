@@ -22,7 +22,8 @@ from .infinity.transformer import Infinity, TextContext
 from .pruning.history import BatchHistory, count_layers
 from .pruning.packing import LayerTokens, PackedScale
 from .pruning.plan import ScalePlan
-from .pruning.policy import BatchContext, DensePolicy, PruningPolicy
+from .pruning.policies.base import BatchContext, PruningPolicy
+from .pruning.policies.dense import DensePolicy
 from .pruning.restoration import LayerChanges
 
 

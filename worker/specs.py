@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from toprovar_batch.worker.pruning.specs import DenseSpec, PolicySpec
 from toprovar_batch.worker.spec_base import FrozenSpec
+
+from .pruning.policies.specs import DenseSpec, PolicySpec
 
 Resolution = Literal["0.06M", "0.25M", "0.60M", "1M"]
 NonEmpty = Annotated[str, Field(min_length=1)]

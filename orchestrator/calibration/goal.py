@@ -14,7 +14,7 @@ from torch import Tensor
 from toprovar_batch.orchestrator.evaluation.scores import Judged, Reading, score_difference
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.generated import PhaseTimes
-from toprovar_batch.worker.pruning.specs import PolicySpec
+from toprovar_batch.worker.pruning.policies.specs import PolicySpec
 from toprovar_batch.worker.reference.image_metrics import ssim
 from toprovar_batch.worker.reference.scenes import Wanted
 from toprovar_batch.worker.reference.scorer import Scorer

@@ -15,7 +15,6 @@ from toprovar_batch.orchestrator.evaluation.data import read_wanted
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.errors import JobSpecError
-from toprovar_batch.worker.pruning.build import first_unguided_scale
 from toprovar_batch.worker.pruning.calibration import (
     Recording,
     RecordingPolicy,
@@ -25,8 +24,15 @@ from toprovar_batch.worker.pruning.calibration import (
     recommend,
     simulate,
 )
-from toprovar_batch.worker.pruning.policy import BatchContext
-from toprovar_batch.worker.pruning.specs import DenseSpec, DetailSpec, PolicySpec, ReplaySpec, ToprovarSpec
+from toprovar_batch.worker.pruning.policies.base import BatchContext
+from toprovar_batch.worker.pruning.policies.build import first_unguided_scale
+from toprovar_batch.worker.pruning.policies.specs import (
+    DenseSpec,
+    DetailSpec,
+    PolicySpec,
+    ReplaySpec,
+    ToprovarSpec,
+)
 from toprovar_batch.worker.reference.scorer import load_scorer
 from toprovar_batch.worker.request import GenerationRequest
 

@@ -20,7 +20,7 @@ from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.identity import job_identity
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
 from toprovar_batch.worker.errors import JobSpecError, OutputFolderError
-from toprovar_batch.worker.pruning.specs import PolicySpec
+from toprovar_batch.worker.pruning.policies.specs import PolicySpec
 
 if TYPE_CHECKING:
     from toprovar_batch.orchestrator.calibration.search import Found, Goal

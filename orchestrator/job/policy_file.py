@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from toprovar_batch.worker.errors import JobSpecError
-from toprovar_batch.worker.pruning.specs import PolicySpec
+from toprovar_batch.worker.pruning.policies.specs import PolicySpec
 from toprovar_batch.worker.spec_base import FrozenSpec
 
 from .errors import describe_value, explain

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from toprovar_batch.worker.pruning.specs import DenseSpec, PolicySpec
+from toprovar_batch.worker.pruning.policies.specs import DenseSpec, PolicySpec
 from toprovar_batch.worker.spec_base import FrozenSpec
 from toprovar_batch.worker.specs import (
     EngineSpec,

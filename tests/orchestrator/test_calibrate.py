@@ -24,7 +24,7 @@ from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.commands.calibrate import choose_sample
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
-from toprovar_batch.worker.pruning.specs import FixedExitSpec
+from toprovar_batch.worker.pruning.policies.specs import FixedExitSpec
 from toprovar_batch.worker.reference.scenes import Wanted
 from toprovar_batch.worker.request import GenerationRequest
 

@@ -15,10 +15,10 @@ import torch
 from toprovar_batch.worker.infinity.schedule import scale_schedule
 
 from .plan import token_sets
-from .policy import BatchContext
-from .specs import ToprovarSpec
+from .policies.base import BatchContext
+from .policies.specs import ToprovarSpec
+from .policies.toprovar import ToprovarPolicy, rank_tokens, representative_scale
 from .statistics import low_entropy_ratio, singular_value_ratio
-from .toprovar import ToprovarPolicy, rank_tokens, representative_scale
 
 
 @dataclass(frozen=True)

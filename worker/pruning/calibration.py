@@ -14,13 +14,13 @@ from torch import Tensor
 from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.infinity.schedule import ScaleSchedule
 
-from .build import policy_factory
 from .history import BatchHistory, PromptWork
 from .plan import ScalePlan
-from .policy import BatchContext, Unobserving
-from .specs import ToprovarSpec
+from .policies.base import BatchContext, Unobserving
+from .policies.build import policy_factory
+from .policies.specs import ToprovarSpec
+from .policies.toprovar import representative_scale, round_entropy
 from .statistics import low_entropy_ratio, singular_value_ratio
-from .toprovar import representative_scale, round_entropy
 
 # Drops every token of a Detail layer (R of at least 0.5, in the second half of the scales) but the floor and those whose
 # entropy is less than half of the mean.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from toprovar_batch.worker.pruning.specs import (
+from toprovar_batch.worker.pruning.policies.specs import (
     DetailSpec,
     FastvarSpec,
     FixedExitSpec,

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.infinity.vae import to_uint8
-from toprovar_batch.worker.pruning.build import policy_factory
 from toprovar_batch.worker.pruning.calibration import RecordingPolicy
 from toprovar_batch.worker.pruning.plan import ScalePlan
-from toprovar_batch.worker.pruning.policy import BatchContext
+from toprovar_batch.worker.pruning.policies.base import BatchContext
+from toprovar_batch.worker.pruning.policies.build import policy_factory
+from toprovar_batch.worker.pruning.policies.specs import DetailSpec, PolicySpec, SkipvarSpec, ToprovarSpec
 from toprovar_batch.worker.pruning.saliency import bit_certainty
-from toprovar_batch.worker.pruning.specs import DetailSpec, PolicySpec, SkipvarSpec, ToprovarSpec
 from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec
 

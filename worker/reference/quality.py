@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.generated import GeneratedBatch, PhaseTimes
-from toprovar_batch.worker.pruning.specs import DenseSpec, PolicySpec
+from toprovar_batch.worker.pruning.policies.specs import DenseSpec, PolicySpec
 from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec
 

@@ -1,6 +1,6 @@
 """The paper's policy with most of the tests' seven scales left to prune."""
 
-from toprovar_batch.worker.pruning.specs import ToprovarSpec
+from toprovar_batch.worker.pruning.policies.specs import ToprovarSpec
 
 
 def early_toprovar(**settings):

@@ -16,8 +16,8 @@ from toprovar_batch.worker.pruning.calibration import (
     recommend,
     simulate,
 )
-from toprovar_batch.worker.pruning.policy import BatchContext
-from toprovar_batch.worker.pruning.toprovar import ToprovarPolicy
+from toprovar_batch.worker.pruning.policies.base import BatchContext
+from toprovar_batch.worker.pruning.policies.toprovar import ToprovarPolicy
 from toprovar_batch.worker.sampler import BatchState, SamplingSettings, sample_codes, text_rows
 
 from .early_toprovar import early_toprovar

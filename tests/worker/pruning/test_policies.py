@@ -5,10 +5,12 @@ import torch
 
 from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.infinity.schedule import RESOLUTIONS, scale_schedule
-from toprovar_batch.worker.pruning.build import policy_factory
-from toprovar_batch.worker.pruning.detail import late_scales
-from toprovar_batch.worker.pruning.policy import BatchContext, distance_to_mean, paper_2b_plan
-from toprovar_batch.worker.pruning.specs import (
+from toprovar_batch.worker.pruning.policies.base import BatchContext
+from toprovar_batch.worker.pruning.policies.build import policy_factory
+from toprovar_batch.worker.pruning.policies.detail import late_scales
+from toprovar_batch.worker.pruning.policies.fastvar import distance_to_mean
+from toprovar_batch.worker.pruning.policies.replay import paper_2b_plan
+from toprovar_batch.worker.pruning.policies.specs import (
     DenseSpec,
     DetailSpec,
     FastvarSpec,
@@ -17,7 +19,7 @@ from toprovar_batch.worker.pruning.specs import (
     SkipvarSpec,
     ToprovarSpec,
 )
-from toprovar_batch.worker.pruning.toprovar import (
+from toprovar_batch.worker.pruning.policies.toprovar import (
     layer_counts,
     rank_tokens,
     reaches_threshold,

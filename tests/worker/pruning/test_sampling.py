@@ -19,13 +19,12 @@ from toprovar_batch.worker.infinity.kv_cache import KVCache
 from toprovar_batch.worker.infinity.rope import rope_2d
 from toprovar_batch.worker.infinity.schedule import scale_schedule
 from toprovar_batch.worker.models import random_transformer
-from toprovar_batch.worker.pruning.build import policy_factory
 from toprovar_batch.worker.pruning.draw import pruning_noise
 from toprovar_batch.worker.pruning.packing import PackedScale
 from toprovar_batch.worker.pruning.plan import ScalePlan, token_sets
-from toprovar_batch.worker.pruning.policy import BatchContext, Unobserving
-from toprovar_batch.worker.pruning.pruning_map import read_pruning_map
-from toprovar_batch.worker.pruning.specs import (
+from toprovar_batch.worker.pruning.policies.base import BatchContext, Unobserving
+from toprovar_batch.worker.pruning.policies.build import policy_factory
+from toprovar_batch.worker.pruning.policies.specs import (
     DenseSpec,
     DetailSpec,
     FastvarSpec,
@@ -33,6 +32,7 @@ from toprovar_batch.worker.pruning.specs import (
     ReplaySpec,
     SkipvarSpec,
 )
+from toprovar_batch.worker.pruning.pruning_map import read_pruning_map
 from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.sampler import BatchState, SamplingSettings, sample_codes, text_rows
 from toprovar_batch.worker.specs import ArchitectureSpec, EngineSpec, ImageSpec, ModelSpec, RuntimeSpec

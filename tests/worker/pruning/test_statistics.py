@@ -5,8 +5,8 @@ import torch
 
 from toprovar_batch.worker.pruning.bench import time_statistics
 from toprovar_batch.worker.pruning.draw import pruning_noise
+from toprovar_batch.worker.pruning.policies.skipvar import high_frequency_energy
 from toprovar_batch.worker.pruning.saliency import bit_certainty, code_detail, code_smoothness
-from toprovar_batch.worker.pruning.skipvar import high_frequency_energy
 from toprovar_batch.worker.pruning.statistics import (
     floor_count,
     keep_lowest,

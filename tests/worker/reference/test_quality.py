@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 
 from toprovar_batch.worker.engine import Engine
-from toprovar_batch.worker.pruning.specs import FastvarSpec, FixedExitSpec, ToprovarSpec
+from toprovar_batch.worker.pruning.policies.specs import FastvarSpec, FixedExitSpec, ToprovarSpec
 from toprovar_batch.worker.reference.comparisons import COMPARISONS
 from toprovar_batch.worker.reference.complexity_study import ADAPTIVE, rank_correlation, roughness, study
 from toprovar_batch.worker.reference.quality import QualityBench, quality_command, requests_of, warm_speed

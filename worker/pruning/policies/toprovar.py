@@ -11,13 +11,10 @@ import torch
 from torch import Tensor
 
 from toprovar_batch.kernels.host_values import to_device
-
-from .draw import pruning_noise
-from .plan import ScalePlan, token_sets
-from .policy import BatchContext
-from .saliency import bit_certainty, code_smoothness
-from .specs import ToprovarSpec
-from .statistics import (
+from toprovar_batch.worker.pruning.draw import pruning_noise
+from toprovar_batch.worker.pruning.plan import ScalePlan, token_sets
+from toprovar_batch.worker.pruning.saliency import bit_certainty, code_smoothness
+from toprovar_batch.worker.pruning.statistics import (
     floor_count,
     keep_probability,
     kept_counts,
@@ -26,6 +23,9 @@ from .statistics import (
     resize_maps,
     singular_value_ratio,
 )
+
+from .base import BatchContext
+from .specs import ToprovarSpec
 
 # Nats. What differs by less is rounding noise of the model, not information: it would let the same prompt keep other
 # tokens in another batch.

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .plan import ScalePlan
-from .policy import BatchContext, Unobserving
+from toprovar_batch.worker.pruning.plan import ScalePlan
+
+from .base import BatchContext, Unobserving
 from .specs import SkipvarSpec
 
 

@@ -14,11 +14,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from .plan import ScalePlan, TokenSet
-from .policy import BatchContext, Unobserving
-from .saliency import code_detail
+from toprovar_batch.worker.pruning.plan import ScalePlan, TokenSet
+from toprovar_batch.worker.pruning.saliency import code_detail
+from toprovar_batch.worker.pruning.statistics import resize_maps
+
+from .base import BatchContext, Unobserving
 from .specs import DetailSpec
-from .statistics import resize_maps
 
 
 def late_scales(spec: DetailSpec, num_scales: int) -> tuple[int, int]:

@@ -6,17 +6,11 @@ from functools import partial
 
 from toprovar_batch.worker.errors import ModelSpecError
 
+from .base import BatchContext, PruningPolicy
+from .dense import DensePolicy, FixedExitPolicy
 from .detail import DetailPolicy, late_scales
-from .policy import (
-    BatchContext,
-    DensePolicy,
-    FastvarPolicy,
-    FixedExitPolicy,
-    PruningPolicy,
-    ReplayPolicy,
-    fastvar_layers,
-    paper_2b_plan,
-)
+from .fastvar import FastvarPolicy, fastvar_layers
+from .replay import ReplayPolicy, paper_2b_plan
 from .skipvar import SkipvarPolicy, decision_scale
 from .specs import (
     DenseSpec,
