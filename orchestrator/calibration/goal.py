@@ -15,10 +15,10 @@ from toprovar_batch.orchestrator.evaluation.scores import Judged, Reading, score
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.generated import PhaseTimes
 from toprovar_batch.worker.pruning.policies.specs import PolicySpec
-from toprovar_batch.worker.reference.image_metrics import ssim
 from toprovar_batch.worker.reference.scenes import Wanted
-from toprovar_batch.worker.reference.scorer import Scorer
-from toprovar_batch.worker.reference.scoring import judge
+from toprovar_batch.worker.reference.scoring.image_metrics import ssim
+from toprovar_batch.worker.reference.scoring.scorer import Scorer
+from toprovar_batch.worker.reference.scoring.verdict import judge
 from toprovar_batch.worker.request import GenerationRequest
 
 _STEPS: Final = 5

@@ -33,7 +33,7 @@ from toprovar_batch.worker.pruning.policies.specs import (
     ReplaySpec,
     ToprovarSpec,
 )
-from toprovar_batch.worker.reference.scorer import load_scorer
+from toprovar_batch.worker.reference.scoring.scorer import load_scorer
 from toprovar_batch.worker.request import GenerationRequest
 
 from .goal import (

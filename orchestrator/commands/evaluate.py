@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from toprovar_batch.worker.reference.scorer import Scorer
+    from toprovar_batch.worker.reference.scoring.scorer import Scorer
 
 
 def evaluate(output: str, against: str | None = None, *, scorer: "Scorer | None" = None) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def evaluate(output: str, against: str | None = None, *, scorer: "Scorer | None"
 def _shipped_scorer() -> "Scorer":
     import torch  # noqa: PLC0415 - slow
 
-    from toprovar_batch.worker.reference.scorer import load_scorer  # noqa: PLC0415 - imports torch
+    from toprovar_batch.worker.reference.scoring.scorer import load_scorer  # noqa: PLC0415 - imports torch
 
     return load_scorer(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 

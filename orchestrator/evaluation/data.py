@@ -19,7 +19,7 @@ from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_outpu
 from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.reference.scenes import Wanted
-from toprovar_batch.worker.reference.scoring import check_wanted
+from toprovar_batch.worker.reference.scoring.verdict import check_wanted
 
 NEEDED_COLUMNS: Final = ("sample_id", "prompt", "image", "status", "task", "wanted", "relation")
 _SEED: Final = "seed"

@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from toprovar_batch.worker.errors import OutputFolderError
-from toprovar_batch.worker.reference.image_metrics import (
+from toprovar_batch.worker.reference.scenes.vocab import TASKS
+from toprovar_batch.worker.reference.scoring.image_metrics import (
     FeatureStatistics,
     feature_statistics,
     frechet_distance,
@@ -19,9 +20,8 @@ from toprovar_batch.worker.reference.image_metrics import (
     psnr,
     ssim,
 )
-from toprovar_batch.worker.reference.scenes.vocab import TASKS
-from toprovar_batch.worker.reference.scorer import Scorer
-from toprovar_batch.worker.reference.scoring import (
+from toprovar_batch.worker.reference.scoring.scorer import Scorer
+from toprovar_batch.worker.reference.scoring.verdict import (
     TaskScore,
     Verdict,
     clustered_error,

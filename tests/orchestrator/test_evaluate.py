@@ -13,8 +13,6 @@ from PIL import Image
 from toprovar_batch.orchestrator.cli import LazyGroup
 from toprovar_batch.orchestrator.commands.evaluate import evaluate, evaluate_command
 from toprovar_batch.worker.errors import OutputFolderError
-from toprovar_batch.worker.reference.detector import NUM_FEATURES, Detection, Detector
-from toprovar_batch.worker.reference.image_metrics import feature_statistics
 from toprovar_batch.worker.reference.scenes import (
     ground_truth,
     pack,
@@ -22,7 +20,9 @@ from toprovar_batch.worker.reference.scenes import (
     sample_scenes,
     task_prompt,
 )
-from toprovar_batch.worker.reference.scorer import Scorer
+from toprovar_batch.worker.reference.scoring.detector import NUM_FEATURES, Detection, Detector
+from toprovar_batch.worker.reference.scoring.image_metrics import feature_statistics
+from toprovar_batch.worker.reference.scoring.scorer import Scorer
 
 SIDE = 48
 TASKS = ("colours", "position")

@@ -8,7 +8,7 @@ import pytest
 
 from toprovar_batch.worker.errors import CheckpointError
 from toprovar_batch.worker.fetch import fetch
-from toprovar_batch.worker.reference import scorer
+from toprovar_batch.worker.reference.scoring import scorer
 
 
 @pytest.fixture(autouse=True)

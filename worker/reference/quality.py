@@ -22,13 +22,13 @@ from toprovar_batch.worker.pruning.policies.specs import DenseSpec, PolicySpec
 from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec
 
-from .comparisons import COMPARISONS
-from .image_metrics import feature_statistics, frechet_distance, psnr, ssim
 from .quality_tables import as_text, rows_of
 from .scenes import TaskPrompt, task_prompts
 from .scenes.vocab import TASKS
-from .scorer import Scorer, load_scorer
-from .scoring import clustered_error, judge, overall_score, task_score
+from .scoring.image_metrics import feature_statistics, frechet_distance, psnr, ssim
+from .scoring.scorer import Scorer, load_scorer
+from .scoring.verdict import clustered_error, judge, overall_score, task_score
+from .studies.comparisons import COMPARISONS
 
 _FIRST_PRUNABLE: Final = 5
 """Of the ten scales at 512 x 512, those after the paper's representative one (its sixth of 13, in proportion)."""

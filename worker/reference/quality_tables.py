@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from .comparisons import COMPARISONS
+from .studies.comparisons import COMPARISONS
 
 Records = Mapping[str, Mapping[str, Any]]
 """Of `QualityBench.compare`: name -> numbers, dense among them."""

@@ -14,13 +14,13 @@ from toprovar_batch.worker.infinity.config import get_preset
 from toprovar_batch.worker.settings import resolve_device
 from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec, SamplingSpec
 
-from . import data_parallel
-from .detector_training import train_detector_command
-from .model_check import check_model
-from .model_training import ModelTrainingSettings, train_model
 from .scenes.vocab import TASKS
-from .scorer import SCORER_FILE, load_scorer
-from .vae_training import VaeTrainingSettings, train_vae
+from .scoring.scorer import SCORER_FILE, load_scorer
+from .training import data_parallel
+from .training.detector_training import train_detector_command
+from .training.model_check import check_model
+from .training.model_training import ModelTrainingSettings, train_model
+from .training.vae_training import VaeTrainingSettings, train_vae
 
 
 def _workers() -> int:

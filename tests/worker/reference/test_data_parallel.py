@@ -6,7 +6,7 @@ import socket
 import torch
 import torch.multiprocessing as mp
 
-from toprovar_batch.worker.reference import data_parallel
+from toprovar_batch.worker.reference.training import data_parallel
 
 
 def _free_port():

@@ -8,11 +8,21 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from toprovar_batch.worker.errors import CheckpointError
-from toprovar_batch.worker.reference import augment, detector_training
-from toprovar_batch.worker.reference.augment import degrade
-from toprovar_batch.worker.reference.detector import NUM_FEATURES, Detection, Detector, Maps, decode, overlap
-from toprovar_batch.worker.reference.detector_loss import Labels, detector_loss, detector_targets
-from toprovar_batch.worker.reference.detector_training import (
+from toprovar_batch.worker.reference.scenes.vocab import COLOUR_NAMES, SHAPE_NAMES
+from toprovar_batch.worker.reference.scoring.detector import (
+    NUM_FEATURES,
+    Detection,
+    Detector,
+    Maps,
+    decode,
+    overlap,
+)
+from toprovar_batch.worker.reference.scoring.image_metrics import feature_statistics
+from toprovar_batch.worker.reference.scoring.scorer import Scorer, load_scorer, save_scorer
+from toprovar_batch.worker.reference.training import augment, detector_training
+from toprovar_batch.worker.reference.training.augment import degrade
+from toprovar_batch.worker.reference.training.detector_loss import Labels, detector_loss, detector_targets
+from toprovar_batch.worker.reference.training.detector_training import (
     RenderPool,
     labelled_scenes,
     render_labelled,
@@ -20,9 +30,6 @@ from toprovar_batch.worker.reference.detector_training import (
     train_detector_command,
     training_loss,
 )
-from toprovar_batch.worker.reference.image_metrics import feature_statistics
-from toprovar_batch.worker.reference.scenes.vocab import COLOUR_NAMES, SHAPE_NAMES
-from toprovar_batch.worker.reference.scorer import Scorer, load_scorer, save_scorer
 
 CPU = torch.device("cpu")
 
@@ -188,7 +195,7 @@ def test_compression_without_rounding_would_change_nothing(rendered, monkeypatch
 
 
 def test_a_few_steps_lower_the_loss_until_the_detector_finds_the_truth(monkeypatch):
-    monkeypatch.setattr("toprovar_batch.worker.reference.detector.WORKING_SIDE", 128)
+    monkeypatch.setattr("toprovar_batch.worker.reference.scoring.detector.WORKING_SIDE", 128)
     torch.manual_seed(0)
     images, labels = render_labelled(next(labelled_scenes(5, 2)), 128, CPU)
     images = images.float() / 255.0
@@ -255,7 +262,7 @@ def test_a_file_that_is_no_scorer_is_refused(tmp_path):
 
 
 def test_the_training_command_leaves_a_scorer_and_its_record(tmp_path, monkeypatch):
-    monkeypatch.setattr("toprovar_batch.worker.reference.detector.WORKING_SIDE", 64)
+    monkeypatch.setattr("toprovar_batch.worker.reference.scoring.detector.WORKING_SIDE", 64)
     monkeypatch.setattr(detector_training, "REFERENCE_SIDES", (32, 64))
     monkeypatch.setattr(detector_training, "_FLOOR_RENDERS", 6)
     output = tmp_path / "scorer.safetensors"

@@ -8,7 +8,7 @@ from toprovar_batch.worker.reference.geneval_prompts import geneval_file, geneva
 from toprovar_batch.worker.reference.scenes import Wanted
 from toprovar_batch.worker.reference.scenes.split import heldout_colours, is_heldout_pair
 from toprovar_batch.worker.reference.scenes.vocab import TASKS
-from toprovar_batch.worker.reference.scoring import check_wanted
+from toprovar_batch.worker.reference.scoring.verdict import check_wanted
 
 PROMPTS = Path(__file__).parents[3] / "jobs" / "prompts" / "geneval.jsonl"
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from toprovar_batch.worker.reference.image_metrics import (
+from toprovar_batch.worker.reference.scoring.image_metrics import (
     FeatureStatistics,
     feature_statistics,
     frechet_distance,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from toprovar_batch.worker.reference.muon import Muon, orthogonalize
+from toprovar_batch.worker.reference.training.muon import Muon, orthogonalize
 
 SHAPES = ((8, 24), (24, 8), (8, 24), (16, 16))
 

@@ -9,12 +9,12 @@ from click.testing import CliRunner
 
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.pruning.policies.specs import FastvarSpec, FixedExitSpec, ToprovarSpec
-from toprovar_batch.worker.reference.comparisons import COMPARISONS
 from toprovar_batch.worker.reference.complexity_study import ADAPTIVE, rank_correlation, roughness, study
 from toprovar_batch.worker.reference.quality import QualityBench, quality_command, requests_of, warm_speed
 from toprovar_batch.worker.reference.quality_tables import rows_of
 from toprovar_batch.worker.reference.scenes import task_prompts
-from toprovar_batch.worker.reference.scorer import load_scorer
+from toprovar_batch.worker.reference.scoring.scorer import load_scorer
+from toprovar_batch.worker.reference.studies.comparisons import COMPARISONS
 from toprovar_batch.worker.specs import EngineSpec, ImageSpec, ModelSpec, RuntimeSpec
 
 CPU = torch.device("cpu")

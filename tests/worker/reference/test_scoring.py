@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from toprovar_batch.worker.reference.detector import Detection
 from toprovar_batch.worker.reference.scenes import (
     Wanted,
     ground_truth,
@@ -13,8 +12,9 @@ from toprovar_batch.worker.reference.scenes import (
     task_prompt,
 )
 from toprovar_batch.worker.reference.scenes.vocab import TASKS
-from toprovar_batch.worker.reference.scorer_check import near_misses
-from toprovar_batch.worker.reference.scoring import (
+from toprovar_batch.worker.reference.scoring.detector import Detection
+from toprovar_batch.worker.reference.scoring.scorer_check import near_misses
+from toprovar_batch.worker.reference.scoring.verdict import (
     TaskScore,
     check_wanted,
     clustered_error,

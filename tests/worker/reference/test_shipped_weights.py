@@ -9,10 +9,10 @@ from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.fetch import fetch
 from toprovar_batch.worker.infinity.config import get_preset
 from toprovar_batch.worker.models import build_model, check_model_files, load_vae, model_files
-from toprovar_batch.worker.reference.model_check import check_model
 from toprovar_batch.worker.reference.scenes.vocab import TASKS
-from toprovar_batch.worker.reference.scorer import SCORER_FILE, load_scorer
-from toprovar_batch.worker.reference.vae_training import reconstruction_psnr
+from toprovar_batch.worker.reference.scoring.scorer import SCORER_FILE, load_scorer
+from toprovar_batch.worker.reference.training.model_check import check_model
+from toprovar_batch.worker.reference.training.vae_training import reconstruction_psnr
 from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec
 
 CPU = torch.device("cpu")

@@ -14,15 +14,15 @@ from toprovar_batch.worker.infinity.text import TextEncoder
 from toprovar_batch.worker.infinity.transformer import Infinity
 from toprovar_batch.worker.infinity.vae import Vae
 from toprovar_batch.worker.models import load_vae
-from toprovar_batch.worker.reference.feature_pool import FeaturePool
-from toprovar_batch.worker.reference.model_training import (
+from toprovar_batch.worker.reference.training.feature_pool import FeaturePool
+from toprovar_batch.worker.reference.training.model_training import (
     ModelTrainingSettings,
     ReferenceModel,
     build_optimizers,
     initialize_for_training,
 )
-from toprovar_batch.worker.reference.schedule import AveragedWeights, TimedCosine
-from toprovar_batch.worker.reference.teacher_forcing import (
+from toprovar_batch.worker.reference.training.schedule import AveragedWeights, TimedCosine
+from toprovar_batch.worker.reference.training.teacher_forcing import (
     PaddedKeys,
     TransformerLoss,
     all_rotations,
@@ -31,13 +31,13 @@ from toprovar_batch.worker.reference.teacher_forcing import (
     scale_weights,
     teacher_forced_logits,
 )
-from toprovar_batch.worker.reference.text_training import (
+from toprovar_batch.worker.reference.training.text_training import (
     build_text_encoder,
     build_tokenizer,
     encode_captions,
     tokenize,
 )
-from toprovar_batch.worker.reference.vae_training import quantized, vae_loss
+from toprovar_batch.worker.reference.training.vae_training import quantized, vae_loss
 from toprovar_batch.worker.sampler import BatchState, SamplingSettings
 
 CPU = torch.device("cpu")
@@ -262,7 +262,7 @@ def test_a_trained_vae_loads_as_any_other(tmp_path):
 
 def test_the_rate_warms_up_and_falls_to_zero_over_its_minutes(monkeypatch):
     now = SimpleNamespace(value=100.0)
-    monkeypatch.setattr("toprovar_batch.worker.reference.schedule.time.monotonic", lambda: now.value)
+    monkeypatch.setattr("toprovar_batch.worker.reference.training.schedule.time.monotonic", lambda: now.value)
     clock = TimedCosine(1.0, minutes=1.0, warmup_seconds=6.0)
     rates = []
     for second in (0, 3, 6, 30, 60):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .scenes import SceneBatch, make_batch, render
+from toprovar_batch.worker.reference.scenes import SceneBatch, make_batch, render
 
 
 class _SceneBatches(Dataset[SceneBatch]):

@@ -15,15 +15,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from toprovar_batch.worker.reference.scenes import SceneTensors, pack, render, sample_scenes
+from toprovar_batch.worker.reference.scenes.vocab import COLOUR_NAMES, MAX_OBJECTS, SPLITS, TASKS
+from toprovar_batch.worker.reference.scoring.detector import Detector
+from toprovar_batch.worker.reference.scoring.image_metrics import frechet_distance
+from toprovar_batch.worker.reference.scoring.scorer import Scorer, load_scorer, save_scorer
+from toprovar_batch.worker.reference.scoring.scorer_check import (
+    calibrate,
+    reference_statistics,
+    scorer_accuracy,
+)
+
 from .augment import degrade
-from .detector import Detector
 from .detector_loss import Labels, detector_loss, detector_targets
-from .image_metrics import frechet_distance
-from .scenes import SceneTensors, pack, render, sample_scenes
-from .scenes.vocab import COLOUR_NAMES, MAX_OBJECTS, SPLITS, TASKS
 from .schedule import AveragedWeights, TimedCosine
-from .scorer import Scorer, load_scorer, save_scorer
-from .scorer_check import calibrate, reference_statistics, scorer_accuracy
 
 TRAINING_SEED: Final = 41_001
 CALIBRATION_SEED: Final = 41_002

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .detector import STRIDE, Maps
+from toprovar_batch.worker.reference.scoring.detector import STRIDE, Maps
 
 _MIN_VISIBLE: Final = 0.15
 """Objects of which less shows are neither asked for nor held against the detector."""

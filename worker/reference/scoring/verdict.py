@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from .scenes.prompts import Wanted
-from .scenes.vocab import COLOUR_NAMES, SHAPE_NAMES, TASKS
+from toprovar_batch.worker.reference.scenes.prompts import Wanted
+from toprovar_batch.worker.reference.scenes.vocab import COLOUR_NAMES, SHAPE_NAMES, TASKS
 
 POSITION_MARGIN: Final = 0.1
 """Part of both boxes' sides by which two middles must differ before a direction counts, as in GenEval."""

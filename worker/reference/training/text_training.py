@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from toprovar_batch.worker.infinity.config import T5Architecture
-
-from .scenes import make_batch
+from toprovar_batch.worker.reference.scenes import make_batch
 
 _VOCABULARY = 1024
 _CORPUS = 20_000

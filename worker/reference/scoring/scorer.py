@@ -14,12 +14,12 @@ from torch import Tensor
 
 from toprovar_batch.worker.errors import CheckpointError
 from toprovar_batch.worker.infinity.checkpoint import fit_state, load_into, read_state_dict
+from toprovar_batch.worker.reference.scenes.vocab import COLOUR_NAMES, SHAPE_NAMES
 
 from .detector import NUM_FEATURES, Detector
 from .image_metrics import FeatureStatistics
-from .scenes.vocab import COLOUR_NAMES, SHAPE_NAMES
 
-SCORER_FILE: Final = Path(__file__).with_name("scorer.safetensors")
+SCORER_FILE: Final = Path(__file__).parents[1] / "scorer.safetensors"
 _REFERENCE: Final = "reference."
 
 

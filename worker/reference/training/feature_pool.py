@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from toprovar_batch.worker.infinity.vae import Vae
+from toprovar_batch.worker.reference.scenes import SceneBatch
 
 from .scene_stream import render_pixels
-from .scenes import SceneBatch
 from .text_training import tokenize
 
 

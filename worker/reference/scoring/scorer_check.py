@@ -7,11 +7,20 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from toprovar_batch.worker.reference.scenes import (
+    ObjectTruth,
+    TaskPrompt,
+    ground_truth,
+    pack,
+    render,
+    sample_scenes,
+    task_prompt,
+)
+from toprovar_batch.worker.reference.scenes.vocab import COLOUR_NAMES, TASK_SHAPES, TASKS
+
 from .detector import Detection, Detector
 from .image_metrics import FeatureStatistics, feature_statistics
-from .scenes import ObjectTruth, TaskPrompt, ground_truth, pack, render, sample_scenes, task_prompt
-from .scenes.vocab import COLOUR_NAMES, TASK_SHAPES, TASKS
-from .scoring import judge
+from .verdict import judge
 
 _BATCH: Final = 32
 _OTHER_PROMPTS: Final = 8

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .scenes.vocab import COLOUR_NAMES, SHAPE_NAMES
+from toprovar_batch.worker.reference.scenes.vocab import COLOUR_NAMES, SHAPE_NAMES
 
 STRIDE: Final = 8
 """Pixels a cell of the output maps."""

@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 
 from toprovar_batch.worker.engine import Engine
+from toprovar_batch.worker.reference.scenes import TaskPrompt, task_prompts
+from toprovar_batch.worker.reference.scoring.scorer import Scorer
+from toprovar_batch.worker.reference.scoring.verdict import Verdict, judge
 from toprovar_batch.worker.request import GenerationRequest
-
-from .scenes import TaskPrompt, task_prompts
-from .scorer import Scorer
-from .scoring import Verdict, judge
 
 
 def check_model(

@@ -1,0 +1,1 @@
+"""What the studies of pruning compare, measure and print."""

@@ -1,0 +1,1 @@
+"""How the reference model and its scorer are trained, stage by stage."""
