@@ -11,6 +11,15 @@ MAY_IMPORT = {
     "worker": {"kernels", "worker"},
     "orchestrator": {"kernels", "worker", "orchestrator"},
 }
+# The rooms of the driver, lowest first; a room may import those before it. `benchmark` knows none of them.
+TOWER = ("job", "prompts", "output", "run", "evaluation", "calibration", "commands")
+MAX_LINES = 350
+LONGER = {
+    "worker/engine.py",
+    "worker/sampler.py",
+    "worker/reference/scenes/fused.py",
+    "worker/reference/scenes/fused_math.py",
+}
 MAY_USE_RAY = {
     "orchestrator/run/fleet.py",
     "orchestrator/run/ray_session.py",
@@ -46,6 +55,36 @@ def test_imports_point_one_way(folder):
             parts = name.split(".")
             if parts[0] == "toprovar_batch" and len(parts) > 1 and parts[1] in MAY_IMPORT:
                 assert parts[1] in MAY_IMPORT[folder], f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("room", TOWER)
+def test_the_rooms_of_the_driver_stand_on_each_other(room):
+    below = TOWER[: TOWER.index(room) + 1]
+    assert _sources(f"orchestrator/{room}")
+    for path in _sources(f"orchestrator/{room}"):
+        for name in _imports(path):
+            parts = name.split(".")
+            if parts[:2] == ["toprovar_batch", "orchestrator"] and len(parts) > 2 and parts[2] in TOWER:
+                assert parts[2] in below, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_every_room_of_the_driver_has_its_floor():
+    rooms = {
+        path.name
+        for path in (ROOT / "orchestrator").iterdir()
+        if path.is_dir() and path.name != "__pycache__"
+    }
+    assert rooms == {*TOWER, "benchmark"}
+
+
+def test_no_module_is_too_long():
+    long = {
+        str(path.relative_to(ROOT))
+        for folder in MAY_IMPORT
+        for path in _sources(folder)
+        if len(path.read_text().splitlines()) > MAX_LINES
+    }
+    assert long <= LONGER
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_local_paths_are_taken_as_they_are(tmp_path):
 
 
 def test_what_comes_with_the_package_is_found_beside_its_code():
-    path = fetch("package://worker/reference/scorer.py")
+    path = fetch("package://worker/reference/scoring/scorer.py")
     assert path.is_absolute()
     assert path.samefile(scorer.__file__)
 

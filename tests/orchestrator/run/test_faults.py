@@ -19,7 +19,7 @@ from toprovar_batch.orchestrator.commands.submit import submit
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 
-FAKE_DRIVER = Path(__file__).with_name("fake_driver.py")
+FAKE_DRIVER = Path(__file__).parents[1] / "fake_driver.py"
 NUM_PROMPTS = 200
 
 

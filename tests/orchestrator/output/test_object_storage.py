@@ -21,7 +21,7 @@ from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema
 
-FAKE_DRIVER = Path(__file__).with_name("fake_driver.py")
+FAKE_DRIVER = Path(__file__).parents[1] / "fake_driver.py"
 
 
 @pytest.fixture
