@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
-
 from .bit_sampling import sample_bits
-from .flash_attention import attention, attention_entropy
+from .flash_attention import AttentionInputs, attention, attention_entropy
 from .flash_attention.config import MAX_HEAD_DIM, beats_cudnn, capability_of
 from .qk_norm_rope import qk_norm_rope
 
 __all__ = [
     "PYTORCH",
+    "AttentionInputs",
     "Backend",
     "attend",
     "attention",
@@ -86,15 +85,7 @@ def _obstacle_to_triton(device: torch.device, head_dim: int) -> str | None:
 
 
 def attend(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    layout: TokenLayout,
-    key_lengths: KeyLengths,
-    softmax_scale: float,
-    *,
-    entropy_rows: Sequence[int],
-    backend: Backend,
+    inputs: AttentionInputs, *, entropy_rows: Sequence[int], backend: Backend
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax attention of packed queries over each row's own keys and, if asked for, its entropy.
 
@@ -103,12 +94,7 @@ def attend(
     The output is the same, bit for bit, whether the entropy is measured or not.
 
     Args:
-        q: [T, H, D] packed by `layout`.
-        keys: [R, H, N, D]; row r's keys are the first `key_lengths.lengths[r]`.
-        values: [R, H, N, D].
-        layout: rows of the queries.
-        key_lengths: keys seen by each row; N is the largest of them.
-        softmax_scale: positive factor on the scores.
+        inputs: queries, keys and values.
         entropy_rows: also measure the entropy of these rows: in the pass that attends, where that is the Triton
             kernel's, in one of its own otherwise.
         backend: as resolved.
@@ -117,45 +103,32 @@ def attend(
         [T, H, D] in the dtype of `q`; the entropy of the queries of `entropy_rows`, row after row, float32 in nats, mean
         over heads, or None where there are no such rows.
     """
-    if backend.name == "triton" and not _is_fastest_in_pytorch(q, layout, key_lengths):
-        return _attend_by_kernel(q, keys, values, layout, key_lengths, softmax_scale, entropy_rows)
-    out = attention(q, keys, values, layout, key_lengths, softmax_scale)
+    if backend.name == "triton" and not _is_fastest_in_pytorch(inputs):
+        return _attend_by_kernel(inputs, entropy_rows)
+    out = attention(inputs)
     if not entropy_rows:
         return out, None
     if backend.name == "torch":
-        return out, attention_entropy(q, keys, layout, key_lengths, softmax_scale, entropy_rows)
-    # The kernel's own output would differ in rounding, and watching a prompt shall not change its picture. It need not
+        return out, attention_entropy(inputs, entropy_rows)
+    # The kernel's own output would differ in rounding, and watching a prompt must not change its picture. It need not
     # see the rows behind the last watched one: conditional rows come first, so these are mostly half of all.
-    watched = max(entropy_rows) + 1
-    layout, key_lengths = layout.first_rows(watched), key_lengths.first_rows(watched)
-    q, keys, values = q[: layout.num_tokens], keys[:watched], values[:watched]
-    return out, _attend_by_kernel(q, keys, values, layout, key_lengths, softmax_scale, entropy_rows)[1]
+    return out, _attend_by_kernel(inputs.first_rows(max(entropy_rows) + 1), entropy_rows)[1]
 
 
-def _attend_by_kernel(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    layout: TokenLayout,
-    key_lengths: KeyLengths,
-    softmax_scale: float,
-    entropy_rows: Sequence[int],
-) -> tuple[Tensor, Tensor | None]:
+def _attend_by_kernel(inputs: AttentionInputs, entropy_rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """By the Triton kernel, with the entropy of all rows or of none: a launch for each kind of row takes longer."""
     from .flash_attention.launch import flash_attention  # noqa: PLC0415 - imports Triton
 
-    out, entropy = flash_attention(
-        q, keys, values, layout, key_lengths, softmax_scale, with_entropy=bool(entropy_rows)
-    )
-    return out, None if entropy is None else layout.of_rows(entropy, entropy_rows)
+    out, entropy = flash_attention(inputs, with_entropy=bool(entropy_rows))
+    return out, None if entropy is None else inputs.layout.of_rows(entropy, entropy_rows)
 
 
-def _is_fastest_in_pytorch(q: Tensor, layout: TokenLayout, key_lengths: KeyLengths) -> bool:
+def _is_fastest_in_pytorch(inputs: AttentionInputs) -> bool:
     """Whether PyTorch has one call for these rows, and our kernel is not known to be faster."""
-    seen = set(key_lengths.lengths)
-    if layout.uniform_length is None or len(seen) > 1:
+    length, seen = inputs.layout.uniform_length, inputs.key_lengths.lengths
+    if length is None or not inputs.is_uniform:
         return False
-    return not beats_cudnn(capability_of(q.device), q.shape[2], q.dtype, layout.uniform_length, *seen)
+    return not beats_cudnn(capability_of(inputs.q.device), inputs.q.shape[2], inputs.q.dtype, length, seen[0])
 
 
 @contextmanager

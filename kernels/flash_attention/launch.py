@@ -9,10 +9,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
-
 from .config import DTYPES, MAX_HEAD_DIM, KernelConfig, capability_of, choose_config, padded_head_dim
 from .hopper_kernel import GROUP, hopper_attention_kernel
+from .inputs import AttentionInputs
 from .triton_kernel import attention_kernel, mean_over_heads_kernel
 
 _MEAN_BLOCK = 256
@@ -21,12 +20,7 @@ _COMPUTE_REGISTERS, _LOAD_REGISTERS = 240, 24
 
 
 def flash_attention(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    layout: TokenLayout,
-    key_lengths: KeyLengths,
-    softmax_scale: float,
+    inputs: AttentionInputs,
     *,
     with_entropy: bool,
     average_heads: bool = True,
@@ -38,12 +32,8 @@ def flash_attention(
     alone, bit for bit.
 
     Args:
-        q: [T, H, D] packed by `layout`; bfloat16, float16 or float32; D at most 256.
-        keys: [R, H, N, D] with any strides but a last one of 1; row r's keys are the first `key_lengths.lengths[r]`.
-        values: [R, H, N, D] likewise.
-        layout: rows of the queries.
-        key_lengths: keys seen by each row, at least one where the row has queries.
-        softmax_scale: positive factor on the scores; scores times it must stay below 2**27 in magnitude.
+        inputs: in bfloat16, float16 or float32, with heads of at most 256 channels. Keys and values may have any strides
+            but a last one of 1, and a row with queries sees at least one key. Scores must stay below 2**27 in magnitude.
         with_entropy: also measure the entropy.
         average_heads: whether the entropy is the mean over heads.
         config: how the kernel is built; what was measured best where left out.
@@ -54,14 +44,15 @@ def flash_attention(
     Raises:
         ValueError: inputs that the kernels cannot take; says which.
     """
-    _check(q, keys, values, layout, key_lengths, softmax_scale)
+    _check(inputs)
+    q = inputs.q
     tokens, heads, head_dim = q.shape
     if config is None:
         config = choose_config(capability_of(q.device), head_dim, q.dtype)
     out = q.new_empty(q.shape)
     by_head = q.new_empty((heads, tokens) if with_entropy else (1,), dtype=torch.float32)
     if tokens:
-        work = _Work(q, keys, values, out, by_head, layout, key_lengths, softmax_scale, with_entropy)
+        work = _Work(inputs, out, by_head, with_entropy=with_entropy)
         if config.kernel == "hopper" and work.can_describe_keys:
             work.launch_hopper(config)
         else:
@@ -84,24 +75,13 @@ def mean_over_heads(by_head: Tensor) -> Tensor:
 class _Work:
     """The arguments of one call, as both kernels take them."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        out: Tensor,
-        by_head: Tensor,
-        layout: TokenLayout,
-        key_lengths: KeyLengths,
-        softmax_scale: float,
-        with_entropy: bool,
-    ) -> None:
-        self.q, self.keys, self.values, self.out, self.by_head = q, keys, values, out, by_head
-        self.layout, self.key_lengths = layout, key_lengths
+    def __init__(self, inputs: AttentionInputs, out: Tensor, by_head: Tensor, *, with_entropy: bool) -> None:
+        self.q, self.keys, self.values, self.layout, self.key_lengths, softmax_scale = inputs
+        self.out, self.by_head = out, by_head
         self.scale = softmax_scale * math.log2(math.e)
         self.with_entropy = with_entropy
-        self.is_ragged = layout.uniform_length is None or len(set(key_lengths.lengths)) > 1
-        self.can_describe_keys = _is_describable(keys) and _is_describable(values)
+        self.is_ragged = not inputs.is_uniform
+        self.can_describe_keys = _is_describable(self.keys) and _is_describable(self.values)
 
     def _blocks(self, block_m: int) -> tuple[Tensor, int, int]:
         """The table of blocks (any tensor where rows are alike), blocks of a row, blocks of all rows."""
@@ -195,14 +175,8 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _check(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    layout: TokenLayout,
-    key_lengths: KeyLengths,
-    softmax_scale: float,
-) -> None:
+def _check(inputs: AttentionInputs) -> None:
+    q, keys, values, layout, key_lengths, softmax_scale = inputs
     tokens, heads, head_dim = q.shape
     rows, key_heads, longest, key_dim = keys.shape
     if values.shape != keys.shape or (key_heads, key_dim) != (heads, head_dim):

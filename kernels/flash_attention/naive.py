@@ -6,33 +6,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
+from .inputs import AttentionInputs
 
 # Scores held at once by the entropy reference; bounds its memory at any map size.
 _ENTROPY_CHUNK_ELEMENTS = 1 << 25
 
 
-def attention(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    layout: TokenLayout,
-    key_lengths: KeyLengths,
-    softmax_scale: float,
-) -> Tensor:
+def attention(inputs: AttentionInputs) -> Tensor:
     """Softmax attention of packed queries over each row's own keys.
 
-    Args:
-        q: [T, H, D] packed by `layout`.
-        keys: [R, H, N, D]; row r's keys are the first `key_lengths.lengths[r]`.
-        values: [R, H, N, D]; what lies behind a row's own must be finite, since a mask makes it 0 times that.
-        layout: rows of the queries.
-        key_lengths: keys seen by each row; N is the largest of them.
-        softmax_scale: factor on the scores.
+    What lies behind a row's own values must be finite, since a mask makes it 0 times that.
 
     Returns:
-        [T, H, D] in the dtype of `q`.
+        [T, H, D] in the dtype of the queries.
     """
+    q, keys, values, layout, key_lengths, softmax_scale = inputs
     if layout.uniform_length is not None:
         out = scaled_dot_product_attention(
             layout.by_row(q).transpose(1, 2), keys, values, attn_mask=key_lengths.mask, scale=softmax_scale
@@ -52,32 +40,22 @@ def attention(
     return out
 
 
-def attention_entropy(
-    q: Tensor,
-    keys: Tensor,
-    layout: TokenLayout,
-    key_lengths: KeyLengths,
-    softmax_scale: float,
-    rows: Sequence[int] | None = None,
-) -> Tensor:
+def attention_entropy(inputs: AttentionInputs, rows: Sequence[int] | None = None) -> Tensor:
     """Entropy of each query's attention distribution, averaged over heads (ToProVAR, Eq. 2).
 
     With scores s less their maximum: H = log sum exp(s) - sum softmax(s) s.
 
     Args:
-        q: [T, H, D] packed by `layout`.
-        keys: [R, H, N, D].
-        layout: rows of the queries.
-        key_lengths: keys seen by each row.
-        softmax_scale: factor on the scores.
-        rows: whose entropy is wanted; None: all.
+        inputs: queries and keys; the values are not read.
+        rows: whose entropy to measure; None: all.
 
     Returns:
         [T] float32, nats, of the queries of these rows, row after row.
     """
-    wanted = range(layout.num_rows) if rows is None else rows
+    q, keys, _values, layout, key_lengths, softmax_scale = inputs
+    measured_rows = range(layout.num_rows) if rows is None else rows
     measured = [q.new_empty(0, dtype=torch.float32)]
-    for row in wanted:
+    for row in measured_rows:
         part = layout.row_slices[row]
         if part.start == part.stop:
             continue

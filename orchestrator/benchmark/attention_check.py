@@ -1,12 +1,11 @@
 """What the attention kernels must hold before a benchmark may time them, on the GPU at hand."""
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.flash_attention import attention, attention_entropy
+from toprovar_batch.kernels.flash_attention import AttentionInputs, attention, attention_entropy
 from toprovar_batch.kernels.flash_attention.config import KernelConfig
 from toprovar_batch.kernels.flash_attention.launch import flash_attention
 from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
@@ -15,29 +14,6 @@ from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
 _ROUNDING = 5e-6
 _QUERIES = (63, 0, 130, 5, 200, 1)
 _KEYS = (111, 5, 700, 256, 1, 129)
-
-
-class AttentionInputs(NamedTuple):
-    """One call's arguments, in the order of `flash_attention` and `attention`."""
-
-    q: Tensor
-    keys: Tensor
-    values: Tensor
-    layout: TokenLayout
-    key_lengths: KeyLengths
-    softmax_scale: float
-
-    def row(self, row: int) -> "AttentionInputs":
-        """The same row alone."""
-        device, seen = self.q.device, self.key_lengths.lengths[row]
-        return AttentionInputs(
-            self.q[self.layout.row_slices[row]],
-            self.keys[row : row + 1, :, :seen],
-            self.values[row : row + 1, :, :seen],
-            TokenLayout((self.layout.row_lengths[row],), device),
-            KeyLengths((seen,), device),
-            self.softmax_scale,
-        )
 
 
 def make_inputs(
@@ -88,7 +64,7 @@ def find_fault(
         alone_out, alone_entropy = _run(inputs.row(row), config)
         if not (torch.equal(alone_out, out[part]) and torch.equal(alone_entropy, entropy[part])):
             return f"{name}: other bits alone than in a batch"
-    without, _ = flash_attention(*inputs, with_entropy=False, config=config)
+    without, _ = flash_attention(inputs, with_entropy=False, config=config)
     if not torch.equal(without, out):
         return "other bits of the output without entropy"
     inputs.q.zero_()
@@ -123,11 +99,8 @@ def _inaccuracy(one_row: AttentionInputs, out: Tensor, entropy: Tensor) -> str |
     probability = scores.softmax(-1)
     exact = torch.einsum("hln,hnd->lhd", probability, one_row.values[0].double())
     exact_entropy = torch.special.entr(probability).sum(-1).mean(0)
-    theirs = (attention(*one_row) - exact).abs().max().item()
-    q, keys, _values, layout, key_lengths, scale = one_row
-    their_entropy = (
-        (attention_entropy(q, keys, layout, key_lengths, scale) - exact_entropy).abs().max().item()
-    )
+    theirs = (attention(one_row) - exact).abs().max().item()
+    their_entropy = (attention_entropy(one_row) - exact_entropy).abs().max().item()
     ours = (out - exact).abs().max().item()
     our_entropy = (entropy - exact_entropy).abs().max().item()
     if not ours <= 2 * theirs + _ROUNDING:  # "not <=" for NaN
@@ -138,6 +111,6 @@ def _inaccuracy(one_row: AttentionInputs, out: Tensor, entropy: Tensor) -> str |
 
 
 def _run(inputs: AttentionInputs, config: KernelConfig | None) -> tuple[Tensor, Tensor]:
-    out, entropy = flash_attention(*inputs, with_entropy=True, config=config)
+    out, entropy = flash_attention(inputs, with_entropy=True, config=config)
     assert entropy is not None
     return out, entropy

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from toprovar_batch.kernels.flash_attention import attention
+from toprovar_batch.kernels.flash_attention import AttentionInputs, attention
 from toprovar_batch.kernels.flash_attention.config import KernelConfig, capability_of, choose_config
 from toprovar_batch.kernels.flash_attention.launch import flash_attention
 from toprovar_batch.kernels.ops import Backend, attend, fastest_attention
 from toprovar_batch.worker.infinity.config import get_preset
 from toprovar_batch.worker.infinity.schedule import scale_schedule
 
-from .attention_check import AttentionInputs, find_fault_at, make_inputs
+from .attention_check import find_fault_at, make_inputs
 
 _MILLISECONDS = 4.0  # a measurement lasts at least about so long
 _MOST_CALLS = 40
@@ -159,7 +159,7 @@ def _contenders(
     case: AttentionCase, inputs: AttentionInputs, config: KernelConfig | None
 ) -> dict[str, _Call]:
     def kernel(with_entropy: bool) -> _Call:
-        return lambda: flash_attention(*inputs, with_entropy=with_entropy, config=config)
+        return lambda: flash_attention(inputs, with_entropy=with_entropy, config=config)
 
     def pytorch(backend: SDPBackend) -> _Call:
         q = inputs.layout.by_row(inputs.q).transpose(1, 2)  # [R, H, L, D]
@@ -179,7 +179,7 @@ def _contenders(
 
         def pytorch_by_rows() -> tuple[Tensor, None]:
             with fastest_attention(inputs.q.device):
-                return attention(*inputs), None
+                return attention(inputs), None
 
         contenders["pytorch"] = pytorch_by_rows
     if config in {None, choose_config(capability_of(inputs.q.device), case.head_dim, inputs.q.dtype)}:
@@ -192,7 +192,7 @@ def _attend(inputs: AttentionInputs, watched: int) -> _Call:
 
     def call() -> tuple[Tensor, Tensor | None]:
         with fastest_attention(inputs.q.device):
-            return attend(*inputs, entropy_rows=range(watched), backend=Backend("triton", "to be timed"))
+            return attend(inputs, entropy_rows=range(watched), backend=Backend("triton", "to be timed"))
 
     return call
 

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from toprovar_batch.kernels.flash_attention import attention, attention_entropy
+from toprovar_batch.kernels.flash_attention import AttentionInputs, attention, attention_entropy
 from toprovar_batch.kernels.flash_attention.config import KernelConfig, choose_config, shared_memory_room
 from toprovar_batch.kernels.flash_attention.launch import flash_attention, mean_over_heads
 from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
@@ -77,14 +77,8 @@ def _exact(q, k, v, layout, lengths, softmax_scale):
 
 def _pytorch(q, k, v, layout, lengths, softmax_scale):
     """PyTorch's answer, row by row, since its mask lets NaN through."""
-    rows = [
-        attention(
-            q[part], k[row : row + 1, :, :seen], v[row : row + 1, :, :seen],
-            TokenLayout((part.stop - part.start,), DEVICE), KeyLengths((seen,), DEVICE), softmax_scale,
-        )
-        for row, (part, seen) in enumerate(zip(layout.row_slices, lengths.lengths, strict=True))
-    ]  # fmt: skip
-    return torch.cat(rows)
+    inputs = AttentionInputs(q, k, v, layout, lengths, softmax_scale)
+    return torch.cat([attention(inputs.row(row)) for row in range(layout.num_rows)])
 
 
 def _configs(head_dim, dtype):
@@ -96,7 +90,9 @@ def _configs(head_dim, dtype):
 
 
 def _run(q, k, v, layout, lengths, softmax_scale, **options):
-    return flash_attention(q, k, v, layout, lengths, softmax_scale, with_entropy=True, **options)
+    return flash_attention(
+        AttentionInputs(q, k, v, layout, lengths, softmax_scale), with_entropy=True, **options
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -107,7 +103,10 @@ def test_errors_are_at_most_twice_those_of_pytorch(heads, head_dim, queries, key
     exact, exact_entropy = _exact(*inputs)
     allowed = 2 * (_pytorch(*inputs) - exact).abs().max() + ROUNDING[dtype]
     allowed_entropy = (
-        2 * (attention_entropy(q, k, layout, lengths, scale) - exact_entropy.mean(0)).abs().max()
+        2
+        * (attention_entropy(AttentionInputs(q, k, k, layout, lengths, scale)) - exact_entropy.mean(0))
+        .abs()
+        .max()
     )
     for config in _configs(head_dim, dtype):
         out, entropy = _run(*inputs, config=config)
@@ -201,7 +200,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch(dtype):
 @pytest.mark.parametrize("keys", [(111, 111), (40, 111)])
 def test_measuring_the_entropy_changes_no_bit_of_the_output(keys):
     inputs = (*_inputs(2, 128, (65, 65), keys, torch.bfloat16), 0.1)
-    without, nothing = flash_attention(*inputs, with_entropy=False)
+    without, nothing = flash_attention(AttentionInputs(*inputs), with_entropy=False)
     assert nothing is None
     assert torch.equal(_run(*inputs)[0], without)
 
@@ -212,9 +211,9 @@ def test_measuring_the_entropy_changes_no_bit_of_the_output(keys):
 def test_watching_a_prompt_changes_no_bit_of_what_attend_gives(queries, rows, dtype):
     inputs = q, k, _, layout, lengths = _inputs(2, 128, queries, queries, dtype)
     triton = Backend("triton", "for this test")
-    watched, entropy = attend(*inputs, 0.1, entropy_rows=rows, backend=triton)
-    assert torch.equal(watched, attend(*inputs, 0.1, entropy_rows=(), backend=triton)[0])
-    expected = attention_entropy(q, k, layout, lengths, 0.1, rows)
+    watched, entropy = attend(AttentionInputs(*inputs, 0.1), entropy_rows=rows, backend=triton)
+    assert torch.equal(watched, attend(AttentionInputs(*inputs, 0.1), entropy_rows=(), backend=triton)[0])
+    expected = attention_entropy(AttentionInputs(q, k, k, layout, lengths, 0.1), rows)
     torch.testing.assert_close(entropy, expected, rtol=0, atol=1e-4)
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from toprovar_batch.kernels.flash_attention import attention, attention_entropy
+from toprovar_batch.kernels.flash_attention import AttentionInputs, attention, attention_entropy
 from toprovar_batch.kernels.layout import KeyLengths, TokenLayout, block_table
 
 CPU = torch.device("cpu")
@@ -48,33 +48,40 @@ def test_attention_and_entropy_agree_with_float64(heads, head_dim, queries, keys
     q, k, v, layout, lengths = _inputs(heads, head_dim, queries, keys)
     scale = head_dim**-0.5
     out, entropy = _exact(q, k, v, layout, lengths, scale)
-    assert torch.allclose(attention(q, k, v, layout, lengths, scale).double(), out, atol=2e-6)
-    assert torch.allclose(attention_entropy(q, k, layout, lengths, scale).double(), entropy, atol=5e-6)
+    assert torch.allclose(
+        attention(AttentionInputs(q, k, v, layout, lengths, scale)).double(), out, atol=2e-6
+    )
+    assert torch.allclose(
+        attention_entropy(AttentionInputs(q, k, k, layout, lengths, scale)).double(), entropy, atol=5e-6
+    )
 
 
 def test_equal_scores_have_the_entropy_of_their_number():
     q, k, _v, layout, lengths = _inputs(2, 32, (3, 3), (97, 97), scale=0.0)
-    assert torch.allclose(attention_entropy(q, k, layout, lengths, 1.0), torch.tensor(math.log(97)).expand(6))
+    assert torch.allclose(
+        attention_entropy(AttentionInputs(q, k, k, layout, lengths, 1.0)),
+        torch.tensor(math.log(97)).expand(6),
+    )
 
 
 def test_one_key_has_no_entropy():
     q, k, _v, layout, lengths = _inputs(2, 32, (4,), (1,))
-    assert attention_entropy(q, k, layout, lengths, 1.0).abs().max() == 0
+    assert attention_entropy(AttentionInputs(q, k, k, layout, lengths, 1.0)).abs().max() == 0
 
 
 def test_entropy_stays_exact_where_scores_are_large():
     q, k, v, layout, lengths = _inputs(1, 64, (9,), (40,), scale=30.0)
     _out, entropy = _exact(q, k, v, layout, lengths, 1.0)
-    measured = attention_entropy(q, k, layout, lengths, 1.0)
+    measured = attention_entropy(AttentionInputs(q, k, k, layout, lengths, 1.0))
     assert torch.allclose(measured.double(), entropy, atol=1e-4)
     assert (measured > -1e-4).all()
 
 
 def test_entropy_does_not_depend_on_the_chunks(monkeypatch):
     q, k, _v, layout, lengths = _inputs(2, 32, (50, 50), (70, 70))
-    whole = attention_entropy(q, k, layout, lengths, 1.0)
+    whole = attention_entropy(AttentionInputs(q, k, k, layout, lengths, 1.0))
     monkeypatch.setattr("toprovar_batch.kernels.flash_attention.naive._ENTROPY_CHUNK_ELEMENTS", 700)
-    assert torch.allclose(attention_entropy(q, k, layout, lengths, 1.0), whole, atol=1e-6)
+    assert torch.allclose(attention_entropy(AttentionInputs(q, k, k, layout, lengths, 1.0)), whole, atol=1e-6)
 
 
 def test_layout_spreads_rows_over_their_tokens():

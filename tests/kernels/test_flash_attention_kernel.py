@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from toprovar_batch.kernels import ops
-from toprovar_batch.kernels.flash_attention import attention, attention_entropy
+from toprovar_batch.kernels.flash_attention import AttentionInputs, attention, attention_entropy
 from toprovar_batch.kernels.flash_attention.config import choose_config, shared_memory_room, variants
 from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
 from toprovar_batch.kernels.ops import PYTORCH, Backend, attend, resolve_backend
@@ -81,10 +81,12 @@ def _inputs(queries, keys):
 @pytest.mark.parametrize(("queries", "keys"), [((3, 3), (7, 7)), ((3, 0), (7, 2))])
 def test_attend_gives_attention_and_entropy_together(queries, keys):
     q, k, v, layout, lengths = _inputs(queries, keys)
-    out, entropy = attend(q, k, v, layout, lengths, 0.5, entropy_rows=(0, 1), backend=PYTORCH)
-    assert torch.equal(out, attention(q, k, v, layout, lengths, 0.5))
-    assert torch.equal(entropy, attention_entropy(q, k, layout, lengths, 0.5))
-    assert attend(q, k, v, layout, lengths, 0.5, entropy_rows=(), backend=PYTORCH)[1] is None
+    out, entropy = attend(
+        AttentionInputs(q, k, v, layout, lengths, 0.5), entropy_rows=(0, 1), backend=PYTORCH
+    )
+    assert torch.equal(out, attention(AttentionInputs(q, k, v, layout, lengths, 0.5)))
+    assert torch.equal(entropy, attention_entropy(AttentionInputs(q, k, k, layout, lengths, 0.5)))
+    assert attend(AttentionInputs(q, k, v, layout, lengths, 0.5), entropy_rows=(), backend=PYTORCH)[1] is None
 
 
 @pytest.mark.parametrize("rows", [(0,), (0, 1), (2,), (2, 0), (1, 2), (0, 1, 2, 3)])
@@ -92,12 +94,14 @@ def test_attend_gives_attention_and_entropy_together(queries, keys):
 def test_attend_gives_the_entropy_of_some_rows_on_either_backend(monkeypatch, queries, rows):
     launch = pytest.importorskip("toprovar_batch.kernels.flash_attention.launch")
     inputs = q, k, _, layout, lengths = _inputs(queries, (7, 9, 5, 6))
-    whole = attention_entropy(q, k, layout, lengths, 0.5)
+    whole = attention_entropy(AttentionInputs(q, k, k, layout, lengths, 0.5))
     expected = torch.cat([whole[layout.row_slices[row]] for row in rows])
-    assert torch.equal(attend(*inputs, 0.5, entropy_rows=rows, backend=PYTORCH)[1], expected)
-    monkeypatch.setattr(launch, "flash_attention", lambda q, *_rest, **_options: (q, whole[: len(q)]))
+    assert torch.equal(attend(AttentionInputs(*inputs, 0.5), entropy_rows=rows, backend=PYTORCH)[1], expected)
+    monkeypatch.setattr(
+        launch, "flash_attention", lambda inputs, **_options: (inputs.q, whole[: len(inputs.q)])
+    )
     triton = Backend("triton", "for this test")
-    assert torch.equal(attend(*inputs, 0.5, entropy_rows=rows, backend=triton)[1], expected)
+    assert torch.equal(attend(AttentionInputs(*inputs, 0.5), entropy_rows=rows, backend=triton)[1], expected)
 
 
 @pytest.mark.parametrize(
@@ -117,13 +121,13 @@ def test_the_kernel_takes_rows_that_differ_and_of_others_those_that_are_watched(
     launch = pytest.importorskip("toprovar_batch.kernels.flash_attention.launch")
     calls = []
 
-    def kernel(q, *_rest, with_entropy):
-        calls.append((len(q), with_entropy))
-        return q, torch.zeros(len(q)) if with_entropy else None
+    def kernel(inputs, *, with_entropy):
+        calls.append((len(inputs.q), with_entropy))
+        return inputs.q, torch.zeros(len(inputs.q)) if with_entropy else None
 
     monkeypatch.setattr(launch, "flash_attention", kernel)
     triton = Backend("triton", "for this test")
-    attend(*_inputs(queries, keys), 0.5, entropy_rows=entropy_rows, backend=triton)
+    attend(AttentionInputs(*_inputs(queries, keys), 0.5), entropy_rows=entropy_rows, backend=triton)
     assert calls == expected
 
 
@@ -134,12 +138,18 @@ def test_the_kernel_takes_rows_that_differ_and_of_others_those_that_are_watched(
 def test_long_rows_that_are_alike_go_to_the_hopper_kernel(monkeypatch, capability, lengths, by_kernel):
     launch = pytest.importorskip("toprovar_batch.kernels.flash_attention.launch")
     calls = []
-    monkeypatch.setattr(launch, "flash_attention", lambda q, *_rest, **_options: calls.append(1) or (q, None))
+    monkeypatch.setattr(
+        launch, "flash_attention", lambda inputs, **_options: calls.append(1) or (inputs.q, None)
+    )
     monkeypatch.setattr(ops, "capability_of", lambda _device: capability)
     queries, keys = lengths
     q, k, v = (torch.zeros(*shape, 128).bfloat16() for shape in ((queries, 1), (1, 1, keys), (1, 1, keys)))
     layout, lengths = TokenLayout((queries,), CPU), KeyLengths((keys,), CPU)
-    attend(q, k, v, layout, lengths, 0.5, entropy_rows=(), backend=Backend("triton", "for this test"))
+    attend(
+        AttentionInputs(q, k, v, layout, lengths, 0.5),
+        entropy_rows=(),
+        backend=Backend("triton", "for this test"),
+    )
     assert calls == [1] * by_kernel
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from toprovar_batch.kernels.host_values import to_device
 from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
-from toprovar_batch.kernels.ops import PYTORCH, Backend, attend
+from toprovar_batch.kernels.ops import PYTORCH, AttentionInputs, Backend, attend
 
 from .config import TransformerArchitecture
 
@@ -100,7 +100,8 @@ class KVCache:
             heads), or None.
         """
         keys, values, lengths = self.extend(layer, k, v, layout)
-        return attend(q, keys, values, layout, lengths, 1.0, entropy_rows=entropy_rows, backend=self.backend)
+        inputs = AttentionInputs(q, keys, values, layout, lengths, 1.0)
+        return attend(inputs, entropy_rows=entropy_rows, backend=self.backend)
 
     @staticmethod
     def _with_room(stored: Tensor, used: int, wanted: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear
 
 from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
-from toprovar_batch.kernels.ops import Backend, attend, attention, qk_norm_rope
+from toprovar_batch.kernels.ops import AttentionInputs, Backend, attend, attention, qk_norm_rope
 
 from .config import MAX_LEVELS, MAX_TEXT_TOKENS, TransformerArchitecture
 
@@ -52,12 +52,14 @@ class TextPool(nn.Module):
         rows = features.shape[0]
         layout = TokenLayout.dense(rows, 1, features.device)
         pooled = attention(
-            self.mat_q.expand(rows, -1, -1),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-            layout,
-            lengths,
-            self.mat_q.shape[-1] ** -0.5,
+            AttentionInputs(
+                self.mat_q.expand(rows, -1, -1),
+                keys.transpose(1, 2),
+                values.transpose(1, 2),
+                layout,
+                lengths,
+                self.mat_q.shape[-1] ** -0.5,
+            )
         )
         return self.proj(pooled.flatten(1))
 
@@ -128,7 +130,8 @@ class CrossAttention(nn.Module):
         """[T, C] to [T, C], over text keys and values [R, H, N, D]."""
         q = self.mat_q(x).unflatten(-1, (self.num_heads, -1))
         scale = q.shape[-1] ** -0.5
-        out, _ = attend(q, keys, values, layout, lengths, scale, entropy_rows=(), backend=backend)
+        inputs = AttentionInputs(q, keys, values, layout, lengths, scale)
+        out, _ = attend(inputs, entropy_rows=(), backend=backend)
         return self.proj(out.flatten(1))
 
 

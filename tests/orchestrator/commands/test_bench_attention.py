@@ -7,7 +7,6 @@ import torch
 from click.testing import CliRunner
 
 from toprovar_batch.kernels.flash_attention import attention, attention_entropy
-from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
 from toprovar_batch.orchestrator.cli import main
 
 CPU = torch.device("cpu")
@@ -17,16 +16,12 @@ check = pytest.importorskip("toprovar_batch.orchestrator.benchmark.attention_che
 timing = pytest.importorskip("toprovar_batch.orchestrator.benchmark.attention_timing")
 
 
-def _twin(q, keys, values, layout, key_lengths, softmax_scale, *, with_entropy, config=None):
+def _twin(inputs, *, with_entropy, config=None):
     """Answers as the kernel gives them, by PyTorch, row by row."""
     del config
-    out, entropy = torch.empty_like(q), torch.empty(len(q))
-    for row, part in enumerate(layout.row_slices):
-        seen = key_lengths.lengths[row]
-        one = (TokenLayout((layout.row_lengths[row],), CPU), KeyLengths((seen,), CPU), softmax_scale)
-        own_keys, own_values = keys[row : row + 1, :, :seen], values[row : row + 1, :, :seen]
-        out[part] = attention(q[part], own_keys, own_values, *one)
-        entropy[part] = attention_entropy(q[part], own_keys, *one)
+    out, entropy = torch.empty_like(inputs.q), torch.empty(len(inputs.q))
+    for row, part in enumerate(inputs.layout.row_slices):
+        out[part], entropy[part] = attention(inputs.row(row)), attention_entropy(inputs.row(row))
     return out, entropy if with_entropy else None
 
 
@@ -50,8 +45,8 @@ def _entropy_off(call, amount):
     ],
 )
 def test_a_fault_is_found_and_named(monkeypatch, answer, fault):
-    def kernel(*arguments, **options):
-        return answer(_twin(*arguments, **options), arguments[3])
+    def kernel(inputs, **options):
+        return answer(_twin(inputs, **options), inputs.layout)
 
     monkeypatch.setattr(check, "flash_attention", kernel)
     found = check.find_fault(32, torch.float32, CPU, None)
@@ -60,7 +55,7 @@ def test_a_fault_is_found_and_named(monkeypatch, answer, fault):
 
 def test_the_answers_of_a_timed_case_are_checked_on_some_queries():
     inputs = check.make_inputs(2, 32, (70, 0, 9), (80, 4, 12), torch.float32, CPU)
-    out, entropy = _twin(*inputs, with_entropy=True)
+    out, entropy = _twin(inputs, with_entropy=True)
     assert check.find_fault_at(inputs, out, entropy) is None
     out[-1] += 0.01
     assert check.find_fault_at(inputs, out, entropy).startswith("row 2: the output")
