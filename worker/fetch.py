@@ -10,6 +10,7 @@ from typing import Any
 import fsspec
 
 from .errors import CheckpointError
+from .packed_weights import unpacked
 
 _PACKAGE = "package://"
 # That of the folders kernels, worker and orchestrator, wherever they are.
@@ -31,7 +32,7 @@ def fetch(location: str) -> Path:
 
     Args:
         location: a local path, an fsspec URL, hf://owner/name/path (through the hub's own cache), or
-            package://path of a file that comes with this package.
+            package://path of a file that comes with this package (unpacked into the cache where it is packed).
 
     Raises:
         CheckpointError: it cannot be fetched, or is not part of this installation; names it.
@@ -51,6 +52,15 @@ def fetch(location: str) -> Path:
 
 def _packaged_path(location: str) -> Path:
     path = _PACKAGE_FOLDER / location.removeprefix(_PACKAGE)
+    try:
+        copy = unpacked(path, cache_folder())
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{location}: cannot be unpacked into {cache_folder()} ({reason}); name a writable folder by TOPROVAR_CACHE"
+        ) from error
+    if copy is not None:
+        return copy
     if not path.exists():
         raise CheckpointError(
             f"{location}: not part of this installation; install toprovar-batch again with its weights, "
