@@ -17,8 +17,6 @@ MAX_LINES = 350
 LONGER = {
     "worker/engine.py",
     "worker/sampler.py",
-    "worker/reference/scenes/fused.py",
-    "worker/reference/scenes/fused_math.py",
 }
 MAY_USE_RAY = {
     "orchestrator/run/fleet.py",

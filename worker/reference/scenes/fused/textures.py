@@ -6,7 +6,7 @@ Kinds are scalars, so a program runs one texture; colours are scalars too, read 
 import triton
 import triton.language as tl
 
-from .fused_math import (
+from .numbers import (
     cell_random,
     dot_pattern,
     filtered_checker,
