@@ -31,6 +31,12 @@ class TokenLayout:
     _blocks: "dict[tuple[tuple[int, ...], int], Tensor]" = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _shifts: "dict[tuple[int, ...], Tensor]" = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _slots: "dict[tuple[int, ...], Tensor]" = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def dense(cls, num_rows: int, length: int, device: torch.device) -> "TokenLayout":
@@ -80,6 +86,27 @@ class TokenLayout:
     def by_row(self, packed: Tensor) -> Tensor:
         """View [T, ...] as [R, L, ...] where the rows are equally long; ragged tensors stay packed."""
         return packed.unflatten(0, (self.num_rows, -1)) if self.uniform_length is not None else packed
+
+    def slot_shifts(self, starts: tuple[int, ...]) -> Tensor:
+        """What to add to a packed token's number to get its slot in a cache; made once for equal `starts`.
+
+        Args:
+            starts: the slot of each row's first token.
+
+        Returns:
+            [R] int64.
+        """
+        if starts not in self._shifts:
+            shifts = (start - part.start for start, part in zip(starts, self.row_slices, strict=True))
+            self._shifts[starts] = to_device(tuple(shifts), self.device)
+        return self._shifts[starts]
+
+    def slots(self, starts: tuple[int, ...]) -> Tensor:
+        """[T] int64: each packed token's slot in a cache; made once for equal `starts`, see `slot_shifts`."""
+        if starts not in self._slots:
+            tokens = torch.arange(self.num_tokens, device=self.device)
+            self._slots[starts] = tokens + self.slot_shifts(starts)[self.row_ids]
+        return self._slots[starts]
 
     def of_rows(self, packed: Tensor, rows: Sequence[int]) -> Tensor:
         """The packed tokens of some rows, in the order given; a view where they are the first rows."""

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from toprovar_batch.kernels.layout import TokenLayout
+
 from .bit_sampling import sample_bits
 from .flash_attention import AttentionInputs, attention, attention_entropy
 from .flash_attention.config import MAX_HEAD_DIM, beats_cudnn, capability_of
+from .qk_norm_rope import naive as naive_qk_norm_rope
 from .qk_norm_rope import qk_norm_rope
 
 __all__ = [
@@ -21,6 +24,7 @@ __all__ = [
     "attention",
     "fastest_attention",
     "qk_norm_rope",
+    "qk_norm_rope_append",
     "resolve_backend",
     "sample_bits",
 ]
@@ -82,6 +86,39 @@ def _obstacle_to_triton(device: torch.device, head_dim: int) -> str | None:
     except Exception as error:  # noqa: BLE001 - compilers and drivers fail in many ways, and each is a reason
         return f"Triton fails on a small kernel: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return None
+
+
+def qk_norm_rope_append(
+    qkv: Tensor,
+    q_scale: Tensor,
+    rotation: Tensor,
+    layout: TokenLayout,
+    starts: tuple[int, ...],
+    keys: Tensor,
+    values: Tensor,
+    *,
+    backend: Backend,
+) -> Tensor:
+    """Normalise and rotate q and k, and write k and v into a layer's cache.
+
+    Args:
+        qkv: [T, 3, H, D] packed by `layout`.
+        q_scale: [H] float32, the learned factor on the queries.
+        rotation: [N, D / 2] complex64, one turn for each place of the scale's token map.
+        layout: rows of the packed tokens.
+        starts: the slot of each row's first token; the others of the row follow.
+        keys: [R, H, S, D] of the dtype of `qkv`.
+        values: [R, H, S, D] likewise.
+        backend: as resolved.
+
+    Returns:
+        q, [T, H, D] in the dtype of `qkv`.
+    """
+    if backend.name == "triton":
+        from .qk_norm_rope import launch  # noqa: PLC0415 - imports Triton
+
+        return launch.qk_norm_rope_append(qkv, q_scale, rotation, layout, starts, keys, values)
+    return naive_qk_norm_rope.qk_norm_rope_append(qkv, q_scale, rotation, layout, starts, keys, values)
 
 
 def attend(

@@ -138,7 +138,7 @@ class Engine:
         rows = 2 if self._settings.guided else 1
         kept = sum(h * w for h, w in schedule[:-1])
         last = schedule[-1][0] * schedule[-1][1]
-        per_image = cache_bytes(sizes, rows, kept, self.dtype)
+        per_image = cache_bytes(sizes, rows, kept, last, self.dtype)
         per_image += rows * last * sizes.width * self.dtype.itemsize * _ACTIVATION_MULTIPLE
         if getattr(self._spec.policy, "restoration", None) == "cached":
             largest = schedule[-2][0] * schedule[-2][1]  # the last scale whose changes may be kept

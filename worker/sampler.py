@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from toprovar_batch.kernels.layout import TokenLayout
-from toprovar_batch.kernels.ops import PYTORCH, Backend, sample_bits
+from toprovar_batch.kernels.ops import Backend, sample_bits
 
 from .errors import ModelSpecError
 from .infinity.bsq import ResidualSum, tokens_to_bit_maps
@@ -121,8 +121,8 @@ class BatchState:
         *,
         codebook_dim: int,
         spatial_patchify: bool,
+        backend: Backend,
         count_layers: bool = False,
-        backend: Backend = PYTORCH,
     ) -> None:
         """Reserve the caches of a batch.
 
@@ -133,15 +133,17 @@ class BatchState:
             settings: resolved for the schedule.
             codebook_dim: code bits z.
             spatial_patchify: whether a token holds 2 x 2 codes.
+            backend: of the kernels.
             count_layers: count for the history how many layers each token runs.
-            backend: of the attention.
         """
         self.model, self.text, self.schedule, self.settings = model, text, schedule, settings
         self.spatial_patchify = spatial_patchify
         self.num_rows = text.cond.shape[0]
         self.batch = self.num_rows // 2 if settings.guided else self.num_rows
-        kept = sum(h * w for h, w in schedule[:-1])
-        self.cache = KVCache(model.sizes, self.num_rows, kept, model.device, model.dtype, backend)
+        *earlier, last = (h * w for h, w in schedule)
+        self.cache = KVCache(
+            model.sizes, self.num_rows, sum(earlier), last, model.device, model.dtype, backend
+        )
         self.codes = ResidualSum(schedule, self.batch, codebook_dim, spatial_patchify, model.device)
         self.finite = torch.ones(self.batch, dtype=torch.bool, device=model.device)
         self.history = BatchHistory(schedule, guided=settings.guided)
@@ -173,7 +175,7 @@ class BatchState:
         packed = PackedScale(plan, self.num_rows, model.device)
         rotation = rope_2d(size, self._largest, model.sizes.head_dim, model.device)
         if scale_index == len(self.schedule) - 1:
-            self.cache.stop_storing()
+            self.cache.enter_last_scale()
         x = self._embed(scale_index, packed)
         cfg = self.settings.cfg_scale[scale_index]
         # A prompt's conditional row has its number.

@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from toprovar_batch.kernels.ops import resolve_backend
+
 from .errors import CheckpointError, ModelSpecError
 from .infinity.bsq import code_maps_to_tokens, code_size
 from .infinity.config import TransformerArchitecture, VaeArchitecture, check_transformer, check_vae
@@ -118,6 +120,7 @@ def verify_folder(folder: Path) -> VerifyReport:
             case.settings,
             codebook_dim=case.vae.codebook_dim,
             spatial_patchify=case.vae.spatial_patchify,
+            backend=resolve_backend("auto", cpu, case.transformer.head_dim),
         )
         scales, entropy_errors = [], []
         for scale_index in range(len(case.schedule)):

@@ -15,6 +15,8 @@ from .inputs import AttentionInputs
 from .triton_kernel import attention_kernel, mean_over_heads_kernel
 
 _MEAN_BLOCK = 256
+# A step may begin with the last row of the matrix and end behind it.
+_MOST_ROWS = 2**31 - 1024
 # What setmaxnreg gives: 2 groups compute, 1 loads; (2 * 240 + 24) * 128 threads fill the 64K registers.
 _COMPUTE_REGISTERS, _LOAD_REGISTERS = 240, 24
 
@@ -138,23 +140,31 @@ class _Work:
 
 
 def _is_describable(tensor: Tensor) -> bool:
-    """Whether [..., N, D] is part of one matrix of rows of D: what a bulk copy needs, with 16-byte alignment."""
+    """Whether [..., N, D] is part of one matrix of rows of D: what a bulk copy needs, with 16-byte alignment.
+
+    A bulk copy counts those rows in 32 bits.
+    """
     *outer, row, _last = tensor.stride()
     return (
         tensor.data_ptr() % 16 == 0
         and row > 0
         and row * tensor.element_size() % 16 == 0
         and all(stride % row == 0 for stride in outer)
+        and _last_place(tensor) // row < _MOST_ROWS
     )
 
 
 def _flat(tensor: Tensor) -> tuple[Tensor, list[int], list[int]]:
     """[R, H, N, D] as a matrix of rows of D: the tensor, the matrix's shape and its strides."""
     row = tensor.stride(2)
-    last = sum(
-        (size - 1) * stride for size, stride in zip(tensor.shape[:3], tensor.stride()[:3], strict=True)
+    return tensor, [_last_place(tensor) // row + 1, tensor.shape[3]], [row, 1]
+
+
+def _last_place(tensor: Tensor) -> int:
+    """Elements before the last row of D."""
+    return sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)
     )
-    return tensor, [last // row + 1, tensor.shape[3]], [row, 1]
 
 
 @functools.cache

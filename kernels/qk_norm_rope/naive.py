@@ -1,4 +1,7 @@
-"""Unit-length queries and keys, turned by their 2-D position, in plain PyTorch."""
+"""Unit-length queries and keys, turned by their 2-D position, in plain PyTorch.
+
+The backend of the CPU and of training, and the twin of the Triton kernel.
+"""
 
 import torch
 from torch import Tensor
@@ -34,3 +37,42 @@ def qk_norm_rope(
         turned = pairs * rotation[layout.token_indices][:, None, None]
     q, k = torch.view_as_real(turned).reshape(qk.shape).to(qkv.dtype).unbind(1)
     return q, k
+
+
+def qk_norm_rope_append(
+    qkv: Tensor,
+    q_scale: Tensor,
+    rotation: Tensor,
+    layout: TokenLayout,
+    starts: tuple[int, ...],
+    keys: Tensor,
+    values: Tensor,
+) -> Tensor:
+    """Do `qk_norm_rope` and write the keys and values into a layer's cache.
+
+    The tokens of row r take the slots from `starts[r]` on, in their packed order. No other slot is touched.
+
+    Args:
+        qkv: [T, 3, H, D] packed by `layout`.
+        q_scale: [H] float32, the learned factor on the queries.
+        rotation: [N, D / 2] complex64, one turn for each place of the scale's token map.
+        layout: rows of the packed tokens.
+        starts: the slot of each row's first token.
+        keys: [R, H, S, D] of the dtype of `qkv`, with any strides.
+        values: [R, H, S, D] likewise.
+
+    Returns:
+        q, [T, H, D] in the dtype of `qkv`; computed in float32.
+    """
+    q, k = qk_norm_rope(qkv, q_scale, rotation, layout)
+    for cache, new in ((keys, k), (values, qkv[:, 2])):
+        _append(cache, new, layout, starts)
+    return q
+
+
+def _append(cache: Tensor, new: Tensor, layout: TokenLayout, starts: tuple[int, ...]) -> None:
+    length = layout.uniform_length
+    if length is not None and len(set(starts)) == 1:
+        cache[:, :, starts[0] : starts[0] + length] = layout.by_row(new).transpose(1, 2)
+    else:
+        cache[layout.row_ids, :, layout.slots(starts)] = new

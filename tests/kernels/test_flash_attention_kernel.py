@@ -153,6 +153,14 @@ def test_long_rows_that_are_alike_go_to_the_hopper_kernel(monkeypatch, capabilit
     assert calls == [1] * by_kernel
 
 
+@pytest.mark.parametrize(("rows", "described"), [(2, True), (7, True), (9, False)])
+def test_bulk_copies_are_used_only_where_their_32_bits_count_every_row_of_keys(rows, described):
+    launch = pytest.importorskip("toprovar_batch.kernels.flash_attention.launch")
+    strides = (2**28 * 128, 2**20 * 128, 128, 1)  # elements; a row of keys is 2^28 times 128 from the next
+    keys = torch.empty_strided((rows, 4, 10521, 128), strides, dtype=torch.bfloat16, device="meta")
+    assert launch._is_describable(keys) is described
+
+
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
 @pytest.mark.parametrize("head_dim", [32, 40, 64, 96, 112, 128, 256])
 def test_configurations_fit_their_gpu(capability, head_dim):

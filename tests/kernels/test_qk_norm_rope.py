@@ -1,12 +1,17 @@
 """Normalised, rotated queries and keys against a float64 loop over pairs."""
 
 import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from toprovar_batch.kernels.layout import TokenLayout
-from toprovar_batch.kernels.qk_norm_rope import qk_norm_rope
+from toprovar_batch.kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_append
 
 CPU = torch.device("cpu")
 
@@ -50,3 +55,44 @@ def test_result_has_the_dtype_of_its_input():
     qkv = torch.randn(1, 3, 1, 8, dtype=torch.bfloat16)
     q, k = qk_norm_rope(qkv, torch.ones(1), torch.ones(1, 4, dtype=torch.complex64), layout)
     assert q.dtype == k.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kept", [None, [[4, 0, 1, 2, 3], [0, 4, 2, 1, 3]], [[4, 0], [], [2, 3, 1]]])
+@pytest.mark.parametrize("starts", [(2, 2, 2), (0, 3, 1)])
+def test_keys_and_values_go_behind_the_earlier_ones_of_their_row(kept, starts):
+    if kept is None:
+        layout = TokenLayout.dense(3, 5, CPU)
+    else:
+        layout = TokenLayout.ragged([torch.tensor(row, dtype=torch.int64) for row in kept], CPU)
+    starts = starts[: layout.num_rows]
+    angles = torch.randn(5, 4)
+    rotation = torch.polar(torch.ones_like(angles), angles)
+    qkv, q_scale = torch.randn(layout.num_tokens, 3, 2, 8), torch.tensor([0.5, 3.0])
+    caches = torch.full((2, layout.num_rows, 2, 9, 8), math.nan)
+    q, k = qk_norm_rope(qkv, q_scale, rotation, layout)
+    assert torch.equal(qk_norm_rope_append(qkv, q_scale, rotation, layout, starts, *caches), q)
+    expected = torch.full_like(caches, math.nan)
+    for row, part in enumerate(layout.row_slices):
+        slots = slice(starts[row], starts[row] + layout.row_lengths[row])
+        expected[0, row, :, slots] = k[part].transpose(0, 1)
+        expected[1, row, :, slots] = qkv[part, 2].transpose(0, 1)
+    assert torch.equal(caches.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+@pytest.mark.slow
+def test_the_kernel_passes_its_cases():
+    pytest.importorskip("triton")
+    # Triton reads the switch when it is imported, so the interpreter needs a process of its own.
+    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    cases = Path(__file__).with_name("qk_norm_rope_cases.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", str(cases), "-W", "ignore", "-p", "no:cacheprovider"],
+        env={**os.environ, **interpreted},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed.group(1)) > 50

@@ -79,6 +79,7 @@ def _codes(engine, requests):
             engine.settings,
             codebook_dim=model.vae.sizes.codebook_dim,
             spatial_patchify=model.vae.sizes.spatial_patchify,
+            backend=engine.backend,
         )
         return sample_codes(state, torch.tensor([r.seed for r in requests]))
 

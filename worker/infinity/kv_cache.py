@@ -5,93 +5,119 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.host_values import to_device
 from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
-from toprovar_batch.kernels.ops import PYTORCH, AttentionInputs, Backend, attend
+from toprovar_batch.kernels.ops import AttentionInputs, Backend, attend, qk_norm_rope_append
 
 from .config import TransformerArchitecture
 
 
-def cache_bytes(sizes: TransformerArchitecture, rows: int, capacity: int, dtype: torch.dtype) -> int:
-    """Bytes of a cache of `capacity` tokens a row."""
-    return 2 * sizes.depth * rows * capacity * sizes.width * dtype.itemsize
+def cache_bytes(sizes: TransformerArchitecture, rows: int, kept: int, last: int, dtype: torch.dtype) -> int:
+    """Bytes of a cache; arguments as of `KVCache`."""
+    return 2 * rows * (sizes.depth * kept + last) * sizes.width * dtype.itemsize
 
 
 class KVCache:
-    """Keys and values of all scales but the last, whose own are never kept past their layer.
+    """Keys and values of all scales but the last, whose own live only while their layer runs.
 
     Rows of a batch may hold different numbers of tokens in each layer, since a pruned token leaves none.
+
+    The layers share one [R, H, S, D] tensor of keys and one of values, the last layer in front:
+
+        | layer L - 1: kept | ... | layer 1: kept | layer 0: kept | last |
+
+    In the last scale, a layer's own tokens go behind its earlier ones as in any scale. There they may take the room of
+    layers before it. Those layers have run for the last time by then, since layers run in ascending order. So the last
+    scale, which at 1M has 39% of all tokens, needs room once and not once per layer, and no key is copied for it.
+
+    Attributes:
+        backend: of the attention.
     """
 
     def __init__(
         self,
         sizes: TransformerArchitecture,
         rows: int,
-        capacity: int,
+        kept: int,
+        last: int,
         device: torch.device,
         dtype: torch.dtype,
-        backend: Backend = PYTORCH,
+        backend: Backend,
     ) -> None:
         """Reserve room.
 
         Args:
             sizes: of the transformer.
             rows: R, prompts times guidance branches.
-            capacity: most tokens a row keeps in a layer: those of all scales but the last.
+            kept: most tokens that a row keeps in a layer: those of all scales but the last.
+            last: tokens of the last scale.
             device: of the storage.
             dtype: of the storage.
             backend: of the attention.
         """
         self.backend = backend
-        shape = (sizes.depth, rows, sizes.num_heads, capacity, sizes.head_dim)
-        # Zeros, for a masked key has weight 0, and 0 times whatever memory held may be NaN.
-        self._keys = torch.zeros(shape, device=device, dtype=dtype)
-        self._values = torch.zeros(shape, device=device, dtype=dtype)
+        self._kept, self._last = kept, last
+        shape = (rows, sizes.num_heads, sizes.depth * kept + last, sizes.head_dim)
+        # PyTorch gives a masked key the weight 0, and 0 times whatever memory held may be NaN. The Triton kernel reads
+        # nothing behind a row's keys, and takes rows of different lengths itself, so there zeros would be wasted time.
+        reserve = torch.zeros if backend.name == "torch" else torch.empty
+        self._keys = reserve(shape, device=device, dtype=dtype)
+        self._values = reserve(shape, device=device, dtype=dtype)
         self._lengths = [(0,) * rows for _ in range(sizes.depth)]
-        self._storing = True
+        self._in_last_scale = False
+        self._next_layer = 0
 
-    def stop_storing(self) -> None:
-        """From here on (the last scale) new keys and values live only while their layer runs."""
-        self._storing = False
+    def enter_last_scale(self) -> None:
+        """From here on new keys and values live only while their layer runs, and each layer runs at most once."""
+        self._in_last_scale = True
 
-    def extend(
-        self, layer: int, k: Tensor, v: Tensor, layout: TokenLayout
-    ) -> tuple[Tensor, Tensor, KeyLengths]:
-        """Add a layer's new tokens behind each row's earlier ones.
+    def append(
+        self, layer: int, qkv: Tensor, q_scale: Tensor, rotation: Tensor, layout: TokenLayout
+    ) -> tuple[Tensor, Tensor, Tensor, KeyLengths]:
+        """Normalise and rotate a layer's queries and keys, and put its keys and values behind each row's earlier ones.
 
         Args:
-            layer: index of the layer.
-            k: [T, H, D] packed by `layout`, normalised and rotated.
-            v: [T, H, D].
+            layer: index of the layer; in the last scale above all that ran in it before.
+            qkv: [T, 3, H, D] packed by `layout`.
+            q_scale: [H] float32, the factor on the unit queries.
+            rotation: [N, D / 2] complex64 of the scale.
             layout: rows of the packed tokens.
 
         Returns:
-            All keys and values the layer now sees, [R, H, N, D] padded to the longest row, and their lengths.
+            The queries [T, H, D]; all keys and values the layer now sees, [R, H, N, D] padded to the longest row; and
+            their lengths.
         """
         before = self._lengths[layer]
         after = tuple(old + new for old, new in zip(before, layout.row_lengths, strict=True))
-        lengths = KeyLengths(after, k.device)
-        longest = max(after)
-        keys, values = self._keys[layer], self._values[layer]
-        if self._storing:
-            self._lengths[layer] = after
+        first = (len(self._lengths) - 1 - layer) * self._kept
+        room = self._kept
+        if self._in_last_scale:
+            assert layer >= self._next_layer, "the keys of this layer have been overwritten"
+            self._next_layer = layer + 1
+            room += self._last
         else:
-            # The last scale is the largest: room for it in every layer would be 39% more cache at 1M.
-            keys, values = (self._with_room(stored, max(before), longest) for stored in (keys, values))
-        for stored, new in ((keys, k), (values, v)):
-            _append(stored, new, layout, before)
-        return keys[:, :, :longest], values[:, :, :longest], lengths
+            self._lengths[layer] = after
+        keys, values = (tensor[:, :, first : first + room] for tensor in (self._keys, self._values))
+        q = qk_norm_rope_append(qkv, q_scale, rotation, layout, before, keys, values, backend=self.backend)
+        longest = max(after)
+        return q, keys[:, :, :longest], values[:, :, :longest], KeyLengths(after, qkv.device)
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, *, entropy_rows: Sequence[int]
+        self,
+        layer: int,
+        qkv: Tensor,
+        q_scale: Tensor,
+        rotation: Tensor,
+        layout: TokenLayout,
+        *,
+        entropy_rows: Sequence[int],
     ) -> tuple[Tensor, Tensor | None]:
         """Self-attention of a layer's new tokens over themselves and all earlier scales.
 
         Args:
-            layer: index of the layer.
-            q: [T, H, D] packed by `layout`, normalised, scaled and rotated; the softmax scale is 1.
-            k: [T, H, D], normalised and rotated.
-            v: [T, H, D].
+            layer: index of the layer; in the last scale above all that ran in it before.
+            qkv: [T, 3, H, D] packed by `layout`, as the layer's product gives them.
+            q_scale: [H] float32, the factor on the unit queries; the softmax scale is 1.
+            rotation: [N, D / 2] complex64 of the scale.
             layout: rows of the packed tokens.
             entropy_rows: also measure the entropy of the attention of these rows.
 
@@ -99,25 +125,6 @@ class KVCache:
             The attended values [T, H, D], and the entropy of the tokens of `entropy_rows`, float32 in nats (mean over
             heads), or None.
         """
-        keys, values, lengths = self.extend(layer, k, v, layout)
+        q, keys, values, lengths = self.append(layer, qkv, q_scale, rotation, layout)
         inputs = AttentionInputs(q, keys, values, layout, lengths, 1.0)
         return attend(inputs, entropy_rows=entropy_rows, backend=self.backend)
-
-    @staticmethod
-    def _with_room(stored: Tensor, used: int, wanted: int) -> Tensor:
-        larger = stored.new_empty(*stored.shape[:2], wanted, stored.shape[3])
-        larger[:, :, :used] = stored[:, :, :used]
-        larger[:, :, used:].zero_()
-        return larger
-
-
-def _append(stored: Tensor, new: Tensor, layout: TokenLayout, before: tuple[int, ...]) -> None:
-    length = layout.uniform_length
-    if length is not None and len(set(before)) == 1:
-        stored[:, :, before[0] : before[0] + length] = layout.by_row(new).transpose(1, 2)
-        return
-    # Where a row's tokens go less where they come from is one number a row.
-    shifts = (start - part.start for start, part in zip(before, layout.row_slices, strict=True))
-    shift = to_device(tuple(shifts), new.device)
-    rows = layout.row_ids
-    stored[rows, :, torch.arange(layout.num_tokens, device=new.device) + shift[rows]] = new

@@ -6,16 +6,17 @@ Parameter names are those of the official checkpoints, with the blocks numbered 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear
 
 from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
-from toprovar_batch.kernels.ops import AttentionInputs, Backend, attend, attention, qk_norm_rope
+from toprovar_batch.kernels.ops import AttentionInputs, Backend, attend, attention
 
 from .config import MAX_LEVELS, MAX_TEXT_TOKENS, TransformerArchitecture
+from .memory import SelfAttentionMemory
 
 _EPS = 1e-6
 _MAX_LOG_Q_SCALE = math.log(100)
@@ -181,21 +182,6 @@ class TextContext:
     blocks: tuple[BlockContext, ...]
 
 
-class SelfAttentionMemory(Protocol):
-    """What self-attention attends over: a cache that grows scale by scale, or all scales at once in training.
-
-    Attributes:
-        backend: of the attention over it, and of the one over the text.
-    """
-
-    backend: Backend
-
-    def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, *, entropy_rows: Sequence[int]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend with packed [T, H, D] queries; gives [T, H, D] and the entropy of some rows' queries, if of any."""
-
-
 class Block(nn.Module):
     """Self-attention, cross-attention and feed-forward, the outer two modulated by the text (AdaLN)."""
 
@@ -247,8 +233,9 @@ class Block(nn.Module):
         gamma1, gamma2, scale1, scale2, shift1, shift2 = (layout.per_token(row) for row in context.adaln)
         qkv = linear(_modulated_norm(x, scale1, shift1, layout), self.sa.mat_qkv.weight, context.qkv_bias)
         qkv = qkv.unflatten(-1, (3, self.sa.num_heads, -1))  # [T, 3, H, D]
-        q, k = qk_norm_rope(qkv, context.q_scale, rotation, layout)
-        attended, entropy = memory.attend(layer, q, k, qkv[:, 2], layout, entropy_rows=entropy_rows)
+        attended, entropy = memory.attend(
+            layer, qkv, context.q_scale, rotation, layout, entropy_rows=entropy_rows
+        )
         x = _gated_add(x, gamma1, self.sa.proj(attended.flatten(1)), layout)
         x = x + self.ca(
             self.ca_norm(x), layout, context.text_keys, context.text_values, text_lengths, memory.backend

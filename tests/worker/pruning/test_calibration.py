@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from toprovar_batch.kernels.ops import PYTORCH
 from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.infinity.config import TransformerArchitecture
 from toprovar_batch.worker.infinity.schedule import scale_schedule
@@ -36,7 +37,9 @@ def _run(make_policy):
     seeds = torch.arange(PROMPTS)
     with torch.inference_mode():
         text = model.encode_text(text_rows(model, features, [None] * PROMPTS, guided=True))
-        state = BatchState(model, text, SCHEDULE, settings, codebook_dim=8, spatial_patchify=False)
+        state = BatchState(
+            model, text, SCHEDULE, settings, codebook_dim=8, spatial_patchify=False, backend=PYTORCH
+        )
         policy = make_policy(BatchContext(SCHEDULE, SIZES.depth, seeds))
         sample_codes(state, seeds, policy)
     return state, policy

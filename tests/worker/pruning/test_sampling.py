@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate, linear, scaled_dot_product_attentio
 from toprovar_batch.kernels.bit_sampling import sample_bits, uniform_noise
 from toprovar_batch.kernels.flash_attention import naive as reference
 from toprovar_batch.kernels.layout import TokenLayout
+from toprovar_batch.kernels.ops import PYTORCH
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.generated import PhaseTimes
 from toprovar_batch.worker.infinity import transformer
@@ -110,7 +111,9 @@ def _state(model, prompts, sampling, **options):
     settings = SamplingSettings(**{"cfg_scale": (3.0,) * 7, "temperature": (1.0,) * 7} | sampling)
     rows = text_rows(model, [_features(p) for p in prompts], [None] * len(prompts), guided=settings.guided)
     text = model.encode_text(rows)
-    return BatchState(model, text, SCHEDULE, settings, codebook_dim=8, spatial_patchify=False, **options)
+    return BatchState(
+        model, text, SCHEDULE, settings, codebook_dim=8, spatial_patchify=False, backend=PYTORCH, **options
+    )
 
 
 def _sample(model, spec, prompts, sampling=None, **options):
@@ -297,7 +300,7 @@ def test_pruned_hidden_states_agree_with_a_loop_over_rows(model, monkeypatch, re
             prompt = row % 3
             features = _features(prompt) if row < 3 else model.unconditional_features(LENGTHS[prompt])
             text = model.encode_text([features])
-            cache = KVCache(SIZES, 1, sum(h * w for h, w in SCHEDULE), CPU, torch.float32)
+            cache = KVCache(SIZES, 1, sum(h * w for h, w in SCHEDULE), 0, CPU, torch.float32, PYTORCH)
             for scale, size in enumerate(SCHEDULE):
                 tokens = size[0] * size[1]
                 part = slice(row * tokens, (row + 1) * tokens)
@@ -335,7 +338,7 @@ def test_the_change_of_a_block_stands_for_the_outputs_of_its_sublayers(model):
     ]
     with torch.inference_mode():
         text = model.encode_text([_features(1)])
-        cache = KVCache(SIZES, 1, 16, CPU, torch.float32)
+        cache = KVCache(SIZES, 1, 16, 0, CPU, torch.float32, PYTORCH)
         x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
         rotation = rope_2d(size, (64, 64), SIZES.head_dim, CPU)
         layout = TokenLayout.dense(1, 16, CPU)

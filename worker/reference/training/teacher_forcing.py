@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, scaled_dot_product_attention
 
 from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
-from toprovar_batch.kernels.ops import PYTORCH
+from toprovar_batch.kernels.ops import Backend, qk_norm_rope
 from toprovar_batch.worker.infinity.bsq import ResidualSum, code_maps_to_tokens
 from toprovar_batch.worker.infinity.rope import rope_2d
 from toprovar_batch.worker.infinity.schedule import ScaleSchedule, scale_schedule
@@ -19,7 +19,7 @@ from toprovar_batch.worker.infinity.transformer import Infinity, TextContext
 class TeacherForcing:
     """Self-attention over all scales at once: a token sees its own scale and the earlier ones."""
 
-    backend = PYTORCH
+    backend = Backend("torch", "training needs gradients")
 
     def __init__(self, schedule: ScaleSchedule) -> None:
         self._bounds = list(pairwise((0, *accumulate(h * w for h, w in schedule))))
@@ -27,16 +27,17 @@ class TeacherForcing:
     def attend(
         self,
         _layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        qkv: Tensor,
+        q_scale: Tensor,
+        rotation: Tensor,
         layout: TokenLayout,
         *,
         entropy_rows: Sequence[int],
     ) -> tuple[Tensor, Tensor | None]:
         """See `SelfAttentionMemory`; every row holds all tokens of all scales, and no entropy is measured."""
         assert not entropy_rows
-        q, k, v = (layout.by_row(x).transpose(1, 2) for x in (q, k, v))  # [R, H, L, D]
+        q, k = qk_norm_rope(qkv, q_scale, rotation, layout)
+        q, k, v = (layout.by_row(x).transpose(1, 2) for x in (q, k, qkv[:, 2]))  # [R, H, L, D]
         scales = [
             scaled_dot_product_attention(q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], scale=1.0)
             for start, stop in self._bounds

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from toprovar_batch.kernels.ops import PYTORCH
 from toprovar_batch.worker.infinity.bsq import ResidualSum, code_maps_to_tokens, quantize, tokens_to_bit_maps
 from toprovar_batch.worker.infinity.checkpoint import save_plain
 from toprovar_batch.worker.infinity.config import T5Architecture, TransformerArchitecture, VaeArchitecture
@@ -90,8 +91,9 @@ def test_teacher_forcing_gives_the_logits_of_the_sampler(tokenizer):
         count = len(SCHEDULE)
         settings = SamplingSettings((1.0,) * count, (1.0,) * count)
         state = BatchState(
-            model.transformer, text, SCHEDULE, settings, codebook_dim=8, spatial_patchify=False
-        )
+            model.transformer, text, SCHEDULE, settings,
+            codebook_dim=8, spatial_patchify=False, backend=PYTORCH,
+        )  # fmt: skip
         start = 0
         for scale_index, (height, width) in enumerate(SCHEDULE):
             stop = start + height * width
