@@ -16,7 +16,6 @@ TOWER = ("job", "prompts", "output", "run", "evaluation", "calibration", "comman
 MAX_LINES = 350
 LONGER = {
     "worker/engine.py",
-    "worker/sampler.py",
     "worker/reference/scenes/fused.py",
     "worker/reference/scenes/fused_math.py",
 }
