@@ -1,6 +1,6 @@
-"""Small numbers on their way from the host to the device."""
+"""Small numbers on their way between the host and the device."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,3 +17,19 @@ def to_device(values: Sequence[int], device: torch.device) -> Tensor:
     if device.type != "cuda":
         return torch.tensor(values, dtype=torch.int64, device=device)
     return torch.tensor(values, dtype=torch.int64, pin_memory=True).to(device, non_blocking=True)
+
+
+def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring small tensors of one device to the host in one copy, which waits for the device once.
+
+    Args:
+        tensors: by name, of any shapes; none: nothing is waited for.
+
+    Returns:
+        Each under its name and in its shape as float64, which holds whole numbers up to 2**53 exactly.
+    """
+    if not tensors:
+        return {}
+    joined = torch.cat([tensor.double().flatten() for tensor in tensors.values()]).cpu()
+    parts = joined.split([tensor.numel() for tensor in tensors.values()])
+    return {name: part.view(tensors[name].shape) for name, part in zip(tensors, parts, strict=True)}

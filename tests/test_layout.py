@@ -16,7 +16,6 @@ TOWER = ("job", "prompts", "output", "run", "evaluation", "calibration", "comman
 MAX_LINES = 350
 LONGER = {
     "worker/engine.py",
-    "worker/sampler.py",
 }
 MAY_USE_RAY = {
     "orchestrator/run/fleet.py",

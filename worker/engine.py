@@ -13,12 +13,21 @@ from torch import Tensor
 
 from toprovar_batch.kernels.ops import Backend, fastest_attention
 
+from .batch_runner import BatchRunner
 from .generated import GeneratedBatch, PhaseTimes
+from .guidance import text_rows
 from .images import encode_images
 from .infinity.config import get_preset, resolve_architecture
 from .infinity.flops import decoder_flops, transformer_flops
 from .infinity.kv_cache import cache_bytes
-from .infinity.schedule import ScaleSchedule, image_size, nearest_h_div_w, num_scales, scale_schedule
+from .infinity.schedule import (
+    ScaleSchedule,
+    image_size,
+    largest_map,
+    nearest_h_div_w,
+    num_scales,
+    scale_schedule,
+)
 from .infinity.text import EncodedText
 from .infinity.vae import to_uint8
 from .models import Model, build_model
@@ -27,7 +36,8 @@ from .pruning.policies.base import BatchContext, PruningPolicy
 from .pruning.policies.build import PolicyFactory, policy_factory
 from .pruning.policies.specs import PolicySpec
 from .request import GenerationRequest, GenerationResult
-from .sampler import BatchState, SamplingSettings, sample_codes, text_rows
+from .sampler import sample_codes
+from .sampling_settings import SamplingSettings
 from .settings import resolve_device, resolve_dtype, resolve_kernels, resolve_settings
 from .specs import EngineSpec, ImageSpec, RuntimeSpec
 
@@ -297,7 +307,7 @@ class Engine:
             pruning_maps=state.history.pruning_maps() if self._spec.policy.pruning_map else None,
         )
 
-    def observe(self, batch: Sequence[GenerationRequest], policy_factory: PolicyFactory) -> BatchState:
+    def observe(self, batch: Sequence[GenerationRequest], policy_factory: PolicyFactory) -> BatchRunner:
         """Run the transformer on a batch under another policy than the engine's, for what that policy sees.
 
         Args:
@@ -315,16 +325,16 @@ class Engine:
         policy_factory: PolicyFactory,
         times: PhaseTimes,
         on_scale: Callable[[int], None] | None,
-    ) -> tuple[BatchState, PruningPolicy, list[bool]]:
+    ) -> tuple[BatchRunner, PruningPolicy, list[bool]]:
         """Encode the text and generate the codes; also tells whose text was cut."""
         prompts, negatives = self._timed(times, "text", lambda: self._encode_text(batch))
         seeds = torch.tensor([request.seed for request in batch], device=self.device)
         policy = policy_factory(BatchContext(schedule, self.model.transformer.sizes.depth, seeds))
 
-        def sample() -> BatchState:
+        def sample() -> BatchRunner:
             if on_scale is not None:
                 on_scale(-1)
-            state = self._fresh_state(prompts, negatives, schedule)
+            state = self._fresh_state(prompts, negatives, schedule, largest_map(batch[0].h_div_w))
             sample_codes(state, seeds, policy, on_scale)
             return state
 
@@ -340,20 +350,22 @@ class Engine:
         prompts: Sequence[EncodedText],
         negatives: Sequence[EncodedText | None],
         schedule: ScaleSchedule,
-    ) -> BatchState:
+        largest: tuple[int, int],
+    ) -> BatchRunner:
         model = self.model
         features = [text.features for text in prompts]
         unconditional = [text.features if text else None for text in negatives]
         rows = text_rows(model.transformer, features, unconditional, guided=self._settings.guided)
-        return BatchState(
+        return BatchRunner(
             model.transformer,
             model.transformer.encode_text(rows),
             schedule,
             self._settings,
+            largest_map=largest,
             codebook_dim=model.vae.sizes.codebook_dim,
             spatial_patchify=model.vae.sizes.spatial_patchify,
-            count_layers=self._spec.policy.pruning_map,
             backend=self.backend,
+            count_layers=self._spec.policy.pruning_map,
         )
 
     def _encode_text(

@@ -7,7 +7,7 @@ from toprovar_batch.kernels.ops import Backend, resolve_backend
 from .errors import ModelSpecError
 from .infinity.config import get_preset, resolve_architecture
 from .infinity.schedule import num_scales
-from .sampler import SamplingSettings, per_scale
+from .sampling_settings import SamplingSettings, per_scale
 from .specs import EngineSpec, ModelSpec
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -1,7 +1,8 @@
 """Comparison with recorded vectors of the official implementation.
 
-A folder holds `meta.json` (model, schedule, sampling), a checkpoint, a VAE and `io.safetensors` with, for
-each scale, the official logits, bits and entropies, and the final image.
+A folder holds `meta.json`, a checkpoint, a VAE and `io.safetensors`. The last has the text features, for each scale the
+official logits, bits and entropies, and the final image. `meta.json` describes model, VAE, schedule and sampling, and has
+the lengths of the prompts: `text_lens`, and `negative_text_lens` where there are `negative_text_features`.
 """
 
 import json
@@ -15,15 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from toprovar_batch.kernels.ops import resolve_backend
+from toprovar_batch.kernels.ops import PYTORCH
 
+from .batch_runner import BatchRunner
 from .errors import CheckpointError, ModelSpecError
+from .guidance import text_rows
 from .infinity.bsq import code_maps_to_tokens, code_size
 from .infinity.config import TransformerArchitecture, VaeArchitecture, check_transformer, check_vae
-from .infinity.schedule import SCHEDULES_1M, ScaleSchedule
+from .infinity.schedule import SCHEDULES_1M, ScaleSchedule, largest_map
 from .infinity.vae import to_uint8
 from .models import load_transformer, load_vae
-from .sampler import BatchState, SamplingSettings, per_scale, text_rows
+from .sampling_settings import SamplingSettings, per_scale
 
 _MARGIN = 1e-4
 MAX_LOGIT_ERROR = 1e-5
@@ -89,6 +92,7 @@ class _Case:
     transformer: TransformerArchitecture
     vae: VaeArchitecture
     schedule: ScaleSchedule
+    largest_map: tuple[int, int]
     settings: SamplingSettings
     prompts: list[Tensor]
     negatives: list[Tensor | None]
@@ -113,48 +117,48 @@ def verify_folder(folder: Path) -> VerifyReport:
     vae = load_vae(case.vae, _weight_file(folder, vae=True), cpu, torch.float32)
     with torch.inference_mode():
         rows = text_rows(model, case.prompts, case.negatives, guided=case.settings.guided)
-        state = BatchState(
+        runner = BatchRunner(
             model,
             model.encode_text(rows),
             case.schedule,
             case.settings,
+            largest_map=case.largest_map,
             codebook_dim=case.vae.codebook_dim,
             spatial_patchify=case.vae.spatial_patchify,
-            backend=resolve_backend("auto", cpu, case.transformer.head_dim),
+            backend=PYTORCH,
         )
         scales, entropy_errors = [], []
         for scale_index in range(len(case.schedule)):
-            report, entropy_error = _compare_scale(case, state, scale_index)
+            report, entropy_error = _compare_scale(case, runner, scale_index)
             scales.append(report)
             entropy_errors.append(entropy_error)
-        image = to_uint8(vae.decode(state.codes.summed_codes)).int()
+        image = to_uint8(vae.decode(runner.codes.summed_codes)).int()
     difference = (image.flip(-1) - _expect(case["image_bgr"], image.shape, "image_bgr").int()).abs()
-    latent = _expect(case["latent"], state.codes.summed_codes.shape, "latent")
+    latent = _expect(case["latent"], runner.codes.summed_codes.shape, "latent")
     return VerifyReport(
         scales=tuple(scales),
         entropy_error=torch.stack(entropy_errors).max().item(),  # NaN stays NaN
-        latent_error=(state.codes.summed_codes - latent).abs().max().item(),
+        latent_error=(runner.codes.summed_codes - latent).abs().max().item(),
         pixel_difference=int(difference.max()),
         pixel_fraction=(difference > 0).float().mean().item(),
     )
 
 
-def _compare_scale(case: _Case, state: BatchState, scale_index: int) -> tuple[ScaleReport, Tensor]:
-    output = state.run_scale(scale_index, with_entropy=True)
-    recorded_logits = case[f"logits.{scale_index}"]
-    # Where only the conditional rows are needed, a recording (or our model) may have them alone.
-    rows = state.batch if state.batch in {len(recorded_logits), len(output.logits)} else state.num_rows
-    recorded_logits = _expect(recorded_logits[:rows], output.logits[:rows].shape, f"logits.{scale_index}")
-    error = (output.logits[:rows] - recorded_logits).abs().max() / recorded_logits.abs().max()
-    size = code_size(case.schedule[scale_index], state.spatial_patchify)
-    shape = torch.Size((state.batch, 1, *size, case.vae.codebook_dim))
+def _compare_scale(case: _Case, runner: BatchRunner, scale_index: int) -> tuple[ScaleReport, Tensor]:
+    output = runner.run_scale(scale_index, with_entropy=True)
+    # Of a scale without guidance the conditional rows are needed alone; a recording may have the others behind them.
+    recorded_logits = case[f"logits.{scale_index}"][: len(output.logits)]
+    _expect(recorded_logits, output.logits.shape, f"logits.{scale_index}")
+    error = (output.logits - recorded_logits).abs().max() / recorded_logits.abs().max()
+    size = code_size(case.schedule[scale_index], runner.spatial_patchify)
+    shape = torch.Size((runner.batch, 1, *size, case.vae.codebook_dim))
     bits = _expect(case[f"bits.{scale_index}"], shape, f"bits.{scale_index}")
     maps = bits[:, 0].permute(0, 3, 1, 2)  # [B, z, h, w]
-    recorded_bits = code_maps_to_tokens(maps.float(), state.spatial_patchify).bool()
+    recorded_bits = code_maps_to_tokens(maps.float(), runner.spatial_patchify).bool()
     zero, one = output.guided.unflatten(-1, (-1, 2)).unbind(-1)
     wrong = (one > zero) != recorded_bits
     differing = int((wrong & ~((one - zero).abs() <= _MARGIN)).sum())  # NaN margins count
-    state.add_bits(scale_index, recorded_bits)
+    runner.add_bits(scale_index, recorded_bits)
     entropy_error = torch.stack(
         [
             (entropy - _expect(case[name], entropy.shape, name)).abs().max()
@@ -223,10 +227,7 @@ def _parse_case(folder: Path, meta: Mapping[str, Any], recorded: dict[str, Tenso
     check_transformer(transformer)
     check_vae(vae)
     schedule = tuple((int(h), int(w)) for h, w in meta["schedule"])
-    if not schedule or not any(full[: len(schedule)] == schedule for full in SCHEDULES_1M.values()):
-        raise ModelSpecError(f"{folder / 'meta.json'}: its schedule is none of the official ones")
-    insertion = sampling.get("insertion", [0])
-    insertion = tuple(int(layer) for layer in (insertion if isinstance(insertion, list) else [insertion]))
+    largest = _largest_map(folder, schedule, sampling)
     temperature = per_scale(sampling["tau"], len(schedule), "tau")
     if min(temperature) <= 0:
         raise ModelSpecError(f"{folder / 'meta.json'}: tau must be positive")
@@ -234,38 +235,36 @@ def _parse_case(folder: Path, meta: Mapping[str, Any], recorded: dict[str, Tenso
         cfg_scale=per_scale(sampling["cfg_list"], len(schedule), "cfg_list"),
         temperature=temperature,
         greedy=True,
-        cfg_insertion_layers=insertion,
+        cfg_insertion_layers=tuple(int(layer) for layer in sampling["insertion"]),
     )
     features = recorded["text_features"].float()
     if features.shape[-1] != transformer.text_width:
         raise ModelSpecError(
             f"{folder}: text_features are {features.shape[-1]} wide, the model reads {transformer.text_width}"
         )
-    prompts = list(features.split(_text_lengths(meta)))
+    prompts = list(features.split(meta["text_lens"]))
     negatives: list[Tensor | None] = [None] * len(prompts)
     if "negative_text_features" in recorded:
         features = recorded["negative_text_features"].float()
-        negatives = list(features.split(_negative_lengths(folder, meta, len(features), len(prompts))))
-    return _Case(folder, transformer, vae, schedule, settings, prompts, negatives, recorded)
+        negatives = list(features.split(meta["negative_text_lens"]))
+        if len(negatives) != len(prompts):
+            raise ModelSpecError(
+                f"{folder / 'meta.json'}: negative_text_lens has {len(negatives)} lengths for {len(prompts)} prompts"
+            )
+    return _Case(folder, transformer, vae, schedule, largest, settings, prompts, negatives, recorded)
 
 
-def _text_lengths(meta: Mapping[str, Any]) -> list[int]:
-    return list(meta["text_lens"] if "text_lens" in meta else meta["sampling"]["lens"])
-
-
-def _negative_lengths(folder: Path, meta: Mapping[str, Any], total: int, count: int) -> list[int]:
-    """Lengths of the negative prompts: recorded under a name that says so, or what the count leaves open."""
-    places = {**meta, **meta["sampling"]}
-    for name, value in places.items():
-        if (
-            "neg" in name
-            and isinstance(value, list)
-            and len(value) == count
-            and all(type(n) is int for n in value)
-        ):
-            return value
-    if count == 1:
-        return [total]
-    if sum(_text_lengths(meta)) == total:
-        return _text_lengths(meta)
-    raise ModelSpecError(f"{folder / 'meta.json'}: the lengths of the {count} negative prompts are missing")
+def _largest_map(folder: Path, schedule: ScaleSchedule, sampling: Mapping[str, Any]) -> tuple[int, int]:
+    """The map that positions are spread over: the last of the official schedule that is recorded, whole or in part."""
+    found = {full[-1] for full in SCHEDULES_1M.values() if schedule and full[: len(schedule)] == schedule}
+    if not found:
+        raise ModelSpecError(f"{folder / 'meta.json'}: its schedule is none of the official ones")
+    if len(found) == 1:
+        return found.pop()
+    # The first scales of several shapes are the same.
+    largest = largest_map(sampling["ratio"])
+    if largest not in found:
+        raise ModelSpecError(
+            f"{folder / 'meta.json'}: sampling.ratio {sampling['ratio']} is no shape of its schedule"
+        )
+    return largest

@@ -8,11 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
+from toprovar_batch.kernels.ops import PYTORCH
+from toprovar_batch.worker.batch_runner import BatchRunner
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.errors import ModelSpecError
-from toprovar_batch.worker.infinity.schedule import scale_schedule
+from toprovar_batch.worker.guidance import text_rows
+from toprovar_batch.worker.infinity.schedule import largest_map, scale_schedule
 from toprovar_batch.worker.request import GenerationRequest
-from toprovar_batch.worker.sampler import BatchState, sample_codes, text_rows
+from toprovar_batch.worker.sampler import sample_codes
 from toprovar_batch.worker.settings import resolve_device, resolve_settings
 from toprovar_batch.worker.specs import (
     ArchitectureSpec,
@@ -72,14 +75,15 @@ def _codes(engine, requests):
             for r in requests
         ]
         rows = text_rows(model.transformer, prompts, negatives, guided=engine.settings.guided)
-        state = BatchState(
+        state = BatchRunner(
             model.transformer,
             model.transformer.encode_text(rows),
             schedule,
             engine.settings,
+            largest_map=largest_map(requests[0].h_div_w),
             codebook_dim=model.vae.sizes.codebook_dim,
             spatial_patchify=model.vae.sizes.spatial_patchify,
-            backend=engine.backend,
+            backend=PYTORCH,
         )
         return sample_codes(state, torch.tensor([r.seed for r in requests]))
 

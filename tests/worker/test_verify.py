@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.worker.infinity.config import TransformerArchitecture, VaeArchitecture
-from toprovar_batch.worker.infinity.schedule import SCHEDULES_1M, scale_schedule
+from toprovar_batch.worker.infinity.schedule import largest_map, scale_schedule
 from toprovar_batch.worker.models import random_transformer, random_vae
 from toprovar_batch.worker.verify import verify_folder
 
@@ -169,6 +169,7 @@ def _record(
     *,
     h_div_w=1.0,
     pn="0.06M",
+    scales=None,
     vae=VAE,
     lens=(3,),
     negative_lens=None,
@@ -179,8 +180,7 @@ def _record(
 ):
     """Write a folder of vectors made by the reference implementation."""
     folder.mkdir()
-    schedule = scale_schedule(h_div_w, pn)
-    largest = next(full[-1] for full in SCHEDULES_1M.values() if full[: len(schedule)] == schedule)
+    schedule = scale_schedule(h_div_w, pn)[:scales]
     model = random_transformer(TRANSFORMER, 1, CPU, torch.float32)
     decoder = random_vae(vae, 2, CPU, torch.float32)
     state = model.state_dict()
@@ -195,7 +195,7 @@ def _record(
         2,
         TRANSFORMER.text_pool_heads,
         schedule,
-        largest,
+        largest_map(h_div_w),
         vae.spatial_patchify,
         vae.codebook_dim,
     )
@@ -218,8 +218,6 @@ def _record(
         "top_p": 0.0,
         "insertion": list(insertion),
     }
-    if negatives:
-        sampling["negative_lens"] = list(negative_lens)
     meta = {
         "model": {
             "apply_spatial_patchify": int(vae.spatial_patchify),
@@ -235,6 +233,8 @@ def _record(
         "text_lens": list(lens),
         "vae": {"z_channels": vae.codebook_dim, "base_ch": 32, "ch_mult": list(vae.channel_multipliers)},
     }
+    if negatives:
+        meta["negative_text_lens"] = list(negative_lens)
     (folder / "meta.json").write_text(json.dumps(meta))
     torch.save({"vae": decoder.state_dict()}, folder / "vae.pth")
     if form == "safetensors":
@@ -251,6 +251,7 @@ def _record(
 CASES = {
     "tall map": {"h_div_w": 1.5},
     "wide map": {"h_div_w": 1 / 1.25, "lens": (4, 2)},
+    "first scales that another shape has, too": {"h_div_w": 1.75, "scales": 3},
     "no guidance": {"cfg": 1.0, "lens": (2, 5)},
     "guidance and temperature a scale": {
         "cfg": (1.0, 2.0, 3.0, 1.0, 4.0, 2.5, 3.0),
@@ -282,8 +283,25 @@ def test_agrees_at_a_quarter_megapixel(tmp_path):
 
 def test_negative_prompts_without_their_lengths_are_refused(tmp_path):
     def add_negatives(recorded):
-        recorded["negative_text_features"] = torch.randn(9, 256)
+        recorded["negative_text_features"] = torch.randn(16, 256)  # as many as the prompts have
 
-    result = CliRunner().invoke(main, ["verify", str(_altered(tmp_path, add_negatives))])
+    folder = _altered(tmp_path, add_negatives)
+    result = CliRunner().invoke(main, ["verify", str(folder)])
     assert result.exit_code == 2
-    assert "negative" in result.output
+    assert "negative_text_lens' is missing" in result.output
+    for lengths in ([16], [5, 5, 6], [5, 12], "short"):
+        meta = json.loads((GOLDEN / "square" / "meta.json").read_text()) | {"negative_text_lens": lengths}
+        (folder / "meta.json").write_text(json.dumps(meta))
+        result = CliRunner().invoke(main, ["verify", str(folder)])
+        assert result.exit_code == 2, result.output
+        assert result.output.count("\n") == 1
+
+
+def test_a_ratio_that_is_no_shape_of_an_ambiguous_schedule_is_refused(tmp_path):
+    folder = _altered(tmp_path, lambda _recorded: None)
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["schedule"] = [[1, 1], [2, 2], [3, 3]]
+    (folder / "meta.json").write_text(json.dumps(meta))
+    result = CliRunner().invoke(main, ["verify", str(folder)])
+    assert result.exit_code == 2, result.output
+    assert "sampling.ratio" in result.output

@@ -73,6 +73,17 @@ def scale_schedule(h_div_w: float, resolution: str) -> ScaleSchedule:
     return SCHEDULES_1M[nearest_h_div_w(h_div_w)][: num_scales(resolution)]
 
 
+def largest_map(h_div_w: float) -> tuple[int, int]:
+    """The last map of the 1M schedule of a ratio.
+
+    The model spreads positions over it at every resolution.
+
+    Raises:
+        ModelSpecError: a ratio outside 1/3 to 3.
+    """
+    return SCHEDULES_1M[nearest_h_div_w(h_div_w)][-1]
+
+
 def image_size(schedule: ScaleSchedule) -> tuple[int, int]:
     """(height, width) in pixels of the image a schedule ends in."""
     h, w = schedule[-1]

@@ -17,7 +17,8 @@ from toprovar_batch.worker.infinity.schedule import scale_schedule
 from .plan import token_sets
 from .policies.base import BatchContext
 from .policies.specs import ToprovarSpec
-from .policies.toprovar import ToprovarPolicy, rank_tokens, representative_scale
+from .policies.token_ranking import rank_tokens
+from .policies.toprovar import ToprovarPolicy, representative_scale
 from .statistics import low_entropy_ratio, singular_value_ratio
 
 

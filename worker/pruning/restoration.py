@@ -66,7 +66,7 @@ class LayerChanges:
             x: [A * N, C] its input, left as it is.
 
         Returns:
-            [A * N, C].
+            [A * N, C], always in memory of its own: the caller writes into it and may compare `x` with it later.
         """
         rows = packed.rows
         pruned = [
@@ -88,7 +88,7 @@ class LayerChanges:
             else:
                 target = packed.on_device(tuple(rows.index(row) for row in of_scale))
                 states = states.index_add(0, target, resized)
-        return states.reshape(x.shape)
+        return states.reshape(x.shape) if latest else x.clone()
 
 
 def _area_resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

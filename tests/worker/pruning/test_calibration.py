@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from toprovar_batch.kernels.ops import PYTORCH
+from toprovar_batch.worker.batch_runner import BatchRunner
 from toprovar_batch.worker.errors import ModelSpecError
+from toprovar_batch.worker.guidance import text_rows
 from toprovar_batch.worker.infinity.config import TransformerArchitecture
 from toprovar_batch.worker.infinity.schedule import scale_schedule
 from toprovar_batch.worker.models import random_transformer
@@ -19,7 +21,8 @@ from toprovar_batch.worker.pruning.calibration import (
 )
 from toprovar_batch.worker.pruning.policies.base import BatchContext
 from toprovar_batch.worker.pruning.policies.toprovar import ToprovarPolicy
-from toprovar_batch.worker.sampler import BatchState, SamplingSettings, sample_codes, text_rows
+from toprovar_batch.worker.sampler import sample_codes
+from toprovar_batch.worker.sampling_settings import SamplingSettings
 
 from .early_toprovar import early_toprovar
 
@@ -37,9 +40,8 @@ def _run(make_policy):
     seeds = torch.arange(PROMPTS)
     with torch.inference_mode():
         text = model.encode_text(text_rows(model, features, [None] * PROMPTS, guided=True))
-        state = BatchState(
-            model, text, SCHEDULE, settings, codebook_dim=8, spatial_patchify=False, backend=PYTORCH
-        )
+        sizes = {"largest_map": (64, 64), "codebook_dim": 8, "spatial_patchify": False}
+        state = BatchRunner(model, text, SCHEDULE, settings, **sizes, backend=PYTORCH)
         policy = make_policy(BatchContext(SCHEDULE, SIZES.depth, seeds))
         sample_codes(state, seeds, policy)
     return state, policy

@@ -5,11 +5,12 @@ import torch
 
 from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.infinity.schedule import RESOLUTIONS, scale_schedule
-from toprovar_batch.worker.pruning.policies.base import BatchContext
+from toprovar_batch.worker.pruning.policies.base import BatchContext, scale_in_proportion
 from toprovar_batch.worker.pruning.policies.build import policy_factory
 from toprovar_batch.worker.pruning.policies.detail import late_scales
 from toprovar_batch.worker.pruning.policies.fastvar import distance_to_mean
 from toprovar_batch.worker.pruning.policies.replay import paper_2b_plan
+from toprovar_batch.worker.pruning.policies.skipvar import decision_scale
 from toprovar_batch.worker.pruning.policies.specs import (
     DenseSpec,
     DetailSpec,
@@ -19,9 +20,9 @@ from toprovar_batch.worker.pruning.policies.specs import (
     SkipvarSpec,
     ToprovarSpec,
 )
+from toprovar_batch.worker.pruning.policies.token_ranking import rank_tokens
 from toprovar_batch.worker.pruning.policies.toprovar import (
     layer_counts,
-    rank_tokens,
     reaches_threshold,
     representative_scale,
 )
@@ -81,6 +82,27 @@ def _by_low_fraction(lows):
 def test_the_representative_scale_is_8_of_13_in_proportion(num_scales, scale):
     assert representative_scale(ToprovarSpec(), num_scales) == scale
     assert representative_scale(ToprovarSpec(representative_scale=1), num_scales) == 1
+
+
+def test_defaults_in_proportion_are_these_at_every_resolution():
+    found = {
+        resolution: (
+            representative_scale(ToprovarSpec(), scales),
+            decision_scale(SkipvarSpec(), scales),
+            *late_scales(DetailSpec(), scales),
+        )
+        for resolution, scales in RESOLUTIONS.items()
+    }
+    assert found == {"0.06M": (4, 3, 5, 4), "0.25M": (6, 4, 7, 6), "0.60M": (7, 6, 8, 7), "1M": (8, 6, 9, 8)}
+
+
+def test_a_scale_in_proportion_keeps_first_last_and_order():
+    for num_scales in range(1, 14):
+        scales = [scale_in_proportion(scale, num_scales) for scale in range(13)]
+        assert scales[0] == 0
+        assert scales[-1] == num_scales - 1
+        assert scales == sorted(scales)
+    assert [scale_in_proportion(scale, 13) for scale in range(13)] == list(range(13))
 
 
 def test_both_directions_of_the_threshold_include_it_and_nan_reaches_neither():

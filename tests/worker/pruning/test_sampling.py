@@ -11,8 +11,10 @@ from toprovar_batch.kernels.bit_sampling import sample_bits, uniform_noise
 from toprovar_batch.kernels.flash_attention import naive as reference
 from toprovar_batch.kernels.layout import TokenLayout
 from toprovar_batch.kernels.ops import PYTORCH
+from toprovar_batch.worker.batch_runner import BatchRunner
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.generated import PhaseTimes
+from toprovar_batch.worker.guidance import text_rows
 from toprovar_batch.worker.infinity import transformer
 from toprovar_batch.worker.infinity.config import TransformerArchitecture
 from toprovar_batch.worker.infinity.flops import transformer_flops
@@ -35,13 +37,14 @@ from toprovar_batch.worker.pruning.policies.specs import (
 )
 from toprovar_batch.worker.pruning.pruning_map import read_pruning_map
 from toprovar_batch.worker.request import GenerationRequest
-from toprovar_batch.worker.sampler import BatchState, SamplingSettings, sample_codes, text_rows
+from toprovar_batch.worker.sampler import sample_codes
+from toprovar_batch.worker.sampling_settings import SamplingSettings
 from toprovar_batch.worker.specs import ArchitectureSpec, EngineSpec, ImageSpec, ModelSpec, RuntimeSpec
 
 from .early_toprovar import early_toprovar
 
 CPU = torch.device("cpu")
-DEPTH, SCHEDULE = 4, scale_schedule(1.0, "0.06M")
+DEPTH, SCHEDULE, SCHEDULE_1M = 4, scale_schedule(1.0, "0.06M"), scale_schedule(1.0, "1M")
 SIZES = TransformerArchitecture(depth=DEPTH, width=64, num_heads=2, text_width=24, bits_per_token=8)
 LENGTHS = (3, 9, 1, 5, 7)
 TOPROVAR = early_toprovar(depth_threshold=0.5, beta=1e-4, a_min=0.2, a_max=1.2)
@@ -111,9 +114,8 @@ def _state(model, prompts, sampling, **options):
     settings = SamplingSettings(**{"cfg_scale": (3.0,) * 7, "temperature": (1.0,) * 7} | sampling)
     rows = text_rows(model, [_features(p) for p in prompts], [None] * len(prompts), guided=settings.guided)
     text = model.encode_text(rows)
-    return BatchState(
-        model, text, SCHEDULE, settings, codebook_dim=8, spatial_patchify=False, backend=PYTORCH, **options
-    )
+    sizes = {"largest_map": SCHEDULE_1M[-1], "codebook_dim": 8, "spatial_patchify": False}
+    return BatchRunner(model, text, SCHEDULE, settings, **sizes, backend=PYTORCH, **options)
 
 
 def _sample(model, spec, prompts, sampling=None, **options):
@@ -283,7 +285,7 @@ def test_pruned_hidden_states_agree_with_a_loop_over_rows(model, monkeypatch, re
     """Each row by itself: its own cache, its own kept tokens, its layers' changes of scale 1 resized."""
     seeds = torch.arange(3)
     inputs, outputs = {}, {}
-    original = BatchState._run_layer
+    original = BatchRunner._run_layer
 
     def record(self, layer, x, size, packed, tokens, rotation, entropy_rows):
         result = original(self, layer, x.clone(), size, packed, tokens, rotation, entropy_rows)
@@ -291,7 +293,7 @@ def test_pruned_hidden_states_agree_with_a_loop_over_rows(model, monkeypatch, re
         inputs[scale, layer], outputs[scale, layer] = x.clone(), result[0].clone()
         return result
 
-    monkeypatch.setattr(BatchState, "_run_layer", record)
+    monkeypatch.setattr(BatchRunner, "_run_layer", record)
     with torch.inference_mode():
         state = _state(model, range(3), {})
         policy = _RandomSets(BatchContext(SCHEDULE, DEPTH, seeds), restore=restore)
@@ -300,7 +302,7 @@ def test_pruned_hidden_states_agree_with_a_loop_over_rows(model, monkeypatch, re
             prompt = row % 3
             features = _features(prompt) if row < 3 else model.unconditional_features(LENGTHS[prompt])
             text = model.encode_text([features])
-            cache = KVCache(SIZES, 1, sum(h * w for h, w in SCHEDULE), 0, CPU, torch.float32, PYTORCH)
+            cache = KVCache(SIZES, 1, sum(h * w for h, w in SCHEDULE), CPU, torch.float32)
             for scale, size in enumerate(SCHEDULE):
                 tokens = size[0] * size[1]
                 part = slice(row * tokens, (row + 1) * tokens)
@@ -327,6 +329,41 @@ def test_pruned_hidden_states_agree_with_a_loop_over_rows(model, monkeypatch, re
             assert lengths == counted
 
 
+class _PrunesOneKeepsAnother(Unobserving):
+    """At one scale prompt 0 runs half of its tokens, restored from nothing, and the changes of prompt 1 are kept."""
+
+    SCALE = 2
+
+    def plan(self, scale_index):
+        dense = self.context.dense(scale_index)
+        if scale_index != self.SCALE:
+            return dense
+        count = dense.num_tokens
+        keys = torch.arange(count).expand(1, 2, count)
+        layers = token_sets([[count // 2, count]] * self.context.depth, keys, count, CPU)
+        return replace(dense, layers=layers, restore=True, changes_of=(1,))
+
+
+def test_changes_are_kept_whole_while_another_prompt_is_restored_from_nothing(model):
+    seeds = torch.arange(2)
+    kept = []
+    for policy in (_PrunesOneKeepsAnother, _KeepsChangesOfBoth):
+        with torch.inference_mode():
+            state = _state(model, range(2), {})
+            sample_codes(state, seeds, policy(BatchContext(SCHEDULE, DEPTH, seeds)))
+        rows, changes = state._changes._kept[0][SCHEDULE[_PrunesOneKeepsAnother.SCALE]]
+        kept.append(changes[[rows[1], rows[3]]])
+    torch.testing.assert_close(kept[0], kept[1], rtol=1e-4, atol=1e-5)
+
+
+class _KeepsChangesOfBoth(Unobserving):
+    """Runs everything and keeps the changes of one scale."""
+
+    def plan(self, scale_index):
+        dense = self.context.dense(scale_index)
+        return replace(dense, changes_of=(0, 1) if scale_index == _PrunesOneKeepsAnother.SCALE else ())
+
+
 def test_the_change_of_a_block_stands_for_the_outputs_of_its_sublayers(model):
     """FastVAR restores self-attention, cross-attention and feed-forward each; resized, their sum is the same."""
     block, size = model.blocks[0], (4, 4)
@@ -338,7 +375,7 @@ def test_the_change_of_a_block_stands_for_the_outputs_of_its_sublayers(model):
     ]
     with torch.inference_mode():
         text = model.encode_text([_features(1)])
-        cache = KVCache(SIZES, 1, 16, 0, CPU, torch.float32, PYTORCH)
+        cache = KVCache(SIZES, 1, 16, CPU, torch.float32)
         x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
         rotation = rope_2d(size, (64, 64), SIZES.head_dim, CPU)
         layout = TokenLayout.dense(1, 16, CPU)

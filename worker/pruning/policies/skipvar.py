@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 
 from toprovar_batch.worker.pruning.plan import ScalePlan
 
-from .base import BatchContext, Unobserving
+from .base import BatchContext, Unobserving, scale_in_proportion
 from .specs import SkipvarSpec
 
 
@@ -35,7 +35,7 @@ def high_frequency_energy(summed_codes: Tensor, size: tuple[int, int]) -> Tensor
 
 def decision_scale(spec: SkipvarSpec, num_scales: int) -> int:
     """The scale after which is decided: the spec's, or the seventh of 13 in proportion, counted from 0."""
-    return round(6 * (num_scales - 1) / 12) if spec.decision_scale is None else spec.decision_scale
+    return scale_in_proportion(6, num_scales) if spec.decision_scale is None else spec.decision_scale
 
 
 class SkipvarPolicy(Unobserving):

@@ -10,22 +10,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.host_values import to_device
-from toprovar_batch.worker.pruning.draw import pruning_noise
+from toprovar_batch.kernels.host_values import to_host
 from toprovar_batch.worker.pruning.plan import ScalePlan, token_sets
 from toprovar_batch.worker.pruning.saliency import bit_certainty, code_smoothness
 from toprovar_batch.worker.pruning.statistics import (
-    floor_count,
-    keep_probability,
-    kept_counts,
     low_entropy_ratio,
     representation_score,
-    resize_maps,
     singular_value_ratio,
 )
 
-from .base import BatchContext
+from .base import BatchContext, scale_in_proportion
+from .latest_maps import LatestMaps, of_prompts
 from .specs import ToprovarSpec
+from .token_ranking import TokenRanking, rank_tokens
 
 # Nats. What differs by less is rounding noise of the model, not information: it would let the same prompt keep other
 # tokens in another batch.
@@ -44,7 +41,7 @@ def representative_scale(spec: ToprovarSpec, num_scales: int) -> int:
     """
     if spec.representative_scale is not None:
         return spec.representative_scale
-    return round(8 * (num_scales - 1) / 12)
+    return scale_in_proportion(8, num_scales)
 
 
 def reaches_threshold(spec: ToprovarSpec, ratio: float) -> bool:
@@ -79,83 +76,18 @@ def layer_counts(
 
 
 @dataclass(frozen=True)
-class TokenRanking:
-    """Which tokens a pruned layer keeps: the `counts` of lowest key.
+class _Reading:
+    """What a plan needs on the host.
 
     Attributes:
-        keys: [K, B, N], K = L or 1 for all layers.
-        counts: [L, B] int64, on the device.
+        ratios: rho of each prompt that was observed in the scale before.
+        scores: [L][B] R, where it was measured and not yet read; else None.
+        token_counts: [B][L] tokens that P_keep gives; zeros where tokens are not pruned.
     """
 
-    keys: Tensor
-    counts: Tensor
-
-
-def rank_tokens(
-    spec: ToprovarSpec, unimportance: Tensor, scores: Tensor, scale_index: int, num_scales: int, seeds: Tensor
-) -> TokenRanking:
-    """Decide how many tokens of each layer and prompt run, and in which order they are taken (Eqs. 5 and 6).
-
-    Args:
-        spec: a_min, a_max, normalisation, selection and floor.
-        unimportance: [K, B, N] at the scale's size, K = L or 1.
-        scores: [L, B] R.
-        scale_index: counted from 0.
-        num_scales: S.
-        seeds: [B] int64, of the draw.
-    """
-    num_layers, num_tokens = scores.shape[0], unimportance.shape[-1]
-    progress = (scale_index + 1) / num_scales
-    probability = keep_probability(
-        unimportance, scores, progress, spec.a_min, spec.a_max, literal=spec.normalisation == "literal"
-    )
-    if spec.selection == "top_count":
-        return TokenRanking(unimportance, kept_counts(probability, spec.keep_ratio_floor))
-    # A token is kept where its noise is below P_keep, so the lowest differences are the ones drawn.
-    keys = pruning_noise(seeds, scale_index, num_layers, num_tokens) - probability
-    drawn = (keys < 0).sum(-1)
-    return TokenRanking(keys, drawn.clamp_min(floor_count(spec.keep_ratio_floor, num_tokens)))
-
-
-class LatestMaps:
-    """Of every prompt the maps of the last scale that gave any, which may differ from prompt to prompt."""
-
-    def __init__(self, context: BatchContext) -> None:
-        """Start with none.
-
-        Args:
-            context: of the batch.
-        """
-        self._context = context
-        self._source: list[int | None] = [None] * context.num_prompts
-        self._maps: dict[int, tuple[tuple[int, ...], Tensor]] = {}  # scale -> its prompts, [K, n, N]
-
-    def update(self, scale_index: int, prompts: Sequence[int], maps: Tensor) -> None:
-        """Take the maps of a scale, [K, n, N] of n prompts."""
-        for prompt in prompts:
-            self._source[prompt] = scale_index
-        self._maps[scale_index] = (tuple(prompts), maps)
-        self._maps = {scale: entry for scale, entry in self._maps.items() if scale in self._source}
-
-    def resized(self, scale_index: int) -> Tensor:
-        """[K, B, N] at the size of a scale; every prompt has maps."""
-        size = self._context.schedule[scale_index]
-        parts: list[Tensor] = []
-        order: list[int] = []
-        for source, (prompts, maps) in self._maps.items():
-            places = [place for place, prompt in enumerate(prompts) if self._source[prompt] == source]
-            order += [prompts[place] for place in places]
-            chosen = _select(maps, places)
-            parts.append(resize_maps(chosen.unflatten(-1, self._context.schedule[source]), size))
-        joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return _select(joined, [order.index(prompt) for prompt in range(self._context.num_prompts)])
-
-
-def _select(maps: Tensor, places: Sequence[int]) -> Tensor:
-    """[K, n, N] maps of some prompts, in the order given."""
-    if list(places) == list(range(maps.shape[1])):
-        return maps
-    return maps[:, to_device(places, maps.device)]
+    ratios: dict[int, float]
+    scores: list[list[float]] | None
+    token_counts: list[list[int]]
 
 
 class ToprovarPolicy:
@@ -197,7 +129,7 @@ class ToprovarPolicy:
             self._latest.update(scale_index, prompts, bit_certainty(logits)[None])
         if summed_codes is not None:
             smooth = code_smoothness(summed_codes, self._context.schedule[scale_index])
-            self._latest.update(scale_index, prompts, _select(smooth[None], prompts))
+            self._latest.update(scale_index, prompts, of_prompts(smooth[None], prompts))
 
     def low_entropy_ratio(self, prompt: int) -> list[float | None]:
         """Rho of each scale, of the map averaged over layers and heads; None where it was not measured."""
@@ -216,14 +148,17 @@ class ToprovarPolicy:
 
     def _prune(self, dense: ScalePlan, scale_index: int) -> ScalePlan:
         ratios, ranking = self._take_in(scale_index)
-        token_counts = self._read(scale_index, ratios, ranking)
+        reading = self._read(ratios, ranking)
+        self._settle(scale_index, reading)
         if all(start is None for start in self._start):
             return dense
         of_prompt = [
             layer_counts(self._spec, scores, counts, dense.num_tokens)
             if start is not None
             else [dense.num_tokens] * self._context.depth
-            for start, scores, counts in zip(self._start, self._scores_by_prompt, token_counts, strict=True)
+            for start, scores, counts in zip(
+                self._start, self._scores_by_prompt, reading.token_counts, strict=True
+            )
         ]
         counts = list(zip(*of_prompt, strict=True))  # [L][B]
         keys = None if ranking is None else ranking.keys
@@ -253,35 +188,36 @@ class ToprovarPolicy:
         scores, seeds = self._scores, self._context.seeds
         return ratios, rank_tokens(spec, maps, scores, scale_index, self._num_scales, seeds)
 
-    def _read(self, scale_index: int, ratios: Tensor | None, ranking: TokenRanking | None) -> list[list[int]]:
-        """Bring rho, R and the counts to the host in one go, and settle the prompts that reach the threshold.
+    def _read(self, ratios: Tensor | None, ranking: TokenRanking | None) -> _Reading:
+        """Bring rho, R and the counts to the host in one go: the one wait for the device."""
+        unread_scores = self._spec.layer_pruning and self._host_scores is None
+        wanted = {
+            "ratios": ratios,
+            "scores": self._scores if unread_scores else None,
+            "counts": None if ranking is None else ranking.counts.mT,
+        }
+        found = to_host({name: tensor for name, tensor in wanted.items() if tensor is not None})
+        context = self._context
+        return _Reading(
+            ratios=dict(zip(self._unsettled, found["ratios"].tolist(), strict=True))
+            if "ratios" in found
+            else {},
+            scores=found["scores"].tolist() if "scores" in found else None,
+            token_counts=found["counts"].long().tolist()
+            if "counts" in found
+            else [[0] * context.depth] * context.num_prompts,
+        )
 
-        Returns:
-            [B][L] tokens that P_keep gives; zeros where tokens are not pruned.
-        """
-        spec, unsettled = self._spec, self._unsettled
-        shape = (self._context.num_prompts, self._context.depth)
-        counts = torch.zeros(shape, device=self._scores.device) if ranking is None else ranking.counts.mT
-        new_scores = spec.layer_pruning and self._host_scores is None
-        parts = [
-            ratios,
-            self._scores.flatten() if new_scores else None,
-            counts.flatten() if ranking else None,
-        ]
-        given = [part.double() for part in parts if part is not None]
-        values = iter(torch.cat(given).tolist() if given else [])  # the one wait for the device
-        for prompt in unsettled if ratios is not None else ():
-            ratio = next(values)
+    def _settle(self, scale_index: int, reading: _Reading) -> None:
+        """Note what was measured; the prompts that reach the threshold are pruned from this scale on."""
+        for prompt, ratio in reading.ratios.items():
             self._ratios[prompt][scale_index - 1] = None if math.isnan(ratio) else ratio
-            if spec.scale_pruning and reaches_threshold(spec, ratio):
+            if self._spec.scale_pruning and reaches_threshold(self._spec, ratio):
                 self._start[prompt] = scale_index
-        if not spec.scale_pruning:
+        if not self._spec.scale_pruning:
             self._start = [scale_index if start is None else start for start in self._start]
-        if new_scores:
-            self._host_scores = [[next(values) for _ in range(shape[0])] for _ in range(shape[1])]
-        if ranking is None:
-            return [[0] * shape[1]] * shape[0]
-        return [[int(next(values)) for _ in range(shape[1])] for _ in range(shape[0])]
+        if reading.scores is not None:
+            self._host_scores = reading.scores
 
     def _with_observations(self, plan: ScalePlan, scale_index: int) -> ScalePlan:
         """Ask for what a later decision needs, and for no more."""

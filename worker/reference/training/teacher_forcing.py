@@ -12,7 +12,7 @@ from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
 from toprovar_batch.kernels.ops import Backend, qk_norm_rope
 from toprovar_batch.worker.infinity.bsq import ResidualSum, code_maps_to_tokens
 from toprovar_batch.worker.infinity.rope import rope_2d
-from toprovar_batch.worker.infinity.schedule import ScaleSchedule, scale_schedule
+from toprovar_batch.worker.infinity.schedule import ScaleSchedule, largest_map
 from toprovar_batch.worker.infinity.transformer import Infinity, TextContext
 
 
@@ -83,7 +83,7 @@ def corrupt(
 
 def all_rotations(schedule: ScaleSchedule, head_dim: int, device: torch.device) -> Tensor:
     """[total L, D / 2] complex64: the rotations of all scales, one after the other."""
-    largest = scale_schedule(1.0, "1M")[-1]
+    largest = largest_map(1.0)
     return torch.cat([rope_2d(size, largest, head_dim, device) for size in schedule])
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from toprovar_batch.kernels.ops import PYTORCH
+from toprovar_batch.worker.batch_runner import BatchRunner
 from toprovar_batch.worker.infinity.bsq import ResidualSum, code_maps_to_tokens, quantize, tokens_to_bit_maps
 from toprovar_batch.worker.infinity.checkpoint import save_plain
 from toprovar_batch.worker.infinity.config import T5Architecture, TransformerArchitecture, VaeArchitecture
@@ -39,7 +40,7 @@ from toprovar_batch.worker.reference.training.text_training import (
     tokenize,
 )
 from toprovar_batch.worker.reference.training.vae_training import quantized, vae_loss
-from toprovar_batch.worker.sampler import BatchState, SamplingSettings
+from toprovar_batch.worker.sampling_settings import SamplingSettings
 
 CPU = torch.device("cpu")
 SCHEDULE = scale_schedule(1.0, "0.06M")
@@ -90,10 +91,8 @@ def test_teacher_forcing_gives_the_logits_of_the_sampler(tokenizer):
         )
         count = len(SCHEDULE)
         settings = SamplingSettings((1.0,) * count, (1.0,) * count)
-        state = BatchState(
-            model.transformer, text, SCHEDULE, settings,
-            codebook_dim=8, spatial_patchify=False, backend=PYTORCH,
-        )  # fmt: skip
+        sizes = {"largest_map": (64, 64), "codebook_dim": 8, "spatial_patchify": False}
+        state = BatchRunner(model.transformer, text, SCHEDULE, settings, **sizes, backend=PYTORCH)
         start = 0
         for scale_index, (height, width) in enumerate(SCHEDULE):
             stop = start + height * width

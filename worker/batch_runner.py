@@ -1,0 +1,234 @@
+"""The transformer over one batch: a scale's plan in, its guided logits out.
+
+The steps stand alone, so that a verification can feed recorded bits.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from toprovar_batch.kernels.layout import TokenLayout
+from toprovar_batch.kernels.ops import Backend
+
+from .guidance import guide_rows, guide_states
+from .infinity.bsq import ResidualSum, tokens_to_bit_maps
+from .infinity.kv_cache import KVCache
+from .infinity.rope import rope_2d
+from .infinity.schedule import ScaleSchedule
+from .infinity.transformer import Infinity, TextContext
+from .pruning.history import BatchHistory, count_layers
+from .pruning.packing import LayerTokens, PackedScale
+from .pruning.plan import ScalePlan
+from .pruning.restoration import LayerChanges
+from .sampling_settings import SamplingSettings
+
+
+@dataclass
+class ScaleOutput:
+    """What the transformer gives at one scale, for the P prompts that run in it.
+
+    Attributes:
+        logits: [A, L, 2D] float32 before temperature and guidance, of the rows that run; only the conditional ones
+            where they are all that is needed.
+        guided: [P, L, 2D] float32, divided by the temperature.
+        packed: which rows and prompts these are.
+        layers_run: [P, L] int64, how many layers each token ran; None where nobody asks.
+        entropies: per layer [R, L] float32 nats; empty unless asked for.
+    """
+
+    logits: Tensor
+    guided: Tensor
+    packed: PackedScale
+    layers_run: Tensor | None = None
+    entropies: list[Tensor] = field(default_factory=list)
+
+
+class BatchRunner:
+    """Runs the transformer on a batch, scale by scale, and keeps its caches and the sum of its codes.
+
+    Attributes:
+        finite: [B] bool, False for an image that met a logit that is no finite number.
+        history: what has run.
+    """
+
+    def __init__(
+        self,
+        model: Infinity,
+        text: TextContext,
+        schedule: ScaleSchedule,
+        settings: SamplingSettings,
+        *,
+        largest_map: tuple[int, int],
+        codebook_dim: int,
+        spatial_patchify: bool,
+        backend: Backend,
+        count_layers: bool = False,
+    ) -> None:
+        """Reserve the caches of a batch.
+
+        Args:
+            model: the transformer.
+            text: of all R rows, conditional ones first.
+            schedule: token map sizes, coarse to fine.
+            settings: resolved for the schedule.
+            largest_map: (height, width) over which positions are spread, see `schedule.largest_map`.
+            codebook_dim: code bits z.
+            spatial_patchify: whether a token holds 2 x 2 codes.
+            backend: of the kernels.
+            count_layers: count for the history how many layers each token runs.
+        """
+        self.model, self.text, self.schedule, self.settings = model, text, schedule, settings
+        self.spatial_patchify = spatial_patchify
+        self.num_rows = text.cond.shape[0]
+        self.batch = self.num_rows // 2 if settings.guided else self.num_rows
+        *earlier, last = (h * w for h, w in schedule)
+        self.cache = KVCache(
+            model.sizes, self.num_rows, sum(earlier), last, model.device, model.dtype, backend
+        )
+        self.codes = ResidualSum(schedule, self.batch, codebook_dim, spatial_patchify, model.device)
+        self.finite = torch.ones(self.batch, dtype=torch.bool, device=model.device)
+        self.history = BatchHistory(schedule, guided=settings.guided)
+        self._count_layers = count_layers
+        self._changes = LayerChanges(model.sizes.depth, self.batch)
+        self._largest_map = largest_map
+
+    def run_scale(
+        self,
+        scale_index: int,
+        plan: ScalePlan | None = None,
+        observe: Callable[[int, int, Tensor], None] | None = None,
+        *,
+        with_entropy: bool = False,
+    ) -> ScaleOutput:
+        """Run the transformer on a scale; `add_bits` of the scale before must have been called.
+
+        Args:
+            scale_index: counted from 0.
+            plan: what runs, of at least one prompt; None: all tokens of all prompts.
+            observe: takes (scale, layer, entropy [n, N]) of the prompts in the plan's `entropy_of`.
+            with_entropy: give every row's entropies, for which the plan must be dense.
+        """
+        model = self.model
+        size = self.schedule[scale_index]
+        if plan is None:
+            plan = ScalePlan.dense(size[0] * size[1], model.sizes.depth, self.batch)
+        packed = PackedScale(plan, self.num_rows, model.device)
+        rotation = rope_2d(size, self._largest_map, model.sizes.head_dim, model.device)
+        if scale_index == len(self.schedule) - 1:
+            self.cache.enter_last_scale()
+        x = self._embed(scale_index, packed)
+        cfg = self.settings.cfg_scale[scale_index]
+        # A prompt's conditional row has its number.
+        entropy_rows = tuple(range(self.num_rows)) if with_entropy else plan.entropy_of
+        entropies, run = [], []
+        for layer in range(model.sizes.depth):
+            tokens = packed.layer_tokens(layer, x)
+            run.append(tokens)
+            x, entropy = self._run_layer(layer, x, size, packed, tokens, rotation, entropy_rows)
+            if entropy is not None:
+                maps = entropy.unflatten(0, (len(entropy_rows), -1))
+                if with_entropy:
+                    entropies.append(maps)
+                elif observe is not None:
+                    observe(scale_index, layer, maps)
+            if cfg != 1 and layer - model.sizes.depth in self.settings.cfg_insertion_layers:
+                x = guide_states(x, packed, cfg)
+        counted = self._count_layers or plan.code_layers > 0
+        layers_run = count_layers(packed, run) if counted else None
+        return self._predict(x, scale_index, packed, layers_run, entropies)
+
+    def _run_layer(
+        self,
+        layer: int,
+        x: Tensor,
+        size: tuple[int, int],
+        packed: PackedScale,
+        tokens: LayerTokens | None,
+        rotation: Tensor,
+        entropy_rows: Sequence[int],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run a block on some tokens of the hidden state [A * N, C]; the others pass, or are restored."""
+        after, entropy = x, None
+        if tokens is not None:
+            inputs = x if tokens.positions is None else x[tokens.positions]
+            after, entropy = self.model.blocks[layer](
+                inputs,
+                self.text.blocks[layer],
+                self.text.text_lengths,
+                tokens.layout,
+                rotation,
+                self.cache,
+                layer,
+                entropy_rows=entropy_rows,
+            )
+        if tokens is None or tokens.positions is not None:
+            if packed.plan.restore:
+                others = self._changes.restore(layer, size, packed, tokens, x)
+            else:
+                others = x.clone() if packed.plan.changes_of else x  # x is compared with the output below
+            if tokens is not None and tokens.positions is not None:
+                others.index_copy_(0, tokens.positions, after)
+            after = others
+        if packed.plan.changes_of:
+            self._changes.keep(layer, size, packed, x, after)
+        return after, entropy
+
+    def _embed(self, scale_index: int, packed: PackedScale) -> Tensor:
+        """[A * N, C] input of a scale, the same tokens for both branches."""
+        if scale_index == 0:
+            first = self.model.embed_first(self.text)
+            return first if packed.is_whole else first[packed.row_index]
+        codes = self.codes.tokens(scale_index)
+        embedded = self.model.embed(codes, scale_index)  # [B, L, C]
+        if packed.is_whole:
+            return embedded.repeat(self.num_rows // self.batch, 1, 1).flatten(0, 1)
+        return embedded[packed.on_device(packed.row_prompts)].flatten(0, 1)
+
+    def _predict(
+        self,
+        x: Tensor,
+        scale_index: int,
+        packed: PackedScale,
+        layers_run: Tensor | None,
+        entropies: list[Tensor],
+    ) -> ScaleOutput:
+        settings = self.settings
+        cfg = settings.cfg_scale[scale_index]
+        on_logits = cfg != 1 and 0 in settings.cfg_insertion_layers
+        num_prompts, length = len(packed.prompts), packed.plan.num_tokens
+        rows = len(packed.rows) if on_logits else num_prompts
+        head_layout = TokenLayout.dense(rows, length, x.device)
+        cond = self.text.cond[:rows] if packed.is_whole else self.text.cond[packed.row_index[:rows]]
+        logits = self.model.logits(x[: rows * length], cond, head_layout)
+        logits = head_layout.by_row(logits)
+        tempered = logits / settings.temperature[scale_index]
+        if on_logits:
+            tempered = guide_rows(tempered, packed, cfg)[:num_prompts]
+        finite = tempered.isfinite().all(dim=-1).all(dim=-1)
+        if num_prompts == self.batch:
+            self.finite &= finite
+        else:
+            self.finite[packed.prompt_index] &= finite
+        return ScaleOutput(logits, tempered, packed, layers_run, entropies)
+
+    def add_bits(self, scale_index: int, bits: Tensor, output: ScaleOutput | None = None) -> None:
+        """Add a scale's bits to the sum of codes.
+
+        Args:
+            scale_index: counted from 0.
+            bits: [P, L, D] of the prompts that ran.
+            output: of the scale, where not all prompts ran or not all of their tokens count.
+        """
+        size = self.schedule[scale_index]
+        maps = tokens_to_bit_maps(bits, size, self.spatial_patchify)
+        if output is None:
+            self.codes.add(scale_index, maps)
+            return
+        packed, counted = output.packed, None
+        if packed.plan.code_layers and output.layers_run is not None:
+            enough = output.layers_run >= packed.plan.code_layers  # [P, L]
+            counted = tokens_to_bit_maps(enough[..., None].expand(bits.shape), size, self.spatial_patchify)
+        prompts = None if len(packed.prompts) == self.batch else packed.prompt_index
+        self.codes.add(scale_index, maps, prompts, counted)
