@@ -1,46 +1,86 @@
-"""Runs a warp-specialised Gluon kernel on the CPU: a thread for each partition, barriers, and copies that take time.
+"""Runs a warp-specialised Gluon kernel on the CPU: its parts in turns, barriers, and copies that take time.
 
 Triton interprets no Gluon. What is emulated is what such a kernel gets wrong: who waits for whom, and which bytes
-are there when. A copy makes its destination NaN at once and delivers later; a matrix product reads its operands only
-when it is waited for. So reading too early, or freeing a buffer too early, gives NaN, and a missing arrival times out.
+are there when. It is seen in three ways:
+
+- A missing arrival is a deadlock.
+- A copy makes its destination NaN at once and delivers when the schedule says so. A product reads when it is waited
+  for. So what is read too early is NaN.
+- Each part carries what it knows to be over, and hands it on through barriers alone. Who reads must know that the copy
+  has arrived, who copies that all readers are done, and who arrives that the phase before is over. So a race is
+  seen also where the order happens to be harmless.
+
 Layouts and registers mean nothing here.
 """
 
 import builtins
-import random
-import threading
+import math
 import types
+from collections import defaultdict
 from pathlib import Path
 
 import torch
 
-_PATIENCE = 20.0  # seconds that a barrier is waited for before the kernel counts as stuck
+from .interleaving import Interleaving
 
 
 class Barrier:
-    """An mbarrier: a phase ends when all arrivals and all announced bytes have come."""
+    """An mbarrier: a phase ends when all arrivals and all announced bytes have come.
+
+    It gathers what those that come know. Who waits for the phase learns that.
+    """
 
     def __init__(self):
-        self.changed = threading.Condition()
         self.phase = self.count = self.missing = self.bytes = 0
+        self.knowledge, self._gathered = {}, {}
 
     def start(self, count):
         self.count = self.missing = count
 
-    def come(self, arrivals=0, announced=0, delivered=0):
-        with self.changed:
-            assert arrivals <= self.missing, "more arrivals than the barrier counts"
-            self.missing -= arrivals
-            self.bytes += announced - delivered
-            if self.missing == 0 and self.bytes == 0:
-                self.phase += 1
-                self.missing = self.count
-                self.changed.notify_all()
+    def arrive(self, part, arrivals, announced=0):
+        assert includes(part.knowledge, self.knowledge), "an arrival comes before the phase is surely over"
+        assert arrivals <= self.missing, "more arrivals than the barrier counts"
+        self.come(part.knowledge, arrivals, announced)
 
-    def wait(self, parity):
-        with self.changed:
-            done = self.changed.wait_for(lambda: self.phase & 1 != parity, _PATIENCE)
-            assert done, "a barrier was never passed"
+    def come(self, knowledge, arrivals=0, announced=0, delivered=0):
+        learn(self._gathered, knowledge)
+        self.missing -= arrivals
+        self.bytes += announced - delivered
+        if self.missing == 0 and self.bytes == 0:
+            self.phase += 1
+            self.missing = self.count
+            self.knowledge, self._gathered = self._gathered, {}
+
+    def has_passed(self, parity):
+        return self.phase & 1 != parity
+
+
+def learn(knowledge, more):
+    """Add what is over by `more`: for each part and copy, how many of its steps."""
+    for actor, steps in more.items():
+        knowledge[actor] = max(knowledge.get(actor, 0), steps)
+
+
+def includes(knowledge, part_of_it):
+    """Whether all of `part_of_it` is known."""
+    return all(knowledge.get(actor, 0) >= steps for actor, steps in part_of_it.items())
+
+
+class Uses:
+    """Who copied into a piece of shared memory last, who read it since, and who stored to it without a fence."""
+
+    def __init__(self):
+        self.copy, self.readers, self.unfenced = {}, {}, set()
+
+    def read(self, part):
+        """Who stores counts as a reader: groups store the same values, so their order does not matter."""
+        assert includes(part.knowledge, self.copy), "a copy is read that was not waited for"
+        self.readers[part.index] = part.knowledge[part.index]
+
+    def replace(self, part, copy):
+        assert includes(part.knowledge, self.copy), "a copy starts over one that was not waited for"
+        assert includes(part.knowledge, self.readers), "a copy starts over what may still be read"
+        self.copy, self.readers = {copy: 1}, {}
 
 
 class Shared:
@@ -48,19 +88,27 @@ class Shared:
 
     layout = None
 
-    def __init__(self, data):
-        self.data, self.dtype = data, data.dtype
+    def __init__(self, data, emulator):
+        self.data, self.dtype, self._emulator = data, data.dtype, emulator
 
     def index(self, index):
-        return Shared(self.data[int(index)])
+        return Shared(self.data[int(index)], self._emulator)
 
     def permute(self, order):
-        return Shared(self.data.permute(order))
+        return Shared(self.data.permute(order), self._emulator)
+
+    @property
+    def uses(self):
+        return self._emulator.uses[self.data.data_ptr()]
 
     def load(self, _layout):
+        self.uses.read(self._emulator.pause())
         return self.data.clone()
 
     def store(self, value):
+        part = self._emulator.pause()
+        self.uses.read(part)
+        self.uses.unfenced.add(part.index)
         self.data.copy_(value)
 
 
@@ -94,27 +142,39 @@ class Pointer:
 
 
 class Product:
-    """A matrix product in flight; may not be used before it is waited for."""
+    """A matrix product in flight; may not be used before it is waited for, and reads at any time until then."""
 
-    def __init__(self, a, b, acc, use_acc):
-        self.operands, self.value = (a, b, acc, use_acc), None
+    def __init__(self, part, operands, acc):
+        self.part, self.value = part, None
+        self._operands, self._acc = operands, acc
+        for uses in self._read():
+            assert part.index not in uses.unfenced, "a product reads what was stored without a fence"
+
+    def _read(self):
+        shared = [operand.uses for operand in self._operands if isinstance(operand, Shared)]
+        for uses in shared:
+            uses.read(self.part)
+        return shared
 
     def finish(self):
-        if self.value is None:
-            a, b, acc, use_acc = self.operands
-            a, b = (x.data if isinstance(x, Shared) else x for x in (a, b))
-            self.value = a.float() @ b.float() + (acc if use_acc else 0)
-            self.operands = None
+        self._read()
+        a, b = (x.data if isinstance(x, Shared) else x for x in self._operands)
+        self.value = a.float() @ b.float() + self._acc
 
 
 class Emulator:
     """The names that a kernel's module uses, for one program after another."""
 
-    def __init__(self, seed=0):
-        self._random = random.Random(seed)
-        self._local = threading.local()
-        self._failures, self._copies = [], []
+    def __init__(self, schedule):
+        self._turns = Interleaving(schedule)
+        self._products = []  # in flight, of all parts
+        self.uses = defaultdict(Uses)  # by address
         self.program = self.programs = 0
+
+    @property
+    def trace(self):
+        """Who went on and which copies arrived, in their order."""
+        return self._turns.trace
 
     def launch(self, module, kernel, programs, *arguments, **constants):
         """Run `kernel` of the module's source text as `programs` programs."""
@@ -125,12 +185,12 @@ class Emulator:
             "mbarrier": types.SimpleNamespace(
                 MBarrierLayout=lambda: "barriers",
                 init=lambda barrier, count: barrier.start(count),
-                expect=lambda barrier, nbytes: barrier.come(arrivals=1, announced=nbytes),
-                arrive=lambda barrier, count: barrier.come(arrivals=count),
-                wait=lambda barrier, phase, pred=True: barrier.wait(int(phase)) if pred else None,
+                expect=lambda barrier, nbytes: self._arrive(barrier, 1, nbytes),
+                arrive=self._arrive,
+                wait=lambda barrier, phase, pred=True: self._wait(barrier, int(phase)) if pred else None,
             ),
             "tma": types.SimpleNamespace(async_load=self._copy),
-            "fence_async_shared": lambda: None,
+            "fence_async_shared": self._fence,
             "range": lambda *ends: map(torch.tensor, builtins.range(*map(int, ends))),
         }
         source = Path(module).read_text()
@@ -139,11 +199,9 @@ class Emulator:
         exec(compile("GROUP = " + body, str(module), "exec"), namespace)
         self.programs = programs
         for self.program in builtins.range(programs):
+            self.uses.clear()
             namespace[kernel](*arguments, **constants)
-            for copy in self._copies:
-                copy.join()
-            if self._failures:
-                raise self._failures[0]
+            assert not self._products, "a product is in flight when its program ends"
 
     def _language(self):
         def where(condition, yes, no):
@@ -159,7 +217,7 @@ class Emulator:
         def allocate(dtype, shape, _layout):
             if _layout == "barriers":
                 return Barriers(Barrier() for _ in builtins.range(shape[0]))
-            return Shared(torch.full(shape, float("nan"), dtype=dtype))
+            return Shared(torch.full(shape, math.nan, dtype=dtype), self)
 
         return types.SimpleNamespace(
             constexpr=lambda value: value,
@@ -185,53 +243,60 @@ class Emulator:
             load=load,
             store=store,
             allocate_shared_memory=allocate,
-            warp_specialize=self._specialize,
+            warp_specialize=lambda parts, _warps, _registers: self._turns.run(parts),
             **dict.fromkeys(
                 ("NVMMADistributedLayout", "DotOperandLayout", "SliceLayout", "BlockedLayout"),
                 lambda *_: None,
             ),
         )
 
-    def _specialize(self, partitions, _warps, _registers):
-        def run(function, arguments):
-            try:
-                function(*arguments)
-            except BaseException as failure:  # noqa: BLE001 - handed to the thread that launched
-                self._failures.append(failure)
+    def pause(self, can_go_on=lambda: True, awaited=None):
+        """Let others go first. Returns the part that calls."""
+        return self._turns.pause(can_go_on, awaited)
 
-        threads = [threading.Thread(target=run, args=partition, daemon=True) for partition in partitions]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    def _arrive(self, barrier, count, announced=0):
+        part = self.pause()
+        barrier.arrive(part, count, announced)
+        part.knowledge[part.index] += 1
+
+    def _wait(self, barrier, parity):
+        part = self.pause(lambda: barrier.has_passed(parity), barrier)
+        learn(part.knowledge, barrier.knowledge)
+
+    def _fence(self):
+        if part := self._turns.current:  # before the parts begin nothing is stored
+            for uses in self.uses.values():
+                uses.unfenced.discard(part.index)
 
     def _copy(self, descriptor, corner, barrier, destination):
+        part = self.pause()
         rows, columns = (int(x) for x in corner)
         height, width = descriptor.block_shape
         block = torch.zeros(height, width, dtype=descriptor.dtype)
-        part = descriptor.matrix[rows : rows + height, columns : columns + width]
-        block[: part.shape[0], : part.shape[1]] = part
-        destination.data.fill_(float("nan"))
+        matrix = descriptor.matrix[rows : rows + height, columns : columns + width]
+        block[: matrix.shape[0], : matrix.shape[1]] = matrix
 
         def deliver():
-            destination.store(block)
-            barrier.come(delivered=descriptor.block_type.nbytes)
+            destination.data.copy_(block)
+            barrier.come(knowledge, delivered=descriptor.block_type.nbytes)
 
-        timer = threading.Timer(self._random.uniform(0, 0.003), deliver)
-        timer.start()
-        self._copies.append(timer)
+        name = self._turns.start_copy(barrier, deliver)
+        knowledge = part.knowledge | {name: 1}
+        destination.uses.replace(part, name)
+        destination.data.fill_(math.nan)
 
     def warpgroup_mma(self, a, b, acc, *, use_acc=True, is_async=False):
         assert is_async
-        product = Product(a, b, acc, use_acc)
-        self._local.flying = [*getattr(self._local, "flying", []), product]
+        product = Product(self.pause(), (a, b), acc if use_acc else 0)
+        self._products.append(product)
         return product
 
     def warpgroup_mma_wait(self, num_outstanding, deps):
-        flying = self._local.flying
+        part = self.pause()
+        flying = [product for product in self._products if product.part is part]
         for product in flying[: len(flying) - num_outstanding]:
             product.finish()
-        self._local.flying = flying[len(flying) - num_outstanding :]
+            self._products.remove(product)
         values = tuple(x.value if isinstance(x, Product) else x for x in deps)
         assert all(value is not None for value in values), "a product is used before it is done"
         return values[0] if len(values) == 1 else values
