@@ -302,7 +302,7 @@ def test_pruned_hidden_states_agree_with_a_loop_over_rows(model, monkeypatch, re
             prompt = row % 3
             features = _features(prompt) if row < 3 else model.unconditional_features(LENGTHS[prompt])
             text = model.encode_text([features])
-            cache = KVCache(SIZES, 1, sum(h * w for h, w in SCHEDULE), CPU, torch.float32)
+            cache = KVCache(SIZES, 1, sum(h * w for h, w in SCHEDULE), 0, CPU, torch.float32, PYTORCH)
             for scale, size in enumerate(SCHEDULE):
                 tokens = size[0] * size[1]
                 part = slice(row * tokens, (row + 1) * tokens)
@@ -375,7 +375,7 @@ def test_the_change_of_a_block_stands_for_the_outputs_of_its_sublayers(model):
     ]
     with torch.inference_mode():
         text = model.encode_text([_features(1)])
-        cache = KVCache(SIZES, 1, 16, CPU, torch.float32)
+        cache = KVCache(SIZES, 1, 16, 0, CPU, torch.float32, PYTORCH)
         x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
         rotation = rope_2d(size, (64, 64), SIZES.head_dim, CPU)
         layout = TokenLayout.dense(1, 16, CPU)
