@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test check format
+.PHONY: help install dev demo test test-fast check format
 
 help:
 	@echo "make demo    generate the demo dataset on this machine, and draw it as outputs/demo.jpg"
 	@echo "make test    run the tests (CPU only)"
+	@echo "make test-fast    run the tests that take at most five seconds each"
 	@echo "make check   lint, formatting and types"
 	@echo "make format  format the code and mend what the linter can"
 
@@ -29,6 +30,9 @@ demo: install
 
 test: dev
 	$(BIN)/python -m pytest
+
+test-fast: dev
+	$(BIN)/python -m pytest -m "not slow"
 
 check: dev
 	$(BIN)/ruff check .

@@ -37,6 +37,7 @@ def test_json_has_every_batch_with_its_split():
     assert "python" in record
 
 
+@pytest.mark.slow
 def test_policies_are_timed_by_name_or_file(tmp_path):
     file = tmp_path / "exit.yaml"
     file.write_text("name: fixed_exit\nstart_scale: 5\nprovenance: {date: 2026-01-01}\n")

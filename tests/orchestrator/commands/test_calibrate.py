@@ -33,6 +33,7 @@ def _calibrate(*arguments):
     return CliRunner().invoke(main, ["calibrate", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_a_job_under_the_written_policy_does_the_promised_work(write_job, tmp_path, ray_cluster):
     job, file, replay = write_job(), tmp_path / "found.yaml", tmp_path / "replay.yaml"
     wish = ("--prompts", 8, "--fraction", 0.6, "--global-layers", 0.5)
@@ -85,6 +86,7 @@ def test_samples_are_spread_over_the_good_ones(write_job, tmp_path):
     assert choose_sample(plan, 100).num_rows == 8
 
 
+@pytest.mark.slow
 def test_a_loss_in_likeness_is_searched_by_generating(write_job, tmp_path):
     file = tmp_path / "found.yaml"
     settings = ("policy=detail", "policy.first_scale=4", "policy.conditional_from=7")
@@ -102,6 +104,7 @@ def test_a_loss_in_likeness_is_searched_by_generating(write_job, tmp_path):
     assert load_job(write_job(), [f"policy.file={file}"]).policy.name == "detail"
 
 
+@pytest.mark.slow
 def test_work_of_detail_is_searched_by_generating(write_job, tmp_path):
     file = tmp_path / "found.yaml"
     wish = ("--prompts", 2, "--fraction", 0.4, "--set", "policy=detail", "--set", "policy.first_scale=4")

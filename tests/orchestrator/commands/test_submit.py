@@ -52,6 +52,7 @@ def test_prompts_in_images_out_with_the_real_engine(write_job, tmp_path, run_cli
     assert rows["wor"]["sample_ms"] > 0
 
 
+@pytest.mark.slow
 def test_a_pruned_job_tells_what_it_saved(write_job, tmp_path, run_cli):
     job = write_job(["a cat", "two red cubes"], shard_size=1)
     pruning = (

@@ -492,6 +492,7 @@ def _engine(policy, resolution="0.06M", h_div_w=1.0):
     return engine
 
 
+@pytest.mark.slow
 def test_watching_prompts_and_keeping_their_tokens_changes_no_picture_on_any_device():
     # On a GPU one kernel watches and another attends up to 1,023 queries, from 1,024 on one may do both.
     sizes = {"depth": 2, "width": 256, "num_heads": 2, "vae_channel_multipliers": (1,) * 5}

@@ -31,6 +31,7 @@ def engine():
     return engine
 
 
+@pytest.mark.slow
 def test_policies_are_compared_over_the_same_prompts_and_seeds(engine):
     prompts = task_prompts("counting", 2)
     policies = {
@@ -83,6 +84,7 @@ def test_an_unknown_comparison_is_named(tmp_path):
     assert "stairs" in result.output
 
 
+@pytest.mark.slow
 def test_every_scale_of_a_dense_run_is_held_against_complexity(engine):
     record = study(engine, 5, 3)
     assert set(record["statistics"]) == {"low_entropy_ratio", "attn_entropy", "bit_entropy", "change"}

@@ -53,6 +53,7 @@ def test_they_load_as_any_other_model():
     assert text.features.shape[1] == preset.transformer.text_width
 
 
+@pytest.mark.slow
 def test_the_vae_reconstructs_scenes_that_training_has_not_shown():
     files = model_files(TINY)
     vae = load_vae(get_preset("tiny").vae, fetch(files.vae), CPU, torch.float32, with_encoder=True)

@@ -84,6 +84,7 @@ def _compare(name: str) -> None:
     assert (want.visible_fraction - got.visible_fraction).abs().max() < 0.01, report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_fused_and_reference_pictures_agree(name: str) -> None:
     pytest.importorskip("triton")

@@ -194,6 +194,7 @@ def test_compression_without_rounding_would_change_nothing(rendered, monkeypatch
     torch.testing.assert_close(worse, rendered[0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss_until_the_detector_finds_the_truth(monkeypatch):
     monkeypatch.setattr("toprovar_batch.worker.reference.scoring.detector.WORKING_SIDE", 128)
     torch.manual_seed(0)
@@ -261,6 +262,7 @@ def test_a_file_that_is_no_scorer_is_refused(tmp_path):
         load_scorer(CPU, path)
 
 
+@pytest.mark.slow
 def test_the_training_command_leaves_a_scorer_and_its_record(tmp_path, monkeypatch):
     monkeypatch.setattr("toprovar_batch.worker.reference.scoring.detector.WORKING_SIDE", 64)
     monkeypatch.setattr(detector_training, "REFERENCE_SIDES", (32, 64))
