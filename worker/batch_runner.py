@@ -93,6 +93,7 @@ class BatchRunner:
         self._count_layers = count_layers
         self._changes = LayerChanges(model.sizes.depth, self.batch)
         self._largest_map = largest_map
+        self._texts = {self.num_rows: text}  # views of its first rows, by their number
 
     def run_scale(
         self,
@@ -152,11 +153,12 @@ class BatchRunner:
         """Run a block on some tokens of the hidden state [A * N, C]; the others pass, or are restored."""
         after, entropy = x, None
         if tokens is not None:
+            text = self._text_of(packed)
             inputs = x if tokens.positions is None else x[tokens.positions]
             after, entropy = self.model.blocks[layer](
                 inputs,
-                self.text.blocks[layer],
-                self.text.text_lengths,
+                text.blocks[layer],
+                text.text_lengths,
                 tokens.layout,
                 rotation,
                 self.cache,
@@ -175,15 +177,22 @@ class BatchRunner:
             self._changes.keep(layer, size, packed, x, after)
         return after, entropy
 
+    def _text_of(self, packed: PackedScale) -> TextContext:
+        """The text of the rows of the scale's layouts."""
+        rows = packed.num_layout_rows
+        if rows not in self._texts:
+            self._texts[rows] = self.text.first_rows(rows)
+        return self._texts[rows]
+
     def _embed(self, scale_index: int, packed: PackedScale) -> Tensor:
         """[A * N, C] input of a scale, the same tokens for both branches."""
         if scale_index == 0:
-            first = self.model.embed_first(self.text)
-            return first if packed.is_whole else first[packed.row_index]
+            return packed.of_rows(self.model.embed_first(self.text))
         codes = self.codes.tokens(scale_index)
         embedded = self.model.embed(codes, scale_index)  # [B, L, C]
-        if packed.is_whole:
-            return embedded.repeat(self.num_rows // self.batch, 1, 1).flatten(0, 1)
+        if packed.are_first_rows:
+            both = embedded if len(packed.rows) <= self.batch else embedded.repeat(2, 1, 1)
+            return both[: len(packed.rows)].flatten(0, 1)
         return embedded[packed.on_device(packed.row_prompts)].flatten(0, 1)
 
     def _predict(
@@ -200,7 +209,7 @@ class BatchRunner:
         num_prompts, length = len(packed.prompts), packed.plan.num_tokens
         rows = len(packed.rows) if on_logits else num_prompts
         head_layout = TokenLayout.dense(rows, length, x.device)
-        cond = self.text.cond[:rows] if packed.is_whole else self.text.cond[packed.row_index[:rows]]
+        cond = packed.of_rows(self.text.cond)[:rows]
         logits = self.model.logits(x[: rows * length], cond, head_layout)
         logits = head_layout.by_row(logits)
         tempered = logits / settings.temperature[scale_index]

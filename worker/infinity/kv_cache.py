@@ -80,13 +80,14 @@ class KVCache:
             qkv: [T, 3, H, D] packed by `layout`.
             q_scale: [H] float32, the factor on the unit queries.
             rotation: [N, D / 2] complex64 of the scale.
-            layout: rows of the packed tokens.
+            layout: of the packed tokens; its rows are the cache's first, mostly all of them.
 
         Returns:
-            The queries [T, H, D]; all keys and values the layer now sees, [R, H, N, D] padded to the longest row; and
-            their lengths.
+            The queries [T, H, D]; all keys and values that these rows now see in the layer, [n, H, N, D] padded to the
+            longest row; and their lengths.
         """
-        before = self._lengths[layer]
+        rows = layout.num_rows
+        before = self._lengths[layer][:rows]
         after = tuple(old + new for old, new in zip(before, layout.row_lengths, strict=True))
         first = (len(self._lengths) - 1 - layer) * self._kept
         room = self._kept
@@ -95,8 +96,8 @@ class KVCache:
             self._next_layer = layer + 1
             room += self._last
         else:
-            self._lengths[layer] = after
-        keys, values = (tensor[:, :, first : first + room] for tensor in (self._keys, self._values))
+            self._lengths[layer] = after + self._lengths[layer][rows:]
+        keys, values = (tensor[:rows, :, first : first + room] for tensor in (self._keys, self._values))
         q = qk_norm_rope_append(qkv, q_scale, rotation, layout, before, keys, values, backend=self.backend)
         longest = max(after)
         return q, keys[:, :, :longest], values[:, :, :longest], KeyLengths(after, qkv.device)

@@ -5,7 +5,7 @@ Parameter names are those of the official checkpoints, with the blocks numbered 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -166,6 +166,11 @@ class BlockContext:
     qkv_bias: Tensor
     q_scale: Tensor
 
+    def first_rows(self, rows: int, longest: int) -> "BlockContext":
+        """A view of the first `rows` rows and of as many text tokens as the longest of them has."""
+        keys, values = (tensor[:rows, :, :longest] for tensor in (self.text_keys, self.text_values))
+        return replace(self, adaln=self.adaln[:, :rows], text_keys=keys, text_values=values)
+
 
 @dataclass(frozen=True)
 class TextContext:
@@ -180,6 +185,14 @@ class TextContext:
     cond: Tensor
     text_lengths: KeyLengths
     blocks: tuple[BlockContext, ...]
+
+    def first_rows(self, rows: int) -> "TextContext":
+        """A view of the first `rows` rows."""
+        lengths = self.text_lengths.first_rows(rows)
+        longest = max(lengths.lengths)
+        return TextContext(
+            self.cond[:rows], lengths, tuple(block.first_rows(rows, longest) for block in self.blocks)
+        )
 
 
 class Block(nn.Module):

@@ -19,7 +19,7 @@ class LayerTokens:
     """What a layer runs.
 
     Attributes:
-        layout: over the batch's R rows; rows that run nothing have length 0.
+        layout: over `num_layout_rows` of the scale; rows that run nothing have length 0.
         positions: [T] int64, where the tokens are in the hidden state; None: all of it.
         counts: tokens of each prompt.
     """
@@ -40,6 +40,8 @@ class PackedScale:
         prompts: P prompts that run.
         unconditional: those whose unconditional branch runs, too.
         rows: the A rows of the batch.
+        num_layout_rows: rows of every layout. Where the rows that run are the batch's first, as when guidance is left out,
+            there are A, so that what is held by row is viewed and rows that are alike stay so; else all R.
     """
 
     def __init__(self, plan: ScalePlan, num_rows: int, device: torch.device) -> None:
@@ -50,7 +52,7 @@ class PackedScale:
             num_rows: R, B or 2B.
             device: of the hidden state.
         """
-        self.plan, self.device, self._num_rows = plan, device, num_rows
+        self.plan, self.device = plan, device
         num_prompts = len(plan.skipped)
         self.prompts = plan.prompts
         guided = num_rows > num_prompts
@@ -59,11 +61,16 @@ class PackedScale:
         )
         self._copied: dict[tuple[int, ...], Tensor] = {}
         self.rows = (*self.prompts, *(num_prompts + prompt for prompt in self.unconditional))
+        self.num_layout_rows = len(self.rows) if self.are_first_rows else num_rows
 
     @property
-    def is_whole(self) -> bool:
-        """Whether all rows of the batch run."""
-        return len(self.rows) == self._num_rows
+    def are_first_rows(self) -> bool:
+        """Whether the rows that run are the batch's first A, in particular all of them."""
+        return self.rows == tuple(range(len(self.rows)))
+
+    def of_rows(self, per_row: Tensor) -> Tensor:
+        """[R, ...] of the batch's rows to [A, ...] of those that run; a view where they are the first."""
+        return per_row[: len(self.rows)] if self.are_first_rows else per_row[self.row_index]
 
     @property
     def row_prompts(self) -> tuple[int, ...]:
@@ -90,12 +97,12 @@ class PackedScale:
         """All tokens of all rows that run."""
         num_tokens = self.plan.num_tokens
         counts = tuple(0 if skipped else num_tokens for skipped in self.plan.skipped)
-        if self.is_whole:
-            return LayerTokens(TokenLayout.dense(self._num_rows, num_tokens, self.device), None, counts)
+        if self.are_first_rows:
+            return LayerTokens(TokenLayout.dense(len(self.rows), num_tokens, self.device), None, counts)
         token_indices = torch.arange(num_tokens, device=self.device).repeat(len(self.rows))
         row_ids = self.row_index.repeat_interleave(num_tokens, output_size=len(token_indices))
         running = set(self.rows)
-        lengths = tuple(num_tokens if row in running else 0 for row in range(self._num_rows))
+        lengths = tuple(num_tokens if row in running else 0 for row in range(self.num_layout_rows))
         return LayerTokens(TokenLayout(lengths, self.device, token_indices, row_ids), None, counts)
 
     def layer_tokens(self, layer: int, x: Tensor) -> LayerTokens | None:
@@ -149,7 +156,7 @@ class PackedScale:
         row_lengths = [
             tuple(
                 layer_counts[row % num_prompts] if row in self._running else 0
-                for row in range(self._num_rows)
+                for row in range(self.num_layout_rows)
             )
             for layer_counts in counts
         ]

@@ -73,6 +73,18 @@ def test_rows_that_keep_fewer_tokens_stay_shorter():
     assert lengths.mask.flatten(1).tolist() == [[True] * 4 + [False] * 2, [True] * 6]
 
 
+def test_the_first_rows_may_go_on_alone():
+    cache = _cache(rows=3, kept=6)
+    _append(cache, 0, TokenLayout.dense(3, 2, CPU), 1)
+    keys, values, lengths = _append(cache, 0, TokenLayout.dense(2, 1, CPU), 2)
+    assert lengths.lengths == (3, 3)
+    assert keys.shape == values.shape == (2, 2, 3, 4)
+    keys, values, lengths = _append(cache, 0, TokenLayout.dense(3, 1, CPU), 3)
+    assert lengths.lengths == (4, 4, 3)
+    assert all(_hold(keys, values, row, [1, 1, 2, 3]) for row in range(2))
+    assert _hold(keys, values, 2, [1, 1, 3])
+
+
 @pytest.mark.parametrize("last", [1, 3, 8, 40])
 def test_the_last_scale_is_seen_by_every_layer_behind_its_own_earlier_tokens(last):
     """The room for it takes that of layers before: of one, of several, and of the whole cache."""

@@ -83,6 +83,32 @@ def test_a_whole_layer_of_all_rows_is_the_dense_layout():
     assert packed.layer_tokens(0, _state(packed)).positions is None
 
 
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({"conditional_only": (True, True, True)}, (0, 1, 2)),
+        ({"conditional_only": (False, True, True)}, (0, 1, 2, 3)),
+        ({"conditional_only": (True, True, True), "skipped": (False, False, True)}, (0, 1)),
+    ],
+)
+def test_layouts_hold_the_rows_that_run_alone_where_they_are_the_first(changes, rows):
+    counts = [[1, 1, 1], [4, 4, 4]]
+    packed = PackedScale(_plan(counts, KEYS[:1, [0, 1, 1]], **changes), num_rows=6, device=CPU)
+    assert packed.rows == rows
+    whole = packed.layer_tokens(1, _state(packed))
+    assert whole.positions is None
+    assert whole.layout.token_indices is None
+    assert whole.layout.row_lengths == (4,) * len(rows)
+    some = packed.layer_tokens(0, _state(packed))
+    assert some.layout.row_lengths == (1,) * len(rows)
+    assert some.layout.uniform_length == 1
+    assert some.layout.token_indices.tolist() == [3, 0, 0, 3][: len(rows)]
+    assert some.positions.tolist() == [3, 4, 8, 15][: len(rows)]
+    per_row = torch.arange(6)
+    assert packed.of_rows(per_row).tolist() == list(rows)
+    assert packed.of_rows(per_row).data_ptr() == per_row.data_ptr()
+
+
 def test_a_layer_that_runs_nothing_is_left_out():
     packed = PackedScale(_plan([[0, 0], [1, 0]], KEYS), num_rows=2, device=CPU)
     assert packed.layer_tokens(0, _state(packed)) is None

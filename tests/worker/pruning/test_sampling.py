@@ -255,6 +255,46 @@ def test_the_ragged_path_gives_what_the_rectangular_one_gives(model):
     assert not torch.equal(state.codes.summed_codes[2], dense.codes.summed_codes[2])
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [SkipvarSpec(skip_below=0, conditional_below=1), ReplaySpec(preset="paper-2b", conditional_from=4)],
+)
+def test_rows_are_alike_where_guidance_is_left_out(model, spec, monkeypatch):
+    layouts, text_rows_seen = {}, {}
+    append, cross = KVCache.append, transformer.CrossAttention.forward
+
+    def watch_append(self, layer, qkv, q_scale, rotation, layout):
+        layouts.setdefault(len(rotation), set()).add((layout.num_rows, layout.uniform_length))
+        return append(self, layer, qkv, q_scale, rotation, layout)
+
+    def watch_cross(self, x, layout, keys, values, lengths, backend):
+        text_rows_seen.setdefault(layout.num_rows, set()).add((*keys.shape[:3:2], lengths.lengths))
+        return cross(self, x, layout, keys, values, lengths, backend)
+
+    monkeypatch.setattr(KVCache, "append", watch_append)
+    monkeypatch.setattr(transformer.CrossAttention, "forward", watch_cross)
+    _sample(model, spec, [0, 2, 3])
+    assert layouts[16] == {(6, 16)}
+    assert {rows for rows, _ in layouts[256]} == {3}
+    assert None not in {length for _, length in layouts[256]}
+    assert text_rows_seen == {6: {(6, 5, (3, 1, 5) * 2)}, 3: {(3, 5, (3, 1, 5))}}
+
+
+def test_the_text_of_the_first_rows_ends_with_the_longest_of_them(model):
+    """Attention takes no more keys than the longest row has; here the negative prompts are longer."""
+    features = [torch.randn(length, SIZES.text_width) for length in (3, 5, 9, 2)]
+    with torch.inference_mode():
+        whole, alone = model.encode_text(features), model.encode_text(features[:2])
+    first = whole.first_rows(2)
+    assert first.text_lengths.lengths == (3, 5)
+    assert torch.equal(first.text_lengths.mask, alone.text_lengths.mask)
+    torch.testing.assert_close(first.cond, alone.cond)
+    for ours, theirs in zip(first.blocks, alone.blocks, strict=True):
+        assert ours.text_keys.shape == theirs.text_keys.shape == (2, SIZES.num_heads, 5, SIZES.head_dim)
+        torch.testing.assert_close(ours.text_values[1], theirs.text_values[1])
+        torch.testing.assert_close(ours.adaln, theirs.adaln)
+
+
 class _RandomSets(Unobserving):
     """Random token sets from scale 2 on, restored or not."""
 
