@@ -10,7 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from toprovar_batch.kernels.layout import TokenLayout
 
-from .bit_sampling import sample_bits
+from . import bit_head, bit_sampling
+from .bit_sampling import BitDraw, DrawnBits, sample_bits
 from .flash_attention import AttentionInputs, attention, attention_entropy
 from .flash_attention.config import MAX_HEAD_DIM, beats_cudnn, capability_of
 from .qk_norm_rope import naive as naive_qk_norm_rope
@@ -20,8 +21,12 @@ __all__ = [
     "PYTORCH",
     "AttentionInputs",
     "Backend",
+    "BitDraw",
+    "DrawnBits",
     "attend",
     "attention",
+    "bit_logits",
+    "draw_bits",
     "fastest_attention",
     "qk_norm_rope",
     "qk_norm_rope_append",
@@ -166,6 +171,62 @@ def _is_fastest_in_pytorch(inputs: AttentionInputs) -> bool:
     if length is None or not inputs.is_uniform:
         return False
     return not beats_cudnn(capability_of(inputs.q.device), inputs.q.shape[2], inputs.q.dtype, length, seen[0])
+
+
+def bit_logits(
+    x: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor, layout: TokenLayout, *, backend: Backend
+) -> Tensor:
+    """(LN(x) * (1 + scale) + shift) @ weight.T + bias, in float32.
+
+    The kernel's logits of a token are the same, bit for bit, in any batch. PyTorch's may not be.
+
+    Args:
+        x: [T, C] hidden states packed by `layout`, of any dtype.
+        modulation: [R, 2C] float32: scale, then shift, of each row.
+        weight: [N, C] float32.
+        bias: [N] float32.
+        layout: rows of the tokens.
+        backend: as resolved.
+
+    Returns:
+        [T, N] float32.
+    """
+    if backend.name == "triton":
+        from .bit_head.launch import bit_logits as by_kernel  # noqa: PLC0415 - imports Triton
+
+        return by_kernel(x, modulation, weight, bias, layout)
+    return bit_head.bit_logits(x, modulation, weight, bias, layout)
+
+
+def draw_bits(
+    logits: Tensor,
+    layout: TokenLayout,
+    seeds: Tensor,
+    num_tokens: int,
+    draw: BitDraw,
+    *,
+    with_guided: bool = False,
+    backend: Backend,
+) -> DrawnBits:
+    """Divide logits by the temperature, guide them and draw their bits; the kernel does all in one launch.
+
+    Args:
+        logits: [T, 2 * bits] float32 packed by `layout`.
+        layout: rows of P prompts' conditional branches, then of their unconditional ones, if there are any.
+        seeds: [P] int64.
+        num_tokens: L, of the whole token map.
+        draw: how.
+        with_guided: also give the guided logits.
+        backend: as resolved.
+
+    Returns:
+        [P, L, bits] bits and what else was asked for; equal logits give equal bits on any backend.
+    """
+    if backend.name == "triton":
+        from .bit_sampling.launch import draw_bits as by_kernel  # noqa: PLC0415 - imports Triton
+
+        return by_kernel(logits, layout, seeds, num_tokens, draw, with_guided=with_guided)
+    return bit_sampling.draw_bits(logits, layout, seeds, num_tokens, draw, with_guided=with_guided)
 
 
 @contextmanager

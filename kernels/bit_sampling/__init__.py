@@ -1,5 +1,5 @@
-"""Drawing bits from guided logits with noise that depends on a sample's own seed alone."""
+"""Drawing bits from logits: guidance, and noise that depends on a sample's own seed alone."""
 
-from .naive import philox_4x32, sample_bits, uniform_noise
+from .naive import BitDraw, DrawnBits, draw_bits, philox_4x32, sample_bits, uniform_noise
 
-__all__ = ["philox_4x32", "sample_bits", "uniform_noise"]
+__all__ = ["BitDraw", "DrawnBits", "draw_bits", "philox_4x32", "sample_bits", "uniform_noise"]

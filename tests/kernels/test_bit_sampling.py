@@ -1,10 +1,18 @@
 """The noise generator against its published vectors, and the draws it gives."""
 
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from toprovar_batch.kernels.bit_sampling import philox_4x32, sample_bits, uniform_noise
+from toprovar_batch.kernels.bit_sampling import BitDraw, draw_bits, philox_4x32, sample_bits, uniform_noise
 from toprovar_batch.kernels.bit_sampling.naive import unit_interval
+from toprovar_batch.kernels.layout import TokenLayout
 
 # Known answers of Philox-4x32-10, published with Random123: counter, key, output.
 KNOWN_ANSWERS = [
@@ -89,3 +97,90 @@ def test_greedy_takes_the_likelier_value_and_zero_on_a_tie():
     assert sample_bits(logits, torch.tensor([1]), 0, top_p=0.97, greedy=True).tolist() == [
         [[True, False, False]]
     ]
+
+
+@pytest.mark.slow
+def test_the_kernel_passes_its_cases():
+    pytest.importorskip("triton")
+    # Triton reads the switch when it is imported, so the interpreter needs a process of its own.
+    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    cases = Path(__file__).with_name("bit_sampling_cases.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", str(cases), "-W", "ignore", "-p", "no:cacheprovider"],
+        env={**os.environ, **interpreted},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed.group(1)) > 100
+
+
+def test_a_bit_follows_the_exact_probability_however_near_the_noise_is():
+    """A sigmoid in float32 lands on the noise itself in some of these cases, whose steps are as wide as its own."""
+    noise = uniform_noise(torch.arange(4), 5, 200, 32).double()
+    for step in (-1e-9, 1e-9):
+        margin = torch.logit(noise + step).float()
+        logits = torch.stack((torch.zeros_like(margin), margin), dim=-1).flatten(-2)
+        bits = sample_bits(logits, torch.arange(4), 5, top_p=0, greedy=False)
+        assert torch.equal(bits, noise < 1 / (1 + torch.exp(-margin.double())))
+
+
+def _rows(lengths, num_tokens):
+    generator = torch.Generator().manual_seed(4)
+    return [torch.randperm(num_tokens, generator=generator)[:length].sort().values for length in lengths]
+
+
+def test_kept_tokens_get_the_bits_that_they_get_in_the_whole_map():
+    generator = torch.Generator().manual_seed(1)
+    prompts, num_tokens, bits = 3, 20, 6
+    maps = torch.randn(2 * prompts, num_tokens, 2 * bits, generator=generator)
+    seeds, draw = torch.tensor([5, 6, 2**60]), BitDraw(2, cfg_scale=3.0, temperature=0.7, top_p=0.9)
+    layout = TokenLayout.dense(2 * prompts, num_tokens, torch.device("cpu"))
+    whole = draw_bits(maps.flatten(0, 1), layout, seeds, num_tokens, draw, with_guided=True)
+    kept = _rows((20, 0, 7), num_tokens)
+    packed = torch.cat([maps[row][tokens] for row, tokens in enumerate(kept * 2)])
+    ragged = TokenLayout.ragged(kept * 2, torch.device("cpu"))
+    some = draw_bits(packed, ragged, seeds, num_tokens, draw, with_guided=True)
+    runs = torch.zeros(prompts, num_tokens, dtype=torch.bool)
+    for row, tokens in enumerate(kept):
+        runs[row, tokens] = True
+    assert torch.equal(some.bits, whole.bits & runs[..., None])
+    assert torch.equal(some.guided, whole.guided * runs[..., None])
+    assert some.finite.all()
+
+
+def test_guidance_leaves_alone_whoever_has_no_unconditional_tokens():
+    logits = torch.randn(9 * 5, 4)
+    layout = TokenLayout((9, 9, 9, 0, 9, 9), torch.device("cpu"))
+    draw = BitDraw(0, cfg_scale=4.0, temperature=0.5)
+    guided = draw_bits(logits, layout, torch.arange(3), 9, draw, with_guided=True).guided
+    halves = (logits / 0.5).unflatten(0, (5, 9))
+    assert torch.equal(guided[0], halves[0])
+    assert torch.equal(guided[1:], 4.0 * halves[1:3] + (1 - 4.0) * halves[3:])
+
+
+@pytest.mark.parametrize("kept", [None, (4, 0, 2)])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_prompt_that_met_no_number_is_named(kept, bad):
+    cpu = torch.device("cpu")
+    layout = TokenLayout.ragged(_rows(kept, 4), cpu) if kept else TokenLayout.dense(3, 4, cpu)
+    logits = torch.randn(layout.num_tokens, 6)
+    logits[-1, 2] = bad
+    drawn = draw_bits(logits, layout, torch.arange(3), 4, BitDraw(0))
+    assert drawn.guided is None
+    assert drawn.finite.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_tokens", "message"),
+    [((3, 3), 3, "8 tokens"), ((8,), 8, "do not fit 2"), ((5, 3), 4, "5 tokens of a map of 4"),
+     ((3, 2, 1, 2), 3, "prompt 0 has 3 conditional and 1")],
+)  # fmt: skip
+def test_rows_that_do_not_fit_are_named(rows, num_tokens, message):
+    with pytest.raises(ValueError, match=message):
+        draw_bits(
+            torch.zeros(8, 4), TokenLayout(rows, torch.device("cpu")), torch.arange(2), num_tokens, BitDraw(0)
+        )
