@@ -1,4 +1,4 @@
-"""The transformer over one batch: a scale's plan in, its guided logits out.
+"""The transformer over one batch: a scale's plan in, its logits and their bits out.
 
 The steps stand alone, so that a verification can feed recorded bits.
 """
@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.layout import TokenLayout
-from toprovar_batch.kernels.ops import Backend
+from toprovar_batch.kernels.ops import Backend, BitDraw, DrawnBits, draw_bits
 
-from .guidance import guide_rows, guide_states
+from .guidance import guide_states
+from .head_tokens import HeadTokens, head_tokens
 from .infinity.bsq import ResidualSum, tokens_to_bit_maps
 from .infinity.kv_cache import KVCache
 from .infinity.rope import rope_2d
@@ -30,19 +30,23 @@ class ScaleOutput:
     """What the transformer gives at one scale, for the P prompts that run in it.
 
     Attributes:
-        logits: [A, L, 2D] float32 before temperature and guidance, of the rows that run; only the conditional ones
-            where they are all that is needed.
-        guided: [P, L, 2D] float32, divided by the temperature.
-        packed: which rows and prompts these are.
+        logits: [T, 2D] float32 before temperature and guidance, of the tokens that the head took.
+        tokens: which these are; of the unconditional branches only where their logits are needed.
+        packed: which rows and prompts run.
         layers_run: [P, L] int64, how many layers each token ran; None where nobody asks.
         entropies: per layer [R, L] float32 nats; empty unless asked for.
     """
 
     logits: Tensor
-    guided: Tensor
+    tokens: HeadTokens
     packed: PackedScale
     layers_run: Tensor | None = None
     entropies: list[Tensor] = field(default_factory=list)
+
+    @property
+    def logit_maps(self) -> Tensor:
+        """[A, L, 2D]: the logits by row, where the head took whole maps."""
+        return self.tokens.layout.by_row(self.logits)
 
 
 class BatchRunner:
@@ -138,7 +142,10 @@ class BatchRunner:
                 x = guide_states(x, packed, cfg)
         counted = self._count_layers or plan.code_layers > 0
         layers_run = count_layers(packed, run) if counted else None
-        return self._predict(x, scale_index, packed, layers_run, entropies)
+        taken = head_tokens(packed, run, both_branches=self.settings.guides_logits[scale_index])
+        modulation = taken.of_rows(self.text.head_modulation)
+        logits = model.logits(taken.of_states(x), modulation, taken.layout, self.cache.backend)
+        return ScaleOutput(logits, taken, packed, layers_run, entropies)
 
     def _run_layer(
         self,
@@ -195,32 +202,43 @@ class BatchRunner:
             return both[: len(packed.rows)].flatten(0, 1)
         return embedded[packed.on_device(packed.row_prompts)].flatten(0, 1)
 
-    def _predict(
-        self,
-        x: Tensor,
-        scale_index: int,
-        packed: PackedScale,
-        layers_run: Tensor | None,
-        entropies: list[Tensor],
-    ) -> ScaleOutput:
-        settings = self.settings
-        cfg = settings.cfg_scale[scale_index]
-        on_logits = cfg != 1 and 0 in settings.cfg_insertion_layers
-        num_prompts, length = len(packed.prompts), packed.plan.num_tokens
-        rows = len(packed.rows) if on_logits else num_prompts
-        head_layout = TokenLayout.dense(rows, length, x.device)
-        cond = packed.of_rows(self.text.cond)[:rows]
-        logits = self.model.logits(x[: rows * length], cond, head_layout)
-        logits = head_layout.by_row(logits)
-        tempered = logits / settings.temperature[scale_index]
-        if on_logits:
-            tempered = guide_rows(tempered, packed, cfg)[:num_prompts]
-        finite = tempered.isfinite().all(dim=-1).all(dim=-1)
-        if num_prompts == self.batch:
-            self.finite &= finite
+    def draw_bits(
+        self, scale_index: int, output: ScaleOutput, seeds: Tensor, *, with_guided: bool = False
+    ) -> DrawnBits:
+        """Guide a scale's logits and draw their bits.
+
+        Args:
+            scale_index: counted from 0.
+            output: of the scale.
+            seeds: [B] int64 on the model's device.
+            with_guided: also give the guided logits.
+
+        Returns:
+            Of the P prompts that ran; bits of tokens that the head did not take are False.
+        """
+        settings, packed = self.settings, output.packed
+        everyone = len(packed.prompts) == self.batch
+        draw = BitDraw(
+            scale_index,
+            settings.cfg_scale[scale_index],
+            settings.temperature[scale_index],
+            settings.top_p,
+            settings.greedy,
+        )
+        drawn = draw_bits(
+            output.logits,
+            output.tokens.by_prompt,
+            seeds if everyone else seeds[packed.prompt_index],
+            packed.plan.num_tokens,
+            draw,
+            with_guided=with_guided,
+            backend=self.cache.backend,
+        )
+        if everyone:
+            self.finite &= drawn.finite
         else:
-            self.finite[packed.prompt_index] &= finite
-        return ScaleOutput(logits, tempered, packed, layers_run, entropies)
+            self.finite[packed.prompt_index] &= drawn.finite
+        return drawn
 
     def add_bits(self, scale_index: int, bits: Tensor, output: ScaleOutput | None = None) -> None:
         """Add a scale's bits to the sum of codes.

@@ -395,7 +395,8 @@ class Engine:
 
     def _flops(self, work: PromptWork) -> float:
         model = self.model
-        sampled = transformer_flops(model.transformer.sizes, work.schedule, work.counts, work.branches)
+        head = work.head_tokens(self._settings.guides_logits)
+        sampled = transformer_flops(model.transformer.sizes, work.counts, work.branches, head)
         return sampled + decoder_flops(model.vae.sizes, work.schedule)
 
     def describe(self) -> dict[str, Any]:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from toprovar_batch.kernels.ops import sample_bits
-
 from .batch_runner import BatchRunner
 from .pruning.plan import ScalePlan
 from .pruning.policies.base import BatchContext, PruningPolicy
@@ -47,14 +45,10 @@ def _run_planned(
     runner: BatchRunner, seeds: Tensor, policy: PruningPolicy, scale_index: int, plan: ScalePlan
 ) -> Tensor | None:
     """Run one scale, draw its bits and show the policy what it asked for; gives the layers each token ran."""
-    settings = runner.settings
     output = runner.run_scale(scale_index, plan, policy.observe)
-    prompts = output.packed.prompts
-    drawn_by = seeds if len(prompts) == len(seeds) else seeds[output.packed.prompt_index]
-    bits = sample_bits(output.guided, drawn_by, scale_index, top_p=settings.top_p, greedy=settings.greedy)
-    runner.add_bits(scale_index, bits, output)
+    drawn = runner.draw_bits(scale_index, output, seeds, with_guided=plan.observe_logits)
+    runner.add_bits(scale_index, drawn.bits, output)
     if plan.observe_logits or plan.observe_codes:
-        logits = output.guided if plan.observe_logits else None
         codes = runner.codes.summed_codes if plan.observe_codes else None
-        policy.observe_scale(scale_index, logits, codes, prompts)
+        policy.observe_scale(scale_index, drawn.guided, codes, plan.prompts)
     return output.layers_run

@@ -29,6 +29,11 @@ class SamplingSettings:
         """Whether there is an unconditional branch at all."""
         return any(cfg != 1 for cfg in self.cfg_scale)
 
+    @property
+    def guides_logits(self) -> tuple[bool, ...]:
+        """For each scale, whether the logits of both branches are needed."""
+        return tuple(cfg != 1 and 0 in self.cfg_insertion_layers for cfg in self.cfg_scale)
+
 
 def per_scale(value: float | Sequence[float], count: int, name: str) -> tuple[float, ...]:
     """One value for each of `count` scales.

@@ -147,16 +147,19 @@ def verify_folder(folder: Path) -> VerifyReport:
 def _compare_scale(case: _Case, runner: BatchRunner, scale_index: int) -> tuple[ScaleReport, Tensor]:
     output = runner.run_scale(scale_index, with_entropy=True)
     # Of a scale without guidance the conditional rows are needed alone; a recording may have the others behind them.
-    recorded_logits = case[f"logits.{scale_index}"][: len(output.logits)]
-    _expect(recorded_logits, output.logits.shape, f"logits.{scale_index}")
-    error = (output.logits - recorded_logits).abs().max() / recorded_logits.abs().max()
+    logits = output.logit_maps
+    recorded_logits = case[f"logits.{scale_index}"][: len(logits)]
+    _expect(recorded_logits, logits.shape, f"logits.{scale_index}")
+    error = (logits - recorded_logits).abs().max() / recorded_logits.abs().max()
     size = code_size(case.schedule[scale_index], runner.spatial_patchify)
     shape = torch.Size((runner.batch, 1, *size, case.vae.codebook_dim))
     bits = _expect(case[f"bits.{scale_index}"], shape, f"bits.{scale_index}")
     maps = bits[:, 0].permute(0, 3, 1, 2)  # [B, z, h, w]
     recorded_bits = code_maps_to_tokens(maps.float(), runner.spatial_patchify).bool()
-    zero, one = output.guided.unflatten(-1, (-1, 2)).unbind(-1)
-    wrong = (one > zero) != recorded_bits
+    drawn = runner.draw_bits(scale_index, output, torch.zeros(runner.batch).long(), with_guided=True)
+    assert drawn.guided is not None
+    zero, one = drawn.guided.unflatten(-1, (-1, 2)).unbind(-1)
+    wrong = drawn.bits != recorded_bits
     differing = int((wrong & ~((one - zero).abs() <= _MARGIN)).sum())  # NaN margins count
     runner.add_bits(scale_index, recorded_bits)
     entropy_error = torch.stack(

@@ -9,17 +9,17 @@ from .schedule import ScaleSchedule
 
 def transformer_flops(
     sizes: TransformerArchitecture,
-    schedule: ScaleSchedule,
     counts: Sequence[Sequence[int]],
     branches: Sequence[int],
+    head_tokens: Sequence[int],
 ) -> float:
     """Transformer work of one image, by the tokens that ran and the keys that they saw.
 
     Args:
         sizes: of the transformer.
-        schedule: token map sizes.
         counts: [scales][layers] tokens that a layer ran in each branch; each leaves a key there.
         branches: guidance branches that ran in each scale: 2, 1, or 0 where it was skipped.
+        head_tokens: tokens that the head took in each scale, over all its branches: one alone where a hidden state is guided.
 
     Returns:
         Operations of the blocks' linear layers, self-attention and the head; cross-attention over the few
@@ -27,16 +27,15 @@ def transformer_flops(
     """
     width = sizes.width
     linear_per_token = 2 * (4 + 2) * width**2 + 2 * 2 * width * sizes.mlp_width  # self, cross, feed-forward
-    total = 0.0
+    total = sum(head_tokens) * 2.0 * width * 2 * sizes.bits_per_token
     for branch in range(max(branches, default=0)):
         seen = [0] * sizes.depth
-        for (height, columns), layer_counts, running in zip(schedule, counts, branches, strict=True):
+        for layer_counts, running in zip(counts, branches, strict=True):
             if running <= branch:
                 continue
             for layer, tokens in enumerate(layer_counts):
                 seen[layer] += tokens
                 total += tokens * linear_per_token + 4 * tokens * seen[layer] * width
-            total += height * columns * 2 * width * 2 * sizes.bits_per_token
     return total
 
 

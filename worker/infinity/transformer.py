@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear
 
 from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
-from toprovar_batch.kernels.ops import AttentionInputs, Backend, attend, attention
+from toprovar_batch.kernels.ops import AttentionInputs, Backend, attend, attention, bit_logits
 
 from .config import MAX_LEVELS, MAX_TEXT_TOKENS, TransformerArchitecture
 from .memory import SelfAttentionMemory
@@ -178,11 +178,13 @@ class TextContext:
 
     Attributes:
         cond: [R, C] float32, the pooled text, without `pos_start`.
+        head_modulation: [R, 2C] float32, scale and shift of the head's input.
         text_lengths: text tokens of each row.
         blocks: one context a block.
     """
 
     cond: Tensor
+    head_modulation: Tensor
     text_lengths: KeyLengths
     blocks: tuple[BlockContext, ...]
 
@@ -190,9 +192,8 @@ class TextContext:
         """A view of the first `rows` rows."""
         lengths = self.text_lengths.first_rows(rows)
         longest = max(lengths.lengths)
-        return TextContext(
-            self.cond[:rows], lengths, tuple(block.first_rows(rows, longest) for block in self.blocks)
-        )
+        blocks = tuple(block.first_rows(rows, longest) for block in self.blocks)
+        return TextContext(self.cond[:rows], self.head_modulation[:rows], lengths, blocks)
 
 
 class Block(nn.Module):
@@ -327,7 +328,7 @@ class Infinity(nn.Module):
         text = self.text_proj_for_ca(normed.to(self.dtype))
         shared = self.shared_ada_lin(cond).unflatten(-1, (6, -1))
         contexts = (cast("Block", block).context(shared, text) for block in self.blocks)
-        return TextContext(cond, lengths, tuple(contexts))
+        return TextContext(cond, self.head_nm.ada_lin(cond), lengths, tuple(contexts))
 
     def unconditional_features(self, length: int) -> Tensor:
         """[length, Ct5] learned features that stand in for a prompt of that many tokens."""
@@ -341,8 +342,6 @@ class Infinity(nn.Module):
         """[..., D] resized codes to [..., C] tokens of a scale after the first."""
         return self.word_embed(tokens.to(self.dtype)) + self.lvl_embed.weight[scale_index].to(self.dtype)
 
-    def logits(self, x: Tensor, cond: Tensor, layout: TokenLayout) -> Tensor:
-        """[T, C] hidden states to [T, 2D] float32 bit logits; `cond` is [R, C]."""
-        scale, shift = self.head_nm.ada_lin(cond).chunk(2, dim=-1)
-        normed = _modulated_norm(x.float(), layout.per_token(scale + 1), layout.per_token(shift), layout)
-        return self.head(normed)
+    def logits(self, x: Tensor, modulation: Tensor, layout: TokenLayout, backend: Backend) -> Tensor:
+        """[T, C] hidden states to [T, 2D] float32 bit logits; `modulation` is [R, 2C], of the rows of `layout`."""
+        return bit_logits(x, modulation, self.head.weight, self.head.bias, layout, backend=backend)

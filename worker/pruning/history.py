@@ -1,5 +1,6 @@
 """What a batch has run: from the plans of its scales to each prompt's statistics."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +21,14 @@ class PromptWork:
         counts: [S][L] tokens of each layer in each scale, in one branch; all 0 where the scale was skipped.
         branches: [S] guidance branches that ran: 2, 1, or 0 where the scale was skipped.
         num_branches: 2 with guidance, else 1.
+        head_counts: [S] tokens that the head took in one branch.
     """
 
     schedule: ScaleSchedule
     counts: tuple[tuple[int, ...], ...]
     branches: tuple[int, ...]
     num_branches: int
+    head_counts: tuple[int, ...]
 
     @property
     def _token_layers(self) -> list[int]:
@@ -36,6 +39,13 @@ class PromptWork:
     def _dense_token_layers(self) -> list[int]:
         layers = len(self.counts[0]) * self.num_branches
         return [height * width * layers for height, width in self.schedule]
+
+    def head_tokens(self, guides_logits: Sequence[bool]) -> list[int]:
+        """For each scale the tokens that the head took, over both branches where their logits are guided."""
+        return [
+            count * (ran if both else min(ran, 1))
+            for count, ran, both in zip(self.head_counts, self.branches, guides_logits, strict=True)
+        ]
 
     @property
     def keep_ratio(self) -> list[float]:
@@ -77,12 +87,15 @@ class BatchHistory:
 
     def work(self, prompt: int) -> PromptWork:
         """What a prompt ran."""
-        counts, branches = [], []
+        counts, branches, head_counts = [], [], []
         for plan in self._plans:
             counts.append(tuple(plan.counts(layer)[prompt] for layer in range(len(plan.layers))))
             both = self._guided and not plan.conditional_only[prompt]
             branches.append(0 if plan.skipped[prompt] else 2 if both else 1)
-        return PromptWork(self._schedule, tuple(counts), tuple(branches), 2 if self._guided else 1)
+            head_counts.append(plan.head_counts[prompt])
+        return PromptWork(
+            self._schedule, tuple(counts), tuple(branches), 2 if self._guided else 1, tuple(head_counts)
+        )
 
     def pruning_maps(self) -> list[bytes]:
         """For each prompt one byte a token, scale after scale: how many layers it ran (255: as many or more)."""

@@ -71,6 +71,22 @@ class ScalePlan:
         """Prompts that run at all."""
         return tuple(prompt for prompt, skipped in enumerate(self.skipped) if not skipped)
 
+    @property
+    def head_layer(self) -> int | None:
+        """The layer of fewest tokens where all must run it for their codes to count; None: the head takes every token."""
+        depth = len(self.layers)
+        if self.observe_logits or self.code_layers < depth:
+            return None
+        return min(range(depth), key=lambda layer: sum(self.counts(layer)))
+
+    @property
+    def head_counts(self) -> tuple[int, ...]:
+        """Tokens of each prompt that the head takes."""
+        layer = self.head_layer
+        if layer is None:
+            return tuple(0 if skipped else self.num_tokens for skipped in self.skipped)
+        return self.counts(layer)
+
     def counts(self, layer: int) -> tuple[int, ...]:
         """Tokens that each prompt runs in a layer."""
         tokens = self.layers[layer]

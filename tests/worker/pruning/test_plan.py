@@ -191,3 +191,32 @@ def test_work_of_a_prompt_counts_branches_and_skipped_scales():
     maps = history.pruning_maps()
     assert list(maps[0]) == [2, 2, 1, 2, 1, 0, 0, 0, 0]
     assert list(maps[1]) == [2] * 5 + [255] * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "layer", "counts"),
+    [
+        ({"code_layers": 3}, 1, (1, 2)),
+        ({"code_layers": 2}, None, (4, 4)),
+        ({}, None, (4, 4)),
+        ({"code_layers": 3, "observe_logits": True}, None, (4, 4)),
+        ({"code_layers": 3, "skipped": (True, False)}, 1, (0, 2)),
+        ({"code_layers": 2, "skipped": (True, False)}, None, (0, 4)),
+    ],
+)
+def test_the_head_leaves_out_tokens_only_where_every_layer_must_have_run_them(changes, layer, counts):
+    plan = _plan([[2, 3], [1, 2], [4, 4]], KEYS[[0, 0, 0]], **changes)
+    assert plan.head_layer == layer
+    assert plan.head_counts == counts
+
+
+def test_the_head_takes_one_branch_where_logits_are_not_guided():
+    history = BatchHistory(((1, 1), (2, 2), (2, 2)), guided=True)
+    history.add(ScalePlan.dense(1, 2, 2), None)
+    history.add(_plan([[2, 4], [4, 3]], KEYS, code_layers=2, conditional_only=(False, True)), None)
+    history.add(_plan([[0, 4], [0, 4]], None, skipped=(True, False)), None)
+    first, second = history.work(0), history.work(1)
+    assert first.head_tokens((True, True, True)) == [2, 2 * 2, 0]
+    assert first.head_tokens((True, False, False)) == [2, 2, 0]
+    assert second.head_tokens((True, True, True)) == [2, 4, 8]
+    assert second.head_tokens((False, False, False)) == [1, 4, 4]

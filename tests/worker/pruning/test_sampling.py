@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate, linear, scaled_dot_product_attention
 
-from toprovar_batch.kernels.bit_sampling import sample_bits, uniform_noise
+from toprovar_batch.kernels.bit_sampling import uniform_noise
 from toprovar_batch.kernels.flash_attention import naive as reference
 from toprovar_batch.kernels.layout import TokenLayout
 from toprovar_batch.kernels.ops import PYTORCH
@@ -212,8 +212,7 @@ def test_the_entropy_that_decides_is_that_of_the_conditional_branch(model):
         sample_codes(_state(model, range(3), {}), torch.arange(3), watching)
         state = _state(model, range(3), {})
         first = state.run_scale(0)
-        settings = {"top_p": state.settings.top_p, "greedy": state.settings.greedy}
-        state.add_bits(0, sample_bits(first.guided, torch.arange(3), 0, **settings))
+        state.add_bits(0, state.draw_bits(0, first, torch.arange(3)).bits)
         every_row = state.run_scale(1, with_entropy=True).entropies
     for layer in range(DEPTH):
         assert torch.equal(watching.seen[1, layer], every_row[layer][[2, 0]])
@@ -504,15 +503,16 @@ def test_tokens_below_the_layer_fraction_add_no_codes(model):
 
 def test_operations_are_counted_by_tokens_and_keys():
     counts = [[1, 1], [4, 0], [2, 9]]
-    schedule = ((1, 1), (2, 2), (3, 3))
     sizes = TransformerArchitecture(depth=2, width=64, num_heads=2, text_width=24, bits_per_token=8)
     per_token = 2 * 6 * 64**2 + 4 * 64 * 256
     head = 2 * 64 * 16
     cond = (1 + 4 + 2 + 1 + 9) * per_token + 4 * 64 * (1 + 4 * 5 + 2 * 7 + 1 + 9 * 10) + 14 * head
     uncond = (1 + 2 + 1 + 9) * per_token + 4 * 64 * (1 + 2 * 3 + 1 + 9 * 10) + 10 * head
-    assert transformer_flops(sizes, schedule, counts, (2, 1, 2)) == cond + uncond
-    assert transformer_flops(sizes, schedule, counts, (1, 1, 1)) == cond
-    skipped = transformer_flops(sizes, schedule, [[1, 1], [4, 0], [0, 0]], (1, 1, 0))
+    assert transformer_flops(sizes, counts, (2, 1, 2), (2, 4, 18)) == cond + uncond
+    assert transformer_flops(sizes, counts, (1, 1, 1), (1, 4, 9)) == cond
+    one_head = transformer_flops(sizes, counts, (2, 1, 2), (1, 4, 9))
+    assert one_head == cond + uncond - 10 * head
+    skipped = transformer_flops(sizes, [[1, 1], [4, 0], [0, 0]], (1, 1, 0), (1, 4, 0))
     assert skipped == 6 * per_token + 4 * 64 * (1 + 20 + 1) + 5 * head
 
 

@@ -96,7 +96,7 @@ def test_teacher_forcing_gives_the_logits_of_the_sampler(tokenizer):
         start = 0
         for scale_index, (height, width) in enumerate(SCHEDULE):
             stop = start + height * width
-            sampled = state.run_scale(scale_index).logits
+            sampled = state.run_scale(scale_index).logit_maps
             assert torch.allclose(sampled, logits[:, start:stop], atol=1e-4)
             state.add_bits(scale_index, tokens.targets[:, start:stop])
             start = stop
