@@ -1,4 +1,4 @@
-"""Small numbers on their way between the host and the device."""
+"""Values on their way between the host and the device."""
 
 from collections.abc import Mapping, Sequence
 
@@ -33,3 +33,13 @@ def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     joined = torch.cat([tensor.double().flatten() for tensor in tensors.values()]).cpu()
     parts = joined.split([tensor.numel() for tensor in tensors.values()])
     return {name: part.view(tensors[name].shape) for name, part in zip(tensors, parts, strict=True)}
+
+
+def copy_to_host(values: Tensor) -> Tensor:
+    """Bring a large tensor to the host and wait for it; from a GPU into pinned memory, which is the faster copy."""
+    if not values.is_cuda:
+        return values
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    torch.cuda.current_stream(values.device).synchronize()
+    return host

@@ -1,5 +1,6 @@
 """One place that decides which implementation of each operation runs, and says so."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from toprovar_batch.kernels.layout import TokenLayout
 
 from . import bit_head, bit_sampling
+from . import group_norm_swish as group_norm
 from .bit_sampling import BitDraw, DrawnBits, sample_bits
 from .flash_attention import AttentionInputs, attention, attention_entropy
 from .flash_attention.config import MAX_HEAD_DIM, beats_cudnn, capability_of
@@ -28,8 +30,10 @@ __all__ = [
     "bit_logits",
     "draw_bits",
     "fastest_attention",
+    "group_norm_swish",
     "qk_norm_rope",
     "qk_norm_rope_append",
+    "residual_add",
     "resolve_backend",
     "sample_bits",
 ]
@@ -227,6 +231,74 @@ def draw_bits(
 
         return by_kernel(logits, layout, seeds, num_tokens, draw, with_guided=with_guided)
     return bit_sampling.draw_bits(logits, layout, seeds, num_tokens, draw, with_guided=with_guided)
+
+
+def group_norm_swish(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    *,
+    swish: bool = True,
+    input_bias: Tensor | None = None,
+    statistics: Tensor | None = None,
+    backend: Backend,
+) -> Tensor:
+    """Group norm over an image and, where asked for, swish.
+
+    Maps that the kernels cannot take go to PyTorch, with a warning that says why.
+
+    Args:
+        x: [B, C, H, W]; the kernels take channels-last maps.
+        weight: [C].
+        bias: [C].
+        num_groups: of neighbouring channels.
+        eps: added to the variance.
+        swish: whether y sigmoid(y) follows.
+        input_bias: [C], added to `x` first.
+        statistics: of `x`, where `residual_add` made both.
+        backend: as resolved; only "torch" gives a gradient.
+
+    Returns:
+        [B, C, H, W] in the dtype of `x`.
+    """
+    if backend.name == "triton" and _fit_group_norm(x, num_groups):
+        from .group_norm_swish import launch  # noqa: PLC0415 - imports Triton
+
+        return launch.group_norm_swish(
+            x, weight, bias, num_groups, eps, swish=swish, input_bias=input_bias, statistics=statistics
+        )
+    return group_norm.group_norm_swish(x, weight, bias, num_groups, eps, swish=swish, input_bias=input_bias)
+
+
+def residual_add(
+    hidden: Tensor, bias: Tensor, shortcut: Tensor, num_groups: int, *, backend: Backend
+) -> tuple[Tensor, Tensor | None]:
+    """The sum of maps, a bias and maps; and its statistics for a group norm, or None from PyTorch.
+
+    Args:
+        hidden: [B, C, H, W], as `group_norm_swish` takes them.
+        bias: [C].
+        shortcut: as `hidden`.
+        num_groups: of the norm that follows.
+        backend: as resolved.
+    """
+    if backend.name == "triton" and all(_fit_group_norm(maps, num_groups) for maps in (hidden, shortcut)):
+        from .group_norm_swish import launch  # noqa: PLC0415 - imports Triton
+
+        return launch.residual_add(hidden, bias, shortcut, num_groups)
+    return group_norm.residual_add(hidden, bias, shortcut), None
+
+
+def _fit_group_norm(maps: Tensor, num_groups: int) -> bool:
+    """Whether the group norm's kernels take these maps; warns where they do not."""
+    from .group_norm_swish.launch import obstacle  # noqa: PLC0415 - imports Triton
+
+    problem = obstacle(maps, num_groups)
+    if problem is not None:
+        warnings.warn(f"a group norm runs in PyTorch, not in Triton: {problem}", stacklevel=3)
+    return problem is None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toprovar_batch.kernels.host_values import copy_to_host
 from toprovar_batch.kernels.ops import Backend, fastest_attention
 
 from .batch_runner import BatchRunner
@@ -379,8 +380,9 @@ class Engine:
         return [encoded[text] for text in texts], [encoded[text] if text else None for text in negatives]
 
     def _decode(self, codes: Tensor) -> np.ndarray:
-        chunks = [to_uint8(self.model.vae.decode(chunk)).cpu() for chunk in codes.split(_DECODE_CHUNK)]
-        return torch.cat(chunks).numpy()
+        decode = self.model.vae.decode
+        chunks = [to_uint8(decode(chunk, self.backend)) for chunk in codes.split(_DECODE_CHUNK)]
+        return copy_to_host(torch.cat(chunks)).numpy()
 
     def _timed(self, times: PhaseTimes, phase: str, work: Callable[[], T]) -> T:
         start = time.perf_counter()

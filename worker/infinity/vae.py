@@ -1,10 +1,13 @@
 """The convolutional VAE between pixels and the codes' space. Module names are those of the official files."""
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad, silu
+from torch.nn.functional import conv2d, interpolate, pad
+
+from toprovar_batch.kernels.ops import PYTORCH, Backend, group_norm_swish, residual_add
 
 from .config import VaeArchitecture
 
@@ -12,6 +15,31 @@ _EPS = 1e-6
 _GROUPS = 32
 _ENCODER_BLOCKS = 2
 _DECODER_BLOCKS = 3
+
+
+class _Maps(NamedTuple):
+    """What one operation of the fused decoder leaves to the next.
+
+    Attributes:
+        values: [B, C, H, W] channels-last.
+        bias: [C], still to be added to the values: that of the convolution that made them.
+        statistics: of the values, where their maker has measured them for the norm that follows.
+    """
+
+    values: Tensor
+    bias: Tensor | None = None
+    statistics: Tensor | None = None
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor) -> _Maps:
+    """The convolution, its bias left to be added: PyTorch would make a pass of its own over the output for it."""
+    return _Maps(conv2d(x, conv.weight, padding=conv.kernel_size[0] // 2), conv.bias)
+
+
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor:
+    """Two biases [C] as one, in float32 where there are two."""
+    given = [bias for bias in (first, second) if bias is not None]
+    return given[0] if len(given) == 1 else given[0].float() + given[1]
 
 
 class NormSwish(nn.GroupNorm):
@@ -22,24 +50,14 @@ class NormSwish(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same shape."""
-        # PyTorch's CUDA kernel copies channels-last tensors and gives a single image to 32 blocks only.
-        if x.is_cuda and not torch.is_grad_enabled():
-            return self.by_reductions(x)
-        return silu(super().forward(x))
+        return self.fused(_Maps(x), PYTORCH)
 
-    def by_reductions(self, x: Tensor) -> Tensor:
-        """The same, as general reductions and one affine step in float32: faster on a GPU for large maps."""
-        wide = x.to(torch.float32, copy=True)  # changed in place below
-        variance, mean = torch.var_mean(
-            wide.unflatten(1, (_GROUPS, -1)), dim=(2, 3, 4), correction=0
-        )  # [B, 32]
-        mean, scale = (
-            group.repeat_interleave(x.shape[1] // _GROUPS, 1)[..., None, None]
-            for group in (mean, (variance + self.eps).rsqrt())
-        )
-        wide -= mean  # before scaling: a flat map has a large scale and must not cancel
-        torch.addcmul(self.bias[:, None, None], wide, scale * self.weight[:, None, None], out=wide)
-        return silu(wide, inplace=True).to(x.dtype)
+    def fused(self, x: _Maps, backend: Backend) -> Tensor:
+        """The same of `x.values` + `x.bias`."""
+        return group_norm_swish(
+            x.values, self.weight, self.bias, _GROUPS, self.eps,
+            input_bias=x.bias, statistics=x.statistics, backend=backend,
+        )  # fmt: skip
 
 
 class ResidualBlock(nn.Module):
@@ -59,6 +77,24 @@ class ResidualBlock(nn.Module):
         hidden = self.conv2(self.norm2(hidden))
         return hidden + (x if self.nin_shortcut is None else self.nin_shortcut(x))
 
+    def fused(self, x: _Maps, backend: Backend) -> _Maps:
+        """The same, without a gradient, and with every bias added where its maps are read anyway."""
+        hidden = _convolve(self.conv1, self.norm1.fused(x, backend))
+        hidden = _convolve(self.conv2, self.norm2.fused(hidden, backend))
+        shortcut = self._shortcut(x)
+        bias = _sum(hidden.bias, shortcut.bias)
+        total, statistics = residual_add(hidden.values, bias, shortcut.values, _GROUPS, backend=backend)
+        return _Maps(total, statistics=statistics)
+
+    def _shortcut(self, x: _Maps) -> _Maps:
+        if self.nin_shortcut is None:
+            return x
+        maps = _convolve(self.nin_shortcut, x.values)
+        if x.bias is None:
+            return maps
+        weight = self.nin_shortcut.weight[:, :, 0, 0].float()
+        return maps._replace(bias=_sum(weight @ x.bias.float(), maps.bias))
+
 
 class Upsample(nn.Module):
     """Nearest neighbour x2, then a convolution."""
@@ -70,6 +106,11 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C, 2H, 2W]."""
         return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
+
+    def fused(self, x: _Maps) -> _Maps:
+        """The same, but for the bias, which is left to be added."""
+        assert x.bias is None  # a residual block has added it
+        return _convolve(self.conv, interpolate(x.values, scale_factor=2.0, mode="nearest"))
 
 
 class Downsample(nn.Module):
@@ -114,6 +155,13 @@ class Level(nn.Module):
         resize = self.upsample or self.downsample
         return x if resize is None else resize(x)
 
+    def fused(self, x: _Maps, backend: Backend) -> _Maps:
+        """The same of a level of the decoder."""
+        for block in self.block:
+            assert isinstance(block, ResidualBlock)
+            x = block.fused(x, backend)
+        return x if self.upsample is None else self.upsample.fused(x)
+
 
 class Encoder(nn.Module):
     """Pixels [B, 3, H, W] in [-1, 1] to features [B, z, H / f, W / f]."""
@@ -157,12 +205,24 @@ class Decoder(nn.Module):
         self.norm_out = NormSwish(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
-    def forward(self, codes: Tensor) -> Tensor:
-        """[B, z, h, w] to [B, 3, h * f, w * f]."""
+    def forward(self, codes: Tensor, backend: Backend = PYTORCH) -> Tensor:
+        """[B, z, h, w] to [B, 3, h * f, w * f]; on any backend but PyTorch's without a gradient."""
+        if backend.name != "torch":
+            return self._fused(codes, backend)
         x = self.mid(self.conv_in(codes))
         for level in reversed(self.up):
             x = level(x)
         return self.conv_out(self.norm_out(x))
+
+    def _fused(self, codes: Tensor, backend: Backend) -> Tensor:
+        """The same by kernels that make few passes over the maps."""
+        x = _Maps(self.conv_in(codes.contiguous(memory_format=torch.channels_last)))
+        for block in (self.mid.block_1, self.mid.block_2):
+            x = block.fused(x, backend)
+        for level in reversed(self.up):
+            assert isinstance(level, Level)
+            x = level.fused(x, backend)
+        return self.conv_out(self.norm_out.fused(x, backend))
 
 
 class Vae(nn.Module):
@@ -180,9 +240,14 @@ class Vae(nn.Module):
         """The compute dtype."""
         return self.decoder.conv_in.weight.dtype
 
-    def decode(self, summed_codes: Tensor) -> Tensor:
-        """[B, z, h, w] codes to [B, 3, H, W] float32 pixels, clamped to [-1, 1]."""
-        return self.decoder(summed_codes.to(self.dtype)).float().clamp(-1, 1)
+    def decode(self, summed_codes: Tensor, backend: Backend = PYTORCH) -> Tensor:
+        """[B, z, h, w] codes to [B, 3, H, W] float32 pixels, clamped to [-1, 1].
+
+        Args:
+            summed_codes: of any number of images.
+            backend: which kernels run; only PyTorch's give a gradient.
+        """
+        return self.decoder(summed_codes.to(self.dtype), backend).float().clamp(-1, 1)
 
 
 def to_uint8(pixels: Tensor) -> Tensor:

@@ -133,7 +133,8 @@ def study(engine: Engine, scenes: int, batch_size: int) -> dict[str, Any]:
             found.setdefault(name, []).append(values)
         with torch.inference_mode():
             pictures = [
-                to_uint8(engine.model.vae.decode(codes)).cpu() for codes in state.codes.summed_codes.split(1)
+                to_uint8(engine.model.vae.decode(codes, engine.backend)).cpu()
+                for codes in state.codes.summed_codes.split(1)
             ]
         rough += roughness(torch.cat(pictures)).tolist()
     statistics = {name: torch.cat(parts, dim=1).double().tolist() for name, parts in found.items()}
