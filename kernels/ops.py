@@ -10,19 +10,25 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from toprovar_batch.kernels.layout import TokenLayout
 
+from . import residual_norm
 from .bit_sampling import sample_bits
 from .flash_attention import AttentionInputs, attention, attention_entropy
 from .flash_attention.config import MAX_HEAD_DIM, beats_cudnn, capability_of
 from .qk_norm_rope import naive as naive_qk_norm_rope
 from .qk_norm_rope import qk_norm_rope
+from .residual_norm import Modulation
 
 __all__ = [
     "PYTORCH",
     "AttentionInputs",
     "Backend",
+    "Modulation",
+    "add_and_norm",
     "attend",
     "attention",
     "fastest_attention",
+    "gated_add",
+    "modulated_norm",
     "qk_norm_rope",
     "qk_norm_rope_append",
     "resolve_backend",
@@ -166,6 +172,92 @@ def _is_fastest_in_pytorch(inputs: AttentionInputs) -> bool:
     if length is None or not inputs.is_uniform:
         return False
     return not beats_cudnn(capability_of(inputs.q.device), inputs.q.shape[2], inputs.q.dtype, length, seen[0])
+
+
+def modulated_norm(
+    x: Tensor, modulation: Modulation, layout: TokenLayout, dtype: torch.dtype, *, backend: Backend
+) -> Tensor:
+    """LN(x) * scale + shift, with the scale and the shift of each token's row.
+
+    Args:
+        x: [T, C] float32 packed by `layout`.
+        modulation: scale and shift, [R, C] float32 each; or [C] in any dtype, the same for all rows.
+        layout: rows of the packed tokens.
+        dtype: of the result.
+        backend: as resolved.
+
+    Returns:
+        [T, C] in `dtype`; computed in float32. Its bits depend on the token and its row alone.
+    """
+    if backend.name == "triton":
+        normed = _residual_norm(x, None, None, modulation, layout, dtype)[1]
+        assert normed is not None
+        return normed
+    return residual_norm.modulated_norm(x, modulation, layout, dtype)
+
+
+def add_and_norm(
+    x: Tensor,
+    update: Tensor,
+    gate: Tensor | None,
+    modulation: Modulation,
+    layout: TokenLayout,
+    dtype: torch.dtype,
+    *,
+    backend: Backend,
+) -> tuple[Tensor, Tensor]:
+    """X + gate * update in float32, and LN of that * scale + shift, in one pass over a row.
+
+    Args:
+        x: [T, C] float32 packed by `layout`; it stays as it is on every backend.
+        update: [T, C] in the compute dtype.
+        gate: [R, C] float32; None: 1.
+        modulation: scale and shift, [R, C] float32 each; or [C] in any dtype, the same for all rows.
+        layout: rows of the packed tokens.
+        dtype: of the normed result.
+        backend: as resolved.
+
+    Returns:
+        The sum [T, C] float32, and its norm [T, C] in `dtype`.
+    """
+    if backend.name == "triton":
+        added, normed = _residual_norm(x, update, gate, modulation, layout, dtype)
+        assert normed is not None
+        return added, normed
+    return residual_norm.add_and_norm(x, update, gate, modulation, layout, dtype)
+
+
+def gated_add(
+    x: Tensor, update: Tensor, gate: Tensor | None, layout: TokenLayout, *, backend: Backend
+) -> Tensor:
+    """X + gate * update in float32: what `add_and_norm` does where no norm follows.
+
+    Args:
+        x: [T, C] float32 packed by `layout`; it stays as it is on every backend.
+        update: [T, C] in the compute dtype.
+        gate: [R, C] float32; None: 1.
+        layout: rows of the packed tokens.
+        backend: as resolved.
+
+    Returns:
+        [T, C] float32.
+    """
+    if backend.name == "triton":
+        return _residual_norm(x, update, gate, None, layout, None)[0]
+    return residual_norm.gated_add(x, update, gate, layout)
+
+
+def _residual_norm(
+    x: Tensor,
+    update: Tensor | None,
+    gate: Tensor | None,
+    modulation: Modulation | None,
+    layout: TokenLayout,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None]:
+    from .residual_norm.launch import residual_norm as by_kernel  # noqa: PLC0415 - imports Triton
+
+    return by_kernel(x, update, gate, modulation, layout, dtype)
 
 
 @contextmanager
