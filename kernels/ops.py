@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from toprovar_batch.kernels.layout import TokenLayout
@@ -14,6 +14,8 @@ from . import residual_norm
 from .bit_sampling import sample_bits
 from .flash_attention import AttentionInputs, attention, attention_entropy
 from .flash_attention.config import MAX_HEAD_DIM, beats_cudnn, capability_of
+from .linear_gelu import fused_linear_gelu, fuses_tanh_form
+from .linear_gelu import linear_gelu as plain_linear_gelu
 from .qk_norm_rope import naive as naive_qk_norm_rope
 from .qk_norm_rope import qk_norm_rope
 from .residual_norm import Modulation
@@ -28,6 +30,7 @@ __all__ = [
     "attention",
     "fastest_attention",
     "gated_add",
+    "linear_gelu",
     "modulated_norm",
     "qk_norm_rope",
     "qk_norm_rope_append",
@@ -258,6 +261,13 @@ def _residual_norm(
     from .residual_norm.launch import residual_norm as by_kernel  # noqa: PLC0415 - imports Triton
 
     return by_kernel(x, update, gate, modulation, layout, dtype)
+
+
+def linear_gelu(layer: nn.Linear, x: Tensor, *, backend: Backend) -> Tensor:
+    """GELU (tanh form) of a linear layer: [T, C] to [T, F]; one product where PyTorch's fused form is that one."""
+    if backend.name == "triton" and fuses_tanh_form(x.device, x.dtype):
+        return fused_linear_gelu(layer, x)
+    return plain_linear_gelu(layer, x)
 
 
 @contextmanager

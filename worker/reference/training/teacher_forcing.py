@@ -109,7 +109,7 @@ def teacher_forced_logits(
     for block, context in zip(model.blocks, text.blocks, strict=True):
         # One number for all layers, which this memory ignores: the blocks then share one compiled form.
         x, _ = block(x, context, text.text_lengths, layout, rotations, memory, 0, entropy_rows=())
-    return model.logits(x, text.cond, layout)
+    return model.logits(x, text.cond, layout, memory.backend)
 
 
 def scale_weights(schedule: ScaleSchedule, device: torch.device) -> Tensor:
