@@ -1,23 +1,24 @@
 """One place that decides which implementation of each operation runs, and says so."""
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor, nn
 
 from toprovar_batch.kernels.layout import TokenLayout
 
-from . import bit_head, bit_sampling
+from . import bit_head, bit_sampling, residual_norm
 from . import group_norm_swish as group_norm
+from .backend import PYTORCH, Backend, fastest_attention, resolve_backend
 from .bit_sampling import BitDraw, DrawnBits, sample_bits
 from .flash_attention import AttentionInputs, attention, attention_entropy
-from .flash_attention.config import MAX_HEAD_DIM, beats_cudnn, capability_of
+from .flash_attention.config import beats_cudnn, capability_of
+from .linear_gelu import fused_linear_gelu, fuses_tanh_form
+from .linear_gelu import linear_gelu as plain_linear_gelu
 from .qk_norm_rope import naive as naive_qk_norm_rope
 from .qk_norm_rope import qk_norm_rope
+from .residual_norm import Modulation
 
 __all__ = [
     "PYTORCH",
@@ -25,76 +26,23 @@ __all__ = [
     "Backend",
     "BitDraw",
     "DrawnBits",
+    "Modulation",
+    "add_and_norm",
     "attend",
     "attention",
     "bit_logits",
     "draw_bits",
     "fastest_attention",
+    "gated_add",
     "group_norm_swish",
+    "linear_gelu",
+    "modulated_norm",
     "qk_norm_rope",
     "qk_norm_rope_append",
     "residual_add",
     "resolve_backend",
     "sample_bits",
 ]
-
-
-@dataclass(frozen=True)
-class Backend:
-    """The implementation in use and why, as a run's record states it.
-
-    Attributes:
-        name: "torch" or "triton".
-        reason: why this one.
-    """
-
-    name: str
-    reason: str
-
-
-PYTORCH = Backend("torch", "asked for")
-
-
-def resolve_backend(setting: str, device: torch.device, head_dim: int) -> Backend:
-    """Choose the implementation for `device`.
-
-    Args:
-        setting: "auto", "torch" or "triton".
-        device: where the model runs.
-        head_dim: of its attention heads.
-
-    Raises:
-        ValueError: `setting` names no backend, or one that cannot run here; says why.
-    """
-    if setting == "torch":
-        return PYTORCH
-    if setting not in {"auto", "triton"}:
-        raise ValueError(f"no backend named {setting!r}; choose auto, torch or triton")
-    obstacle = _obstacle_to_triton(device, head_dim)
-    if obstacle is None:
-        return Backend("triton", "asked for" if setting == "triton" else "a small kernel ran")
-    if setting == "triton":
-        raise ValueError(f"the triton backend cannot run here: {obstacle}; choose auto or torch")
-    return Backend("torch", obstacle)
-
-
-def _obstacle_to_triton(device: torch.device, head_dim: int) -> str | None:
-    """Why Triton's kernels cannot run, or None where they can, which a small one has then shown."""
-    if device.type != "cuda":
-        return f"Triton's kernels need a GPU, and this is {device.type}"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return (
-            f"Triton's kernels need compute capability 8.0, and {torch.cuda.get_device_name(device)} is older"
-        )
-    if head_dim > MAX_HEAD_DIM:
-        return f"Triton's attention takes heads of up to {MAX_HEAD_DIM} channels, and these have {head_dim}"
-    try:
-        from .flash_attention.launch import mean_over_heads  # noqa: PLC0415 - imports Triton
-
-        mean_over_heads(torch.zeros(1, 1, device=device))
-    except Exception as error:  # noqa: BLE001 - compilers and drivers fail in many ways, and each is a reason
-        return f"Triton fails on a small kernel: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return None
 
 
 def qk_norm_rope_append(
@@ -301,17 +249,94 @@ def _fit_group_norm(maps: Tensor, num_groups: int) -> bool:
     return problem is None
 
 
-@contextmanager
-def fastest_attention(device: torch.device) -> Iterator[None]:
-    """Let PyTorch's attention choose in the order of speed measured for this model's shapes on a GPU."""
-    if device.type != "cuda":
-        yield
-        return
-    order = [
-        SDPBackend.CUDNN_ATTENTION,
-        SDPBackend.FLASH_ATTENTION,
-        SDPBackend.EFFICIENT_ATTENTION,
-        SDPBackend.MATH,
-    ]
-    with sdpa_kernel(order, set_priority=True):
-        yield
+def modulated_norm(
+    x: Tensor, modulation: Modulation, layout: TokenLayout, dtype: torch.dtype, *, backend: Backend
+) -> Tensor:
+    """LN(x) * scale + shift, with the scale and the shift of each token's row.
+
+    Args:
+        x: [T, C] float32 packed by `layout`.
+        modulation: scale and shift, [R, C] float32 each; or [C] in any dtype, the same for all rows.
+        layout: rows of the packed tokens.
+        dtype: of the result.
+        backend: as resolved.
+
+    Returns:
+        [T, C] in `dtype`; computed in float32. Its bits depend on the token and its row alone.
+    """
+    if backend.name == "triton":
+        normed = _residual_norm(x, None, None, modulation, layout, dtype)[1]
+        assert normed is not None
+        return normed
+    return residual_norm.modulated_norm(x, modulation, layout, dtype)
+
+
+def add_and_norm(
+    x: Tensor,
+    update: Tensor,
+    gate: Tensor | None,
+    modulation: Modulation,
+    layout: TokenLayout,
+    dtype: torch.dtype,
+    *,
+    backend: Backend,
+) -> tuple[Tensor, Tensor]:
+    """X + gate * update in float32, and LN of that * scale + shift, in one pass over a row.
+
+    Args:
+        x: [T, C] float32 packed by `layout`; it stays as it is on every backend.
+        update: [T, C] in the compute dtype.
+        gate: [R, C] float32; None: 1.
+        modulation: scale and shift, [R, C] float32 each; or [C] in any dtype, the same for all rows.
+        layout: rows of the packed tokens.
+        dtype: of the normed result.
+        backend: as resolved.
+
+    Returns:
+        The sum [T, C] float32, and its norm [T, C] in `dtype`.
+    """
+    if backend.name == "triton":
+        added, normed = _residual_norm(x, update, gate, modulation, layout, dtype)
+        assert normed is not None
+        return added, normed
+    return residual_norm.add_and_norm(x, update, gate, modulation, layout, dtype)
+
+
+def gated_add(
+    x: Tensor, update: Tensor, gate: Tensor | None, layout: TokenLayout, *, backend: Backend
+) -> Tensor:
+    """X + gate * update in float32: what `add_and_norm` does where no norm follows.
+
+    Args:
+        x: [T, C] float32 packed by `layout`; it stays as it is on every backend.
+        update: [T, C] in the compute dtype.
+        gate: [R, C] float32; None: 1.
+        layout: rows of the packed tokens.
+        backend: as resolved.
+
+    Returns:
+        [T, C] float32.
+    """
+    if backend.name == "triton":
+        return _residual_norm(x, update, gate, None, layout, None)[0]
+    return residual_norm.gated_add(x, update, gate, layout)
+
+
+def _residual_norm(
+    x: Tensor,
+    update: Tensor | None,
+    gate: Tensor | None,
+    modulation: Modulation | None,
+    layout: TokenLayout,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None]:
+    from .residual_norm.launch import residual_norm as by_kernel  # noqa: PLC0415 - imports Triton
+
+    return by_kernel(x, update, gate, modulation, layout, dtype)
+
+
+def linear_gelu(layer: nn.Linear, x: Tensor, *, backend: Backend) -> Tensor:
+    """GELU (tanh form) of a linear layer: [T, C] to [T, F]; one product where PyTorch's fused form is that one."""
+    if backend.name == "triton" and fuses_tanh_form(x.device, x.dtype):
+        return fused_linear_gelu(layer, x)
+    return plain_linear_gelu(layer, x)

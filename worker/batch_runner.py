@@ -5,6 +5,7 @@ The steps stand alone, so that a verification can feed recorded bits.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,9 +16,10 @@ from .guidance import guide_states
 from .head_tokens import HeadTokens, head_tokens
 from .infinity.bsq import ResidualSum, tokens_to_bit_maps
 from .infinity.kv_cache import KVCache
+from .infinity.residual import Residual
 from .infinity.rope import rope_2d
 from .infinity.schedule import ScaleSchedule
-from .infinity.transformer import Infinity, TextContext
+from .infinity.transformer import Block, Infinity, TextContext
 from .pruning.history import BatchHistory, count_layers
 from .pruning.packing import LayerTokens, PackedScale
 from .pruning.plan import ScalePlan
@@ -95,7 +97,7 @@ class BatchRunner:
         self.finite = torch.ones(self.batch, dtype=torch.bool, device=model.device)
         self.history = BatchHistory(schedule, guided=settings.guided)
         self._count_layers = count_layers
-        self._changes = LayerChanges(model.sizes.depth, self.batch)
+        self._changes = LayerChanges(model.sizes.depth, self.batch, model.dtype)
         self._largest_map = largest_map
         self._texts = {self.num_rows: text}  # views of its first rows, by their number
 
@@ -123,15 +125,16 @@ class BatchRunner:
         rotation = rope_2d(size, self._largest_map, model.sizes.head_dim, model.device)
         if scale_index == len(self.schedule) - 1:
             self.cache.enter_last_scale()
-        x = self._embed(scale_index, packed)
+        residual = Residual(self._embed(scale_index, packed), packed.whole.layout, self.cache.backend)
         cfg = self.settings.cfg_scale[scale_index]
         # A prompt's conditional row has its number.
         entropy_rows = tuple(range(self.num_rows)) if with_entropy else plan.entropy_of
         entropies, run = [], []
         for layer in range(model.sizes.depth):
-            tokens = packed.layer_tokens(layer, x)
+            chosen_by = residual.settled() if packed.chooses_by_state(layer) else None
+            tokens = packed.layer_tokens(layer, chosen_by)
             run.append(tokens)
-            x, entropy = self._run_layer(layer, x, size, packed, tokens, rotation, entropy_rows)
+            entropy = self._run_layer(layer, residual, size, packed, tokens, rotation, entropy_rows)
             if entropy is not None:
                 maps = entropy.unflatten(0, (len(entropy_rows), -1))
                 if with_entropy:
@@ -139,50 +142,82 @@ class BatchRunner:
                 elif observe is not None:
                     observe(scale_index, layer, maps)
             if cfg != 1 and layer - model.sizes.depth in self.settings.cfg_insertion_layers:
-                x = guide_states(x, packed, cfg)
+                residual.replace(guide_states(residual.settled(), packed, cfg))
         counted = self._count_layers or plan.code_layers > 0
         layers_run = count_layers(packed, run) if counted else None
         taken = head_tokens(packed, run, both_branches=self.settings.guides_logits[scale_index])
         modulation = taken.of_rows(self.text.head_modulation)
-        logits = model.logits(taken.of_states(x), modulation, taken.layout, self.cache.backend)
+        logits = model.logits(
+            taken.of_states(residual.settled()), modulation, taken.layout, self.cache.backend
+        )
         return ScaleOutput(logits, taken, packed, layers_run, entropies)
 
     def _run_layer(
         self,
         layer: int,
-        x: Tensor,
+        residual: Residual,
         size: tuple[int, int],
         packed: PackedScale,
         tokens: LayerTokens | None,
         rotation: Tensor,
         entropy_rows: Sequence[int],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Run a block on some tokens of the hidden state [A * N, C]; the others pass, or are restored."""
-        after, entropy = x, None
+    ) -> Tensor | None:
+        """Run a block on some tokens of the hidden state [A * N, C]; the others pass, or are restored.
+
+        Returns:
+            The entropy of the tokens of `entropy_rows`, or None.
+        """
+        before = residual.settled() if packed.plan.changes_of else None
+        if tokens is not None and tokens.positions is None:
+            entropy = self._advance(layer, residual, packed, rotation, entropy_rows)
+        else:
+            entropy = self._run_some(layer, residual, size, packed, tokens, rotation, entropy_rows)
+        if before is not None:
+            self._changes.keep(layer, size, packed, before, residual.settled())
+        return entropy
+
+    def _run_some(
+        self,
+        layer: int,
+        residual: Residual,
+        size: tuple[int, int],
+        packed: PackedScale,
+        tokens: LayerTokens | None,
+        rotation: Tensor,
+        entropy_rows: Sequence[int],
+    ) -> Tensor | None:
+        """The same where some tokens do not run."""
+        x, entropy = residual.settled(), None
+        if packed.plan.restore:
+            others = self._changes.restore(layer, size, packed, tokens, x)
+        else:
+            others = x.clone() if packed.plan.changes_of else x  # x is compared with the output afterwards
         if tokens is not None:
-            text = self._text_of(packed)
-            inputs = x if tokens.positions is None else x[tokens.positions]
-            after, entropy = self.model.blocks[layer](
-                inputs,
-                text.blocks[layer],
-                text.text_lengths,
-                tokens.layout,
-                rotation,
-                self.cache,
-                layer,
-                entropy_rows=entropy_rows,
-            )
-        if tokens is None or tokens.positions is not None:
-            if packed.plan.restore:
-                others = self._changes.restore(layer, size, packed, tokens, x)
-            else:
-                others = x.clone() if packed.plan.changes_of else x  # x is compared with the output below
-            if tokens is not None and tokens.positions is not None:
-                others.index_copy_(0, tokens.positions, after)
-            after = others
-        if packed.plan.changes_of:
-            self._changes.keep(layer, size, packed, x, after)
-        return after, entropy
+            assert tokens.positions is not None
+            running = Residual(x[tokens.positions], tokens.layout, residual.backend)
+            entropy = self._advance(layer, running, packed, rotation, entropy_rows)
+            others.index_copy_(0, tokens.positions, running.settled())
+        residual.replace(others)
+        return entropy
+
+    def _advance(
+        self,
+        layer: int,
+        residual: Residual,
+        packed: PackedScale,
+        rotation: Tensor,
+        entropy_rows: Sequence[int],
+    ) -> Tensor | None:
+        text = self._text_of(packed)
+        return cast("Block", self.model.blocks[layer]).advance(
+            residual,
+            text.blocks[layer],
+            text.text_lengths,
+            rotation,
+            self.cache,
+            layer,
+            entropy_rows=entropy_rows,
+        )
 
     def _text_of(self, packed: PackedScale) -> TextContext:
         """The text of the rows of the scale's layouts."""
@@ -192,7 +227,7 @@ class BatchRunner:
         return self._texts[rows]
 
     def _embed(self, scale_index: int, packed: PackedScale) -> Tensor:
-        """[A * N, C] input of a scale, the same tokens for both branches."""
+        """[A * N, C] float32 input of a scale, the same tokens for both branches."""
         if scale_index == 0:
             return packed.of_rows(self.model.embed_first(self.text))
         codes = self.codes.tokens(scale_index)

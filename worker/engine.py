@@ -47,8 +47,8 @@ _LARGEST_AUTO_BATCH = 16
 # image does not depend on its batch even in the last digit.
 _DECODE_CHUNK = 1
 # Hidden states alive at the peak of a block, in multiples of the packed [T, C] one: queries, keys and
-# values in float32 and their products.
-_ACTIVATION_MULTIPLE = 24
+# values in float32 and their products, and the residual stream in float32.
+_ACTIVATION_MULTIPLE = 25
 T = TypeVar("T")
 
 

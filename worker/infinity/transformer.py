@@ -10,67 +10,25 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm, linear
+from torch.nn.functional import linear
 
 from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
-from toprovar_batch.kernels.ops import AttentionInputs, Backend, attend, attention, bit_logits
+from toprovar_batch.kernels.ops import (
+    AttentionInputs,
+    Backend,
+    Modulation,
+    attend,
+    bit_logits,
+    linear_gelu,
+)
 
 from .config import MAX_LEVELS, MAX_TEXT_TOKENS, TransformerArchitecture
 from .memory import SelfAttentionMemory
+from .residual import Residual
+from .text_pool import SosProjection, TextNorm
 
 _EPS = 1e-6
 _MAX_LOG_Q_SCALE = math.log(100)
-
-
-class TextNorm(nn.Module):
-    """RMSNorm with weight over the text features."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[..., Ct5] to the same shape."""
-        return nn.functional.rms_norm(features, features.shape[-1:], self.weight, _EPS)
-
-
-class TextPool(nn.Module):
-    """Attentive pooling of a prompt's features into one vector, by one learned query a head."""
-
-    def __init__(self, sizes: TransformerArchitecture) -> None:
-        super().__init__()
-        self.num_heads = sizes.text_pool_heads
-        head_dim = sizes.width // self.num_heads
-        self.mat_q = nn.Parameter(torch.empty(1, self.num_heads, head_dim))
-        self.mat_kv = nn.Linear(sizes.text_width, 2 * sizes.width, bias=False)
-        self.v_bias = nn.Parameter(torch.empty(sizes.width))
-        self.proj = nn.Linear(sizes.width, sizes.width)
-
-    def forward(self, features: Tensor, lengths: KeyLengths) -> Tensor:
-        """[R, N, Ct5] padded features to [R, C]."""
-        keys, values = self.mat_kv(features).unflatten(-1, (2, self.num_heads, -1)).unbind(2)  # [R, N, H, D]
-        values = values + self.v_bias.unflatten(0, (self.num_heads, -1))
-        rows = features.shape[0]
-        layout = TokenLayout.dense(rows, 1, features.device)
-        pooled = attention(
-            AttentionInputs(
-                self.mat_q.expand(rows, -1, -1),
-                keys.transpose(1, 2),
-                values.transpose(1, 2),
-                layout,
-                lengths,
-                self.mat_q.shape[-1] ** -0.5,
-            )
-        )
-        return self.proj(pooled.flatten(1))
-
-
-class SosProjection(nn.Module):
-    """Holds the pooling under its official name, `text_proj_for_sos.ca`."""
-
-    def __init__(self, sizes: TransformerArchitecture) -> None:
-        super().__init__()
-        self.ca = TextPool(sizes)
 
 
 class HeadModulation(nn.Module):
@@ -144,9 +102,9 @@ class FeedForward(nn.Module):
         self.fc1 = nn.Linear(sizes.width, sizes.mlp_width)
         self.fc2 = nn.Linear(sizes.mlp_width, sizes.width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, backend: Backend) -> Tensor:
         """[T, C] to [T, C]."""
-        return self.fc2(gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(linear_gelu(self.fc1, x, backend=backend))
 
 
 @dataclass(frozen=True)
@@ -154,7 +112,7 @@ class BlockContext:
     """What a block needs of the text and of its own weights, the same at every scale.
 
     Attributes:
-        adaln: [6, R, C]: gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2.
+        adaln: [6, R, C] float32: gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2.
         text_keys, text_values: [R, H, N, D].
         qkv_bias: [3C].
         q_scale: [H] float32.
@@ -212,9 +170,7 @@ class Block(nn.Module):
         adaln = (shared_adaln + self.ada_gss[0]).transpose(0, 1).clone()  # [6, R, C]
         adaln[2:4] += 1
         keys, values = self.ca.keys_values(text)
-        return BlockContext(
-            adaln.to(text.dtype), keys, values, self.sa.qkv_bias().to(text.dtype), self.sa.q_scale()
-        )
+        return BlockContext(adaln, keys, values, self.sa.qkv_bias().to(text.dtype), self.sa.q_scale())
 
     def forward(
         self,
@@ -228,50 +184,64 @@ class Block(nn.Module):
         *,
         entropy_rows: Sequence[int],
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the block on packed tokens.
+        """Run the block on packed tokens; `advance` has the arguments.
+
+        Returns:
+            The new hidden state [T, C] float32, and the entropy as of `advance`.
+        """
+        residual = Residual(x, layout, memory.backend)
+        entropy = self.advance(
+            residual, context, text_lengths, rotation, memory, layer, entropy_rows=entropy_rows
+        )
+        return residual.settled(), entropy
+
+    def advance(
+        self,
+        residual: Residual,
+        context: BlockContext,
+        text_lengths: KeyLengths,
+        rotation: Tensor,
+        memory: SelfAttentionMemory,
+        layer: int,
+        *,
+        entropy_rows: Sequence[int],
+    ) -> Tensor | None:
+        """Run the block on packed tokens, and leave its last addition to whatever comes next.
 
         Args:
-            x: [T, C] packed by `layout`.
+            residual: the hidden state [T, C], which goes on.
             context: of this block.
             text_lengths: text tokens of each row.
-            layout: rows of the packed tokens.
             rotation: [N, D / 2] complex64 of the scale.
             memory: attends over the scale's own and all earlier tokens.
             layer: index of this block in the memory.
             entropy_rows: also measure the entropy of the self-attention of these rows.
 
         Returns:
-            The new hidden state [T, C], and the entropy of the tokens of `entropy_rows`, float32 in nats (mean over heads),
-            or None.
+            The entropy of the tokens of `entropy_rows`, float32 in nats (mean over heads), or None.
         """
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = (layout.per_token(row) for row in context.adaln)
-        qkv = linear(_modulated_norm(x, scale1, shift1, layout), self.sa.mat_qkv.weight, context.qkv_bias)
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = context.adaln
+        layout, dtype = residual.layout, self.sa.mat_qkv.weight.dtype
+        normed = residual.normed(Modulation(scale1, shift1), dtype)
+        qkv = linear(normed, self.sa.mat_qkv.weight, context.qkv_bias)
         qkv = qkv.unflatten(-1, (3, self.sa.num_heads, -1))  # [T, 3, H, D]
         attended, entropy = memory.attend(
             layer, qkv, context.q_scale, rotation, layout, entropy_rows=entropy_rows
         )
-        x = _gated_add(x, gamma1, self.sa.proj(attended.flatten(1)), layout)
-        x = x + self.ca(
-            self.ca_norm(x), layout, context.text_keys, context.text_values, text_lengths, memory.backend
-        )
-        return _gated_add(x, gamma2, self.ffn(_modulated_norm(x, scale2, shift2, layout)), layout), entropy
-
-
-def _modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, layout: TokenLayout) -> Tensor:
-    """LN(x) * scale + shift, where `scale` already holds the 1 of the official 1 + scale."""
-    normed = layer_norm(x, x.shape[-1:], eps=_EPS)
-    return torch.addcmul(shift, layout.by_row(normed), scale).reshape(x.shape)
-
-
-def _gated_add(x: Tensor, gamma: Tensor, update: Tensor, layout: TokenLayout) -> Tensor:
-    return torch.addcmul(layout.by_row(x), gamma, layout.by_row(update)).reshape(x.shape)
+        residual.add(self.sa.proj(attended.flatten(1)), gamma1)
+        normed = residual.normed(Modulation(self.ca_norm.weight, self.ca_norm.bias), dtype)
+        text = (context.text_keys, context.text_values, text_lengths)
+        residual.add(self.ca(normed, layout, *text, memory.backend))
+        normed = residual.normed(Modulation(scale2, shift2), dtype)
+        residual.add(self.ffn(normed, memory.backend), gamma2)
+        return entropy
 
 
 class Infinity(nn.Module):
     """The transformer that predicts the bits of a scale from the text and the earlier scales.
 
-    Blocks, the text projection and the word embedding run in the compute dtype; the small modules that
-    condition them and the head stay in float32.
+    The products of the blocks, the text projection and the word embedding run in the compute dtype. The hidden state
+    between them, the norms, the small modules that condition the blocks and the head stay in float32.
     """
 
     def __init__(self, sizes: TransformerArchitecture) -> None:
@@ -296,7 +266,7 @@ class Infinity(nn.Module):
     def computes_in_low_precision(name: str) -> bool:
         """Whether a parameter takes the compute dtype; the others stay in float32."""
         if name.startswith("blocks."):
-            return not name.endswith(("ada_gss", "scale_mul_1H11"))
+            return not (name.endswith(("ada_gss", "scale_mul_1H11")) or ".ca_norm." in name)
         return name.startswith(("text_proj_for_ca.", "word_embed."))
 
     @property
@@ -335,12 +305,12 @@ class Infinity(nn.Module):
         return self.cfg_uncond[:length]
 
     def embed_first(self, text: TextContext) -> Tensor:
-        """[R, C]: the one token of scale 0 of every row."""
-        return (text.cond + self.pos_start[0] + self.lvl_embed.weight[0]).to(self.dtype)
+        """[R, C] float32: the one token of scale 0 of every row."""
+        return text.cond + self.pos_start[0] + self.lvl_embed.weight[0]
 
     def embed(self, tokens: Tensor, scale_index: int) -> Tensor:
-        """[..., D] resized codes to [..., C] tokens of a scale after the first."""
-        return self.word_embed(tokens.to(self.dtype)) + self.lvl_embed.weight[scale_index].to(self.dtype)
+        """[..., D] resized codes to [..., C] float32 tokens of a scale after the first."""
+        return self.word_embed(tokens.to(self.dtype)) + self.lvl_embed.weight[scale_index]
 
     def logits(self, x: Tensor, modulation: Tensor, layout: TokenLayout, backend: Backend) -> Tensor:
         """[T, C] hidden states to [T, 2D] float32 bit logits; `modulation` is [R, 2C], of the rows of `layout`."""

@@ -105,12 +105,17 @@ class PackedScale:
         lengths = tuple(num_tokens if row in running else 0 for row in range(self.num_layout_rows))
         return LayerTokens(TokenLayout(lengths, self.device, token_indices, row_ids), None, counts)
 
-    def layer_tokens(self, layer: int, x: Tensor) -> LayerTokens | None:
+    def chooses_by_state(self, layer: int) -> bool:
+        """Whether a layer's tokens depend on its input."""
+        tokens = self.plan.layers[layer]
+        return tokens is not None and tokens.score is not None
+
+    def layer_tokens(self, layer: int, x: Tensor | None = None) -> LayerTokens | None:
         """What a layer runs; None: nothing.
 
         Args:
             layer: counted from 0.
-            x: [A * N, C] its input, from which some plans choose.
+            x: [A * N, C] its input, where it `chooses_by_state`.
         """
         tokens = self.plan.layers[layer]
         if tokens is None:
@@ -122,6 +127,7 @@ class PackedScale:
             return self.whole
         if tokens.score is None:
             return self._from_masks[tokens]
+        assert x is not None
         states = x.unflatten(0, (len(self.rows), -1))[: len(self.prompts)]
         wanted = self.on_device(tuple(counts[prompt] for prompt in self.prompts))
         mask = keep_lowest(-tokens.score(states), wanted)  # [P, N]

@@ -14,16 +14,17 @@ from .packing import LayerTokens, PackedScale
 class LayerChanges:
     """For each layer and prompt, the change of the hidden state in the last whole scale that was kept."""
 
-    def __init__(self, depth: int, num_prompts: int) -> None:
+    def __init__(self, depth: int, num_prompts: int, dtype: torch.dtype) -> None:
         """Start with none.
 
         Args:
             depth: layers.
             num_prompts: B.
+            dtype: of what is kept: the compute dtype, in which the updates that make up a change came.
         """
         # Of each layer: scale size -> (row of the batch -> place, changes [rows, h, w, C])
         self._kept: list[dict[tuple[int, int], tuple[dict[int, int], Tensor]]] = [{} for _ in range(depth)]
-        self._num_prompts = num_prompts
+        self._num_prompts, self._dtype = num_prompts, dtype
 
     def keep(
         self, layer: int, size: tuple[int, int], packed: PackedScale, before: Tensor, after: Tensor
@@ -34,8 +35,8 @@ class LayerChanges:
             layer: counted from 0.
             size: (h, w) of the scale.
             packed: of the scale.
-            before: [A * N, C] the layer's input.
-            after: [A * N, C] its output.
+            before: [A * N, C] float32, the layer's input.
+            after: [A * N, C] float32, its output.
         """
         wanted = set(packed.plan.changes_of)
         places = [place for place, row in enumerate(packed.rows) if row % self._num_prompts in wanted]
@@ -49,7 +50,10 @@ class LayerChanges:
         for old in list(kept):  # of prompts that are all kept anew
             if all(row % self._num_prompts in wanted for row in kept[old][0]):
                 del kept[old]
-        kept[size] = ({packed.rows[place]: index for index, place in enumerate(places)}, change)
+        kept[size] = (
+            {packed.rows[place]: index for index, place in enumerate(places)},
+            change.to(self._dtype),
+        )
 
     def restore(
         self, layer: int, size: tuple[int, int], packed: PackedScale, tokens: LayerTokens | None, x: Tensor
@@ -63,10 +67,10 @@ class LayerChanges:
             size: (H, W) of the scale.
             packed: of the scale.
             tokens: what the layer runs; None: nothing.
-            x: [A * N, C] its input, left as it is.
+            x: [A * N, C] float32, its input, left as it is.
 
         Returns:
-            [A * N, C], always in memory of its own: the caller writes into it and may compare `x` with it later.
+            [A * N, C] float32, always in memory of its own: the caller writes into it and may compare `x` with it later.
         """
         rows = packed.rows
         pruned = [
@@ -82,7 +86,7 @@ class LayerChanges:
             places, change = self._kept[layer][old]
             of_scale = [row for row in pruned if latest.get(row) == old]
             source = packed.on_device(tuple(places[row] for row in of_scale))
-            resized = _area_resize(change[source], size).flatten(1, 2)  # [rows, N, C]
+            resized = _area_resize(change[source].to(x.dtype), size).flatten(1, 2)  # [rows, N, C]
             if of_scale == list(rows):
                 states = states + resized
             else:

@@ -19,7 +19,7 @@ def _states(seed):
 
 def _kept_of(prompts):
     """Changes of one layer: those of some of the two prompts are kept."""
-    changes = LayerChanges(1, 2)
+    changes = LayerChanges(1, 2, torch.float32)
     if prompts:
         plan = replace(ScalePlan.dense(4, 1, 2), changes_of=prompts)
         changes.keep(0, SIZE, PackedScale(plan, 2, CPU), _states(0), _states(1))

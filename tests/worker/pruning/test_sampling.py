@@ -326,11 +326,12 @@ def test_pruned_hidden_states_agree_with_a_loop_over_rows(model, monkeypatch, re
     inputs, outputs = {}, {}
     original = BatchRunner._run_layer
 
-    def record(self, layer, x, size, packed, tokens, rotation, entropy_rows):
-        result = original(self, layer, x.clone(), size, packed, tokens, rotation, entropy_rows)
-        scale = SCHEDULE.index(size)
-        inputs[scale, layer], outputs[scale, layer] = x.clone(), result[0].clone()
-        return result
+    def record(self, layer, residual, size, *rest):
+        at = SCHEDULE.index(size), layer
+        inputs[at] = residual.settled().clone()
+        entropy = original(self, layer, residual, size, *rest)
+        outputs[at] = residual.settled().clone()
+        return entropy
 
     monkeypatch.setattr(BatchRunner, "_run_layer", record)
     with torch.inference_mode():
