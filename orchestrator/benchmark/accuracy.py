@@ -1,0 +1,98 @@
+"""How exact a compute dtype is: logits of every scale against those of float32, both fed the same bits."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from toprovar_batch.kernels.ops import PYTORCH, Backend, fastest_attention
+from toprovar_batch.worker.batch_runner import BatchRunner
+from toprovar_batch.worker.infinity.config import TransformerArchitecture, VaeArchitecture
+from toprovar_batch.worker.infinity.schedule import ScaleSchedule, largest_map
+from toprovar_batch.worker.infinity.transformer import Infinity
+from toprovar_batch.worker.models import random_transformer
+from toprovar_batch.worker.sampling_settings import SamplingSettings
+
+_TEXT_TOKENS = (17, 40)  # of the prompt and of the words that stand in for it
+
+
+@dataclass(frozen=True)
+class ScaleAccuracy:
+    """How far the logits of one scale are from float32.
+
+    Attributes:
+        tokens: of the scale's map.
+        rms_error: root mean square of the difference, over the largest float32 logit.
+        flipped_bits: fraction of the drawn bits that differ, for the same noise.
+    """
+
+    tokens: int
+    rms_error: float
+    flipped_bits: float
+
+
+def measure_accuracy(
+    transformer: TransformerArchitecture,
+    vae: VaeArchitecture,
+    schedule: ScaleSchedule,
+    settings: SamplingSettings,
+    *,
+    dtype: torch.dtype,
+    backend: Backend,
+    device: torch.device,
+    h_div_w: float = 1.0,
+    seed: int = 0,
+) -> list[ScaleAccuracy]:
+    """Compare a dtype and backend with float32 in plain PyTorch, on random weights of the given sizes.
+
+    Args:
+        transformer: sizes of the transformer.
+        vae: sizes of the VAE; only its codes count.
+        schedule: token map sizes.
+        settings: resolved for the schedule.
+        dtype: compute dtype in question.
+        backend: of its kernels.
+        device: where both run.
+        h_div_w: of the schedule.
+        seed: of weights, text and noise.
+
+    Returns:
+        One record per scale.
+    """
+    exact = random_transformer(transformer, seed, device, torch.float32)
+    model = random_transformer(transformer, seed, device, dtype)
+    for parameter, source in zip(model.parameters(), exact.parameters(), strict=True):
+        parameter.copy_(source)  # drawn in another dtype, the weights would be others
+    generator = torch.Generator(device).manual_seed(seed)
+    text = [
+        torch.randn(count, transformer.text_width, generator=generator, device=device)
+        for count in _TEXT_TOKENS[: 2 if settings.guided else 1]
+    ]
+    seeds = torch.tensor([seed], device=device)
+
+    def runner(model: Infinity, backend: Backend) -> BatchRunner:
+        return BatchRunner(
+            model,
+            model.encode_text(text),
+            schedule,
+            settings,
+            largest_map=largest_map(h_div_w),
+            codebook_dim=vae.codebook_dim,
+            spatial_patchify=vae.spatial_patchify,
+            backend=backend,
+        )
+
+    with torch.inference_mode(), fastest_attention(device):
+        theirs, ours = runner(exact, PYTORCH), runner(model, backend)
+        return [_compare(theirs, ours, seeds, scale_index) for scale_index in range(len(schedule))]
+
+
+def _compare(theirs: BatchRunner, ours: BatchRunner, seeds: Tensor, scale_index: int) -> ScaleAccuracy:
+    expected, output = theirs.run_scale(scale_index), ours.run_scale(scale_index)
+    bits = theirs.draw_bits(scale_index, expected, seeds).bits
+    drawn = ours.draw_bits(scale_index, output, seeds).bits
+    for each, its_output in ((theirs, expected), (ours, output)):
+        each.add_bits(scale_index, bits, its_output)
+    difference = (output.logits - expected.logits).square().mean().sqrt() / expected.logits.abs().max()
+    height, width = theirs.schedule[scale_index]
+    return ScaleAccuracy(height * width, difference.item(), (drawn != bits).float().mean().item())
