@@ -89,11 +89,16 @@ def test_channels_that_stand_out_by_far_are_as_exact():
     _assert_near(inputs)
 
 
+def _agree(given, expected):
+    """Compiled for another dtype or other strides, a kernel may add in another order."""
+    torch.testing.assert_close(given, expected, rtol=0, atol=1e-5 if ON_GPU else 0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_narrow_states_are_widened(dtype):
     x, *rest = _inputs(320, 64, (63, 7))
     x = x.to(dtype)
-    assert torch.equal(launch.bit_logits(x, *rest), launch.bit_logits(x.float(), *rest))
+    _agree(launch.bit_logits(x, *rest), launch.bit_logits(x.float(), *rest))
 
 
 @pytest.mark.parametrize(("width", "outputs"), [(2048, 64), (3584, 112), (200, 12)])
@@ -119,8 +124,8 @@ def test_any_strides_are_taken():
     wide = torch.full((42, 700), math.nan, device=DEVICE)
     wide[:, :320] = x
     by_channel = [each.t().contiguous().t() for each in (x, modulation, weight)]
-    assert torch.equal(bit_logits(wide[:, :320], modulation, weight, bias, layout, backend=TRITON), expected)
-    assert torch.equal(launch.bit_logits(*by_channel, bias, layout), expected)
+    _agree(bit_logits(wide[:, :320], modulation, weight, bias, layout, backend=TRITON), expected)
+    _agree(launch.bit_logits(*by_channel, bias, layout), expected)
 
 
 @pytest.mark.parametrize(

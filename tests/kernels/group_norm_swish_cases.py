@@ -246,7 +246,7 @@ def test_maps_of_more_than_two_to_the_31_values_are_read_to_their_end():
         ({"num_groups": 24}, "24 groups are not a power of two"),
         ({"x": torch.zeros(2, 64, 3, 3, requires_grad=True)}, "no gradient"),
         ({"weight": torch.zeros(32)}, "weight must be a contiguous"),
-        ({"bias": torch.zeros(64, 2)[:, 0]}, "bias must be a contiguous"),
+        ({"bias": torch.zeros(64, 2, device=DEVICE)[:, 0]}, "bias must be a contiguous"),
         ({"statistics": torch.zeros(2, 3, 32, 2)}, "not those of these maps"),
     ],
 )

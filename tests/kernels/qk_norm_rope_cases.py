@@ -187,7 +187,7 @@ def test_the_backend_chooses_and_both_agree():
         ({"qkv": torch.zeros(3, 3, 2, 8, dtype=torch.float16)}, "the same for all"),
         ({"qkv": torch.zeros(4, 3, 2, 8)}, "4 tokens"),
         ({"keys": torch.zeros(1, 2, 5, 4)}, "must be"),
-        ({"keys": torch.zeros(1, 2, 5, 16)[..., ::2]}, "side by side"),
+        ({"keys": torch.zeros(1, 2, 5, 16, device=DEVICE)[..., ::2]}, "side by side"),
         ({"starts": (3,)}, "row 0: 3 tokens from slot 3 on do not fit 5 slots"),
         ({"starts": (-1,)}, "row 0: 3 tokens from slot -1"),
         ({"starts": (0, 0)}, "2 starts"),
