@@ -27,7 +27,8 @@ from toprovar_batch.worker.request import GenerationRequest, GenerationResult
 from toprovar_batch.worker.shard_stats import ShardStats
 
 if TYPE_CHECKING:
-    from toprovar_batch.worker.specs import EngineSpec, RuntimeSpec
+    from toprovar_batch.worker.resolved import ResolvedSpec
+    from toprovar_batch.worker.specs import RuntimeSpec
 
 
 _SENTENCE_LENGTH = 500  # characters of an exception that reach an error row
@@ -113,7 +114,7 @@ class Committed:
 ShardEvent = Started | Progress | Committed
 
 
-def build_engine(spec: "EngineSpec", runtime: "RuntimeSpec", num_threads: int) -> GenerationEngine:
+def build_engine(spec: "ResolvedSpec", runtime: "RuntimeSpec", num_threads: int) -> GenerationEngine:
     """Make the engine of a worker process; imports torch, loads nothing.
 
     Args:

@@ -18,17 +18,9 @@ from .batch_runner import BatchRunner
 from .generated import GeneratedBatch, PhaseTimes
 from .guidance import text_rows
 from .images import encode_images
-from .infinity.config import get_preset, resolve_architecture
 from .infinity.flops import decoder_flops, transformer_flops
 from .infinity.kv_cache import cache_bytes
-from .infinity.schedule import (
-    ScaleSchedule,
-    image_size,
-    largest_map,
-    nearest_h_div_w,
-    num_scales,
-    scale_schedule,
-)
+from .infinity.schedule import ScaleSchedule, image_size, largest_map, nearest_h_div_w
 from .infinity.text import EncodedText
 from .infinity.vae import to_uint8
 from .models import Model, build_model
@@ -37,10 +29,11 @@ from .pruning.policies.base import BatchContext, PruningPolicy
 from .pruning.policies.build import PolicyFactory, policy_factory
 from .pruning.policies.specs import PolicySpec
 from .request import GenerationRequest, GenerationResult
+from .resolved import ResolvedSpec
+from .runtime import resolve_device, resolve_dtype, resolve_kernels
 from .sampler import sample_codes
 from .sampling_settings import SamplingSettings
-from .settings import resolve_device, resolve_dtype, resolve_kernels, resolve_settings
-from .specs import EngineSpec, ImageSpec, RuntimeSpec
+from .specs import ImageSpec, RuntimeSpec
 
 _LARGEST_AUTO_BATCH = 16
 # One image fills a GPU in the decoder, whose activations are the largest tensors of all; and decoded alone, an
@@ -55,7 +48,7 @@ T = TypeVar("T")
 class Engine:
     """A model on a device that turns batches of requests into results."""
 
-    def __init__(self, spec: EngineSpec, runtime: RuntimeSpec) -> None:
+    def __init__(self, spec: ResolvedSpec, runtime: RuntimeSpec) -> None:
         """Remember what to build; nothing is loaded before `setup`.
 
         Args:
@@ -63,13 +56,11 @@ class Engine:
             runtime: decides where and how they are made.
 
         Raises:
-            ModelSpecError: settings or a policy that do not fit the model and its scales.
+            ModelSpecError: a policy that does not fit the model and its scales.
         """
         self._spec, self._runtime = spec, runtime
-        self._resolution = spec.image.resolution or get_preset(spec.model.preset).resolution
-        self._settings = resolve_settings(spec, self._resolution)
-        depth = resolve_architecture(spec.model)[0].depth
-        self._policy_factory = policy_factory(spec.policy, num_scales(self._resolution), depth)
+        self._settings = spec.settings
+        self._policy_factory = policy_factory(spec.policy, spec.num_scales, spec.model.transformer.depth)
         self._model: Model | None = None
         self._batch_limit: int | None = None
         self._out_of_memory: list[dict[str, int]] = []
@@ -88,7 +79,7 @@ class Engine:
     @cached_property
     def backend(self) -> Backend:
         """Which implementation of the kernels runs, and why."""
-        return resolve_kernels(self._runtime.backend, self.device, self._spec.model)
+        return resolve_kernels(self._runtime.backend, self.device, self._spec.model.transformer.head_dim)
 
     @property
     def model(self) -> Model:
@@ -128,13 +119,13 @@ class Engine:
         Raises:
             ModelSpecError: a policy that does not fit the model and its scales.
         """
-        other = Engine(self._spec.model_copy(update={"policy": policy}), self._runtime)
+        other = Engine(self._spec.with_policy(policy), self._runtime)
         other._model = self._model
         return other
 
     def schedule_of(self, h_div_w: float) -> ScaleSchedule:
         """The scale schedule of a wished height / width at this engine's resolution."""
-        return scale_schedule(h_div_w, self._resolution)
+        return self._spec.schedule_of(h_div_w)
 
     @cached_property
     def batch_size(self) -> int:
@@ -413,7 +404,7 @@ class Engine:
             "torch": torch.__version__,
             "preset": self._spec.model.preset,
             "parameters": sum(parameter.numel() for parameter in self.model.transformer.parameters()),
-            "resolution": self._resolution,
+            "resolution": self._spec.resolution,
             "batch_size": min(self.batch_size, self._batch_limit or self.batch_size),
             "out_of_memory": list(self._out_of_memory),
             "load_seconds": round(self._load_seconds, 3),

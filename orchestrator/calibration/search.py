@@ -94,7 +94,7 @@ class Calibration:
         columns = ("sample_id", "prompt", "negative_prompt", "seed", "h_div_w")
         self._requests = [GenerationRequest(**{name: row[name] for name in columns}) for row in self._rows]
         self._global_layers = global_layers
-        self._engine = Engine(job.engine_spec(), job.runtime)
+        self._engine = Engine(job.resolved, job.runtime)
         self._recordings: list[Recording] = []
 
     @cached_property

@@ -112,6 +112,7 @@ def bench_command(
 
     from toprovar_batch.orchestrator.job.policy_file import read_policy  # noqa: PLC0415 - only here
     from toprovar_batch.worker.engine import Engine  # noqa: PLC0415 - imports torch
+    from toprovar_batch.worker.resolved import resolve  # noqa: PLC0415
     from toprovar_batch.worker.specs import EngineSpec, ImageSpec, ModelSpec, RuntimeSpec  # noqa: PLC0415
 
     try:
@@ -124,7 +125,7 @@ def bench_command(
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise UserError(f"{option}: {first['msg']}, got {first['input']!r}") from error
     specs = {policy: read_policy(policy) for policy in policies}
-    engine = Engine(spec, RuntimeSpec(device=device, backend=backend))
+    engine = Engine(resolve(spec), RuntimeSpec(device=device, backend=backend))
     for name, each in specs.items():
         try:
             engine.with_policy(each)  # what does not fit is said before the weights are made

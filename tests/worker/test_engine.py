@@ -15,8 +15,9 @@ from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.guidance import text_rows
 from toprovar_batch.worker.infinity.schedule import largest_map, scale_schedule
 from toprovar_batch.worker.request import GenerationRequest
+from toprovar_batch.worker.resolved import resolve
+from toprovar_batch.worker.runtime import resolve_device
 from toprovar_batch.worker.sampler import sample_codes
-from toprovar_batch.worker.settings import resolve_device, resolve_settings
 from toprovar_batch.worker.specs import (
     ArchitectureSpec,
     EngineSpec,
@@ -37,14 +38,12 @@ PROMPTS = [
 
 
 def _engine(batch_size=None, image_format="png", quality=95, **spec):
-    engine = Engine(
-        EngineSpec(
-            model=ModelSpec(random_weights=True, architecture=SMALL),
-            image=ImageSpec(resolution="0.06M", format=image_format, quality=quality),
-            **spec,
-        ),
-        RuntimeSpec(device="cpu", batch_size=batch_size),
+    given = EngineSpec(
+        model=ModelSpec(random_weights=True, architecture=SMALL),
+        image=ImageSpec(resolution="0.06M", format=image_format, quality=quality),
+        **spec,
     )
+    engine = Engine(resolve(given), RuntimeSpec(device="cpu", batch_size=batch_size))
     engine.setup()
     return engine
 
@@ -233,25 +232,6 @@ def test_logits_that_are_no_numbers_are_an_error_row():
     assert "finite" in result.error
 
 
-@pytest.mark.parametrize(
-    ("sampling", "message"),
-    [
-        (SamplingSpec(cfg_scale=(3.0,) * 6), "sampling.cfg_scale: the schedule has 7 scales, but 6"),
-        (SamplingSpec(temperature=(1.0,) * 8), "sampling.temperature"),
-        (SamplingSpec(cfg_insertion_layer=-3), "sampling.cfg_insertion_layer: -3"),
-    ],
-)
-def test_settings_that_do_not_fit_the_model_are_refused(sampling, message):
-    spec = EngineSpec(model=ModelSpec(random_weights=True, architecture=SMALL), sampling=sampling)
-    with pytest.raises(ModelSpecError, match=message):
-        resolve_settings(spec, "0.06M")
-
-
-def test_top_k_of_one_is_greedy():
-    spec = EngineSpec(sampling=SamplingSpec(top_k=1))
-    assert resolve_settings(spec, "0.06M").greedy
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without a GPU")
 def test_a_gpu_that_is_not_there_is_a_clear_error():
     with pytest.raises(ModelSpecError, match="no GPU"):
@@ -260,14 +240,9 @@ def test_a_gpu_that_is_not_there_is_a_clear_error():
 
 def test_a_folder_that_is_no_text_encoder_is_refused():
     golden = Path(__file__).parents[1] / "data" / "golden" / "square"
+    model = ModelSpec(
+        transformer=str(golden / "infinity.pth"), vae=str(golden / "vae.pth"), text_encoder=str(golden)
+    )
+    engine = Engine(resolve(EngineSpec(model=model)), RuntimeSpec(device="cpu"))
     with pytest.raises(ModelSpecError, match=r"model\.text_encoder"):
-        Engine(
-            EngineSpec(
-                model=ModelSpec(
-                    transformer=str(golden / "infinity.pth"),
-                    vae=str(golden / "vae.pth"),
-                    text_encoder=str(golden),
-                )
-            ),
-            RuntimeSpec(device="cpu"),
-        ).setup()
+        engine.setup()

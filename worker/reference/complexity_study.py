@@ -26,6 +26,7 @@ from toprovar_batch.worker.pruning.policies.build import policy_factory
 from toprovar_batch.worker.pruning.policies.specs import DetailSpec, PolicySpec, SkipvarSpec, ToprovarSpec
 from toprovar_batch.worker.pruning.saliency import bit_certainty
 from toprovar_batch.worker.request import GenerationRequest
+from toprovar_batch.worker.resolved import resolve
 from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec
 
 from .scenes import make_batch
@@ -204,7 +205,7 @@ def complexity_command(scenes: int, batch_size: int, weights: Path | None, outpu
         model = ModelSpec(
             transformer=str(weights / "transformer"), text_encoder=str(weights / "text_encoder")
         )
-    engine = Engine(EngineSpec(model=model), RuntimeSpec(batch_size=batch_size))
+    engine = Engine(resolve(EngineSpec(model=model)), RuntimeSpec(batch_size=batch_size))
     engine.setup()
     record = study(engine, scenes, batch_size)
     output.write_text(json.dumps({"engine": engine.describe()} | record, indent=1) + "\n")

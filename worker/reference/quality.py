@@ -20,6 +20,7 @@ from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.generated import GeneratedBatch, PhaseTimes
 from toprovar_batch.worker.pruning.policies.specs import DenseSpec, PolicySpec
 from toprovar_batch.worker.request import GenerationRequest
+from toprovar_batch.worker.resolved import resolve
 from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec
 
 from .quality_tables import as_text, rows_of
@@ -291,7 +292,7 @@ def quality_command(
             transformer=str(weights / "transformer"), text_encoder=str(weights / "text_encoder")
         )
     runtime = RuntimeSpec.model_validate({"device": device, "batch_size": batch_size})
-    engine = Engine(EngineSpec(model=model), runtime)
+    engine = Engine(resolve(EngineSpec(model=model)), runtime)
     engine.setup()
     scorer = load_scorer(engine.device)
     wanted = [prompt for task in TASKS for prompt in task_prompts(task, prompts, "heldout")]

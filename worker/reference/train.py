@@ -10,8 +10,9 @@ import click
 import torch
 
 from toprovar_batch.worker.engine import Engine
-from toprovar_batch.worker.infinity.config import get_preset
-from toprovar_batch.worker.settings import resolve_device
+from toprovar_batch.worker.presets import get_preset
+from toprovar_batch.worker.resolved import resolve
+from toprovar_batch.worker.runtime import resolve_device
 from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec, SamplingSpec
 
 from .scenes.vocab import TASKS
@@ -111,7 +112,7 @@ def check_command(
         text_encoder=str(weights / "text_encoder"),
     )
     engine = Engine(
-        EngineSpec(model=model, sampling=SamplingSpec(cfg_scale=cfg_scale, temperature=temperature)),
+        resolve(EngineSpec(model=model, sampling=SamplingSpec(cfg_scale=cfg_scale, temperature=temperature))),
         RuntimeSpec(),
     )
     engine.setup()

@@ -37,6 +37,7 @@ from toprovar_batch.worker.pruning.policies.specs import (
 )
 from toprovar_batch.worker.pruning.pruning_map import read_pruning_map
 from toprovar_batch.worker.request import GenerationRequest
+from toprovar_batch.worker.resolved import resolve
 from toprovar_batch.worker.sampler import sample_codes
 from toprovar_batch.worker.sampling_settings import SamplingSettings
 from toprovar_batch.worker.specs import ArchitectureSpec, EngineSpec, ImageSpec, ModelSpec, RuntimeSpec
@@ -520,14 +521,12 @@ SMALL = ArchitectureSpec(depth=4, width=64, num_heads=2, vae_channel_multipliers
 
 
 def _engine(policy, resolution="0.06M", h_div_w=1.0):
-    engine = Engine(
-        EngineSpec(
-            model=ModelSpec(random_weights=True, architecture=SMALL),
-            image=ImageSpec(resolution=resolution, h_div_w=h_div_w),
-            policy=policy,
-        ),
-        RuntimeSpec(device="cpu"),
+    spec = EngineSpec(
+        model=ModelSpec(random_weights=True, architecture=SMALL),
+        image=ImageSpec(resolution=resolution, h_div_w=h_div_w),
+        policy=policy,
     )
+    engine = Engine(resolve(spec), RuntimeSpec(device="cpu"))
     engine.setup()
     return engine
 
@@ -537,7 +536,8 @@ def test_watching_prompts_and_keeping_their_tokens_changes_no_picture_on_any_dev
     # On a GPU one kernel watches and another attends up to 1,023 queries, from 1,024 on one may do both.
     sizes = {"depth": 2, "width": 256, "num_heads": 2, "vae_channel_multipliers": (1,) * 5}
     model = ModelSpec(random_weights=True, architecture=ArchitectureSpec(**sizes))
-    engine = Engine(EngineSpec(model=model, image=ImageSpec(resolution="0.25M")), RuntimeSpec(device="auto"))
+    spec = EngineSpec(model=model, image=ImageSpec(resolution="0.25M"))
+    engine = Engine(resolve(spec), RuntimeSpec(device="auto"))
     engine.setup()
     requests = [GenerationRequest(f"s{seed}", "x" * seed, None, seed) for seed in (1, 20)]
 

@@ -15,6 +15,7 @@ from toprovar_batch.worker.reference.quality_tables import rows_of
 from toprovar_batch.worker.reference.scenes import task_prompts
 from toprovar_batch.worker.reference.scoring.scorer import load_scorer
 from toprovar_batch.worker.reference.studies.comparisons import COMPARISONS
+from toprovar_batch.worker.resolved import resolve
 from toprovar_batch.worker.specs import EngineSpec, ImageSpec, ModelSpec, RuntimeSpec
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ def engine():
         model=ModelSpec(random_weights=True),
         image=ImageSpec(resolution="0.06M"),
     )
-    engine = Engine(spec, RuntimeSpec(device="cpu", batch_size=2))
+    engine = Engine(resolve(spec), RuntimeSpec(device="cpu", batch_size=2))
     engine.setup()
     return engine
 
@@ -68,7 +69,7 @@ def test_no_two_pictures_share_a_seed():
 
 
 def test_every_comparison_is_of_different_policies_that_fit_the_reference_model():
-    engine = Engine(EngineSpec(), RuntimeSpec(device="cpu"))
+    engine = Engine(resolve(EngineSpec()), RuntimeSpec(device="cpu"))
     for policies in COMPARISONS.values():
         assert len({policy.model_dump_json() for policy in policies.values()}) == len(policies)
         for policy in policies.values():
