@@ -14,9 +14,7 @@ MAY_IMPORT = {
 # The rooms of the driver, lowest first; a room may import those before it. `benchmark` knows none of them.
 TOWER = ("job", "prompts", "output", "run", "evaluation", "calibration", "commands")
 MAX_LINES = 350
-LONGER = {
-    "worker/engine.py",
-}
+LONGER: set[str] = set()  # only what is one kernel or one model
 MAY_USE_RAY = {
     "orchestrator/run/fleet.py",
     "orchestrator/run/ray_session.py",

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.fetch import fetch
+from toprovar_batch.worker.generator import Generator
 from toprovar_batch.worker.models import build_model, check_model_files, load_vae
 from toprovar_batch.worker.packed_weights import SUFFIX
 from toprovar_batch.worker.presets import get_preset
@@ -63,9 +63,9 @@ def test_the_vae_reconstructs_scenes_that_training_has_not_shown():
 
 @pytest.mark.slow
 def test_pictures_show_what_held_out_prompts_ask_for():
-    engine = Engine(resolve(EngineSpec()), RuntimeSpec(device="cpu"))
-    engine.setup()
-    verdicts = check_model(engine, load_scorer(CPU), TASKS, PROMPTS_A_TASK)
+    generator = Generator(resolve(EngineSpec()), RuntimeSpec(device="cpu"))
+    generator.setup()
+    verdicts = check_model(generator, load_scorer(CPU), TASKS, PROMPTS_A_TASK)
     judged = [verdict for found in verdicts.values() for verdict in found]
     assert len(judged) == len(TASKS) * PROMPTS_A_TASK
     score = sum(verdict.passed for verdict in judged) / len(judged)
