@@ -52,6 +52,15 @@ def test_imports_point_one_way(folder):
                 assert parts[1] in MAY_IMPORT[folder], f"{path.relative_to(ROOT)} imports {name}"
 
 
+def test_the_model_knows_no_job():
+    assert _sources("worker/infinity")
+    for path in _sources("worker/infinity"):
+        for name in _imports(path):
+            parts = name.split(".")
+            if parts[:2] == ["toprovar_batch", "worker"] and len(parts) > 2:
+                assert parts[2] in {"errors", "infinity"}, f"{path.relative_to(ROOT)} imports {name}"
+
+
 @pytest.mark.parametrize("room", TOWER)
 def test_the_rooms_of_the_driver_stand_on_each_other(room):
     below = TOWER[: TOWER.index(room) + 1]

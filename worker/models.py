@@ -1,6 +1,7 @@
 """From a model's description to modules on a device: files fetched, checked and loaded, or random weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +128,9 @@ def build_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype) 
     if files.text_encoder is None:
         text_encoder = TextEncoder.random(model.random_text_encoder, seed, device, dtype)
     else:
-        text_encoder = TextEncoder.load(_text_encoder_name(files.text_encoder), device, dtype)
+        name = _text_encoder_name(files.text_encoder)
+        with _naming("model.text_encoder"):
+            text_encoder = TextEncoder.load(name, device, dtype)
     if text_encoder.width != model.transformer.text_width:
         raise ModelSpecError(
             f"model.text_encoder: its width is {text_encoder.width}, "
@@ -142,6 +145,15 @@ def build_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype) 
     else:
         vae = load_vae(model.vae, fetch(files.vae), device, dtype)
     return Model(transformer, vae, text_encoder)
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Put the job's field in front of what is wrong with its value."""
+    try:
+        yield
+    except ModelSpecError as error:
+        raise ModelSpecError(f"{field}: {error}") from error
 
 
 def _text_encoder_name(location: str) -> str:
@@ -182,5 +194,6 @@ def check_model_files(model: ResolvedModel) -> list[str]:
         elif part == "vae":
             _read_vae(model.vae, path, with_encoder=False)
         else:
-            check_local_encoder(path, model.transformer.text_width)
+            with _naming("model.text_encoder"):
+                check_local_encoder(path, model.transformer.text_width)
     return lines

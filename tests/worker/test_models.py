@@ -82,3 +82,10 @@ def test_a_text_encoder_of_another_width_is_refused():
     model = _model(random_weights=True, architecture=ArchitectureSpec(text_width=512))
     with pytest.raises(ModelSpecError, match=r"model\.text_encoder: its width is 256.*512"):
         build_model(model, CPU, torch.float32)
+
+
+def test_a_folder_that_is_no_text_encoder_names_its_field(tmp_path):
+    model = _model(text_encoder=str(tmp_path))
+    for check in (check_model_files, lambda model: build_model(model, CPU, torch.float32)):
+        with pytest.raises(ModelSpecError, match=rf"^model\.text_encoder: .*{tmp_path.name}"):
+            check(model)
