@@ -3,18 +3,17 @@
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from toprovar_batch import __version__
+from toprovar_batch.orchestrator.benchmark.commit import describe_commit
 from toprovar_batch.worker.errors import ModelSpecError, RunFailedError, UserError
 
 if TYPE_CHECKING:
@@ -261,22 +260,6 @@ class _ScaleClock:
                 total[scale] += first.elapsed_time(second) if self._is_gpu else 1e3 * (second - first)
         self._marks = []
         return [total[scale] for scale in sorted(total)]
-
-
-def describe_commit() -> str | None:
-    """The commit of the checkout this runs from, with a mark where it has changes; None outside one."""
-    here = Path(__file__).resolve().parent
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607 - git from the PATH
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
 
 
 def _print_table(record: dict[str, Any], timings: list[BatchTiming]) -> None:
