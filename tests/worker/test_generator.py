@@ -15,7 +15,6 @@ from toprovar_batch.worker.pruning.policies.dense import DensePolicy
 from toprovar_batch.worker.pruning.policies.specs import FixedExitSpec, ToprovarSpec
 from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.resolved import resolve
-from toprovar_batch.worker.runtime import resolve_device
 from toprovar_batch.worker.specs import (
     ArchitectureSpec,
     EngineSpec,
@@ -131,12 +130,6 @@ def test_nothing_is_loaded_before_setup():
     spec = resolve(EngineSpec(model=ModelSpec(random_weights=True)))
     with pytest.raises(RuntimeError, match="setup"):
         _ = Generator(spec, RuntimeSpec(device="cpu")).model
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without a GPU")
-def test_a_gpu_that_is_not_there_is_a_clear_error():
-    with pytest.raises(ModelSpecError, match="no GPU"):
-        resolve_device("cuda")
 
 
 def test_a_folder_that_is_no_text_encoder_is_refused():
