@@ -14,9 +14,7 @@ MAY_IMPORT = {
 # The rooms of the driver, lowest first; a room may import those before it. `benchmark` knows none of them.
 TOWER = ("job", "prompts", "output", "run", "evaluation", "calibration", "commands")
 MAX_LINES = 350
-LONGER = {
-    "worker/engine.py",
-}
+LONGER: set[str] = set()  # only what is one kernel or one model
 MAY_USE_RAY = {
     "orchestrator/run/fleet.py",
     "orchestrator/run/ray_session.py",
@@ -52,6 +50,15 @@ def test_imports_point_one_way(folder):
             parts = name.split(".")
             if parts[0] == "toprovar_batch" and len(parts) > 1 and parts[1] in MAY_IMPORT:
                 assert parts[1] in MAY_IMPORT[folder], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_the_model_knows_no_job():
+    assert _sources("worker/infinity")
+    for path in _sources("worker/infinity"):
+        for name in _imports(path):
+            parts = name.split(".")
+            if parts[:2] == ["toprovar_batch", "worker"] and len(parts) > 2:
+                assert parts[2] in {"errors", "infinity"}, f"{path.relative_to(ROOT)} imports {name}"
 
 
 @pytest.mark.parametrize("room", TOWER)

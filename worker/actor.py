@@ -27,7 +27,8 @@ from toprovar_batch.worker.request import GenerationRequest, GenerationResult
 from toprovar_batch.worker.shard_stats import ShardStats
 
 if TYPE_CHECKING:
-    from toprovar_batch.worker.specs import EngineSpec, RuntimeSpec
+    from toprovar_batch.worker.resolved import ResolvedSpec
+    from toprovar_batch.worker.specs import RuntimeSpec
 
 
 _SENTENCE_LENGTH = 500  # characters of an exception that reach an error row
@@ -52,7 +53,10 @@ class GenerationEngine(Protocol):
         """Generate one batch; a request that cannot be met becomes an error result."""
 
     def describe(self) -> dict[str, Any]:
-        """Give a JSON-able record of device, versions and settings."""
+        """Give a JSON-able record of device, versions and settings, the same at any time and for equal engines."""
+
+    def usage(self) -> dict[str, Any]:
+        """Give a JSON-able record of what loading and running took so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +111,13 @@ class Committed:
 
     stats: ShardStats
     num_bytes: int
-    engine: dict[str, Any]  # the engine's description after the shard
+    engine: dict[str, Any]  # the engine's description and its usage after the shard
 
 
 ShardEvent = Started | Progress | Committed
 
 
-def build_engine(spec: "EngineSpec", runtime: "RuntimeSpec", num_threads: int) -> GenerationEngine:
+def build_engine(spec: "ResolvedSpec", runtime: "RuntimeSpec", num_threads: int) -> GenerationEngine:
     """Make the engine of a worker process; imports torch, loads nothing.
 
     Args:
@@ -124,9 +128,10 @@ def build_engine(spec: "EngineSpec", runtime: "RuntimeSpec", num_threads: int) -
     import torch  # noqa: PLC0415 - the driver imports this module and must stay light
 
     from toprovar_batch.worker.engine import Engine  # noqa: PLC0415
+    from toprovar_batch.worker.generator import Generator  # noqa: PLC0415
 
     torch.set_num_threads(num_threads)
-    return Engine(spec, runtime)
+    return Engine(Generator(spec, runtime))
 
 
 class GenerationWorker:
@@ -144,7 +149,8 @@ class GenerationWorker:
         """Load the engine.
 
         Returns:
-            `worker` (its name), `engine` (the engine's description) and `engine_hash`.
+            `worker` (its name), `engine` (the engine's description and usage) and `engine_hash`, of the description
+            alone: equal engines have equal hashes.
 
         Raises:
             ModelSpecError: the model cannot be built as described.
@@ -154,9 +160,12 @@ class GenerationWorker:
         with _as_one_line():
             self._engine = self._engine_factory()
             self._engine.setup()
-            description = self._engine.describe()
-        self._engine_hash = _digest(description)
-        return {"worker": self._name, "engine_hash": self._engine_hash, "engine": description}
+            self._engine_hash = _digest(self._engine.describe())
+        return {"worker": self._name, "engine_hash": self._engine_hash, "engine": self._record_of_engine()}
+
+    def _record_of_engine(self) -> dict[str, Any]:
+        """Say what the engine is, and what it took so far."""
+        return {**self._engine.describe(), **self._engine.usage()}
 
     def run(self, task: ShardTask) -> Iterator[ShardEvent]:
         """Work through one shard and publish its part.
@@ -201,7 +210,7 @@ class GenerationWorker:
             stats.finished = datetime.now(UTC).isoformat(timespec="seconds")
             _check_ids(written, task.samples["sample_id"].to_pylist(), "the shard's rows")
             num_bytes = part.publish({"shard_id": task.shard_id, **stats.to_json()})
-        yield Committed(stats, num_bytes, self._engine.describe())
+        yield Committed(stats, num_bytes, self._record_of_engine())
 
     def _generate(self, task: ShardTask, todo: pa.Table) -> Iterator[tuple[ShardEvent, pa.Table | None]]:
         """Turn the samples left to do into rows, batch by batch; hopeless samples go first."""
@@ -224,17 +233,16 @@ class GenerationWorker:
 
     def _record(self, result: GenerationResult, task: ShardTask) -> dict[str, Any]:
         """Give the result's columns of the dataset."""
-        record = {name: getattr(result, name) for name in _RESULT_FIELDS}
-        if result.image is not None:
+        record: dict[str, Any] = {"status": result.status, "error": result.error}
+        statistics = result.statistics
+        if result.status == "ok":
             path = image_path(result.sample_id, result.format)
             record["image"] = {"bytes": result.image, "path": path}
-        if result.status == "error":  # nothing was measured: null, not zero or False
-            cut = result.prompt_truncated or None
-            record = {"status": "error", "error": result.error, "prompt_truncated": cut}
+            record |= {name: getattr(result, name) for name in ("width", "height", "format")}
+            record |= {} if statistics is None else statistics.columns()
+        elif statistics is not None:  # of an image that failed only this means something; the rest is null
+            record["prompt_truncated"] = statistics.prompt_truncated
         return {**record, **task.labels, "attempt": task.attempt, "worker": self._name}
-
-
-_RESULT_FIELDS = tuple(name for name in GenerationResult.__dataclass_fields__ if name != "sample_id")
 
 
 @contextmanager
@@ -276,7 +284,7 @@ def _split(
         if error is None:
             requests.append(GenerationRequest(**row))
         else:
-            hopeless.append(GenerationResult(row["sample_id"], "error", error))
+            hopeless.append(GenerationResult.failed(row["sample_id"], error))
     return requests, hopeless
 
 

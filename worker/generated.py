@@ -1,56 +1,60 @@
-"""What the engine keeps of a batch while it is made."""
+"""What the generator makes of a batch."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from .pruning.history import PromptWork
-
-
-@dataclass
-class GeneratedBatch:
-    """A batch up to its pixels.
-
-    Attributes:
-        pixels: [B, H, W, 3] uint8 RGB.
-        truncated: for each image whether its text was cut.
-        finite: for each image whether all its logits were.
-        work: what each prompt ran.
-        low_entropy_ratio: of each prompt and scale; None where not measured.
-        layer_representation_score: of each prompt and layer; empty where not measured.
-        pruning_maps: of each prompt, where they are asked for.
-    """
-
-    pixels: np.ndarray
-    truncated: list[bool]
-    finite: list[bool]
-    work: list[PromptWork]
-    low_entropy_ratio: list[list[float | None]]
-    layer_representation_score: list[list[float]]
-    pruning_maps: list[bytes] | None
-
-    @classmethod
-    def joined(cls, parts: "list[GeneratedBatch]") -> "GeneratedBatch":
-        """Batches of images of one size as one, in order."""
-        if len(parts) == 1:
-            return parts[0]
-        maps = [each for part in parts for each in part.pruning_maps or ()]
-        return cls(
-            np.concatenate([part.pixels for part in parts]),
-            truncated=[each for part in parts for each in part.truncated],
-            finite=[each for part in parts for each in part.finite],
-            work=[each for part in parts for each in part.work],
-            low_entropy_ratio=[each for part in parts for each in part.low_entropy_ratio],
-            layer_representation_score=[each for part in parts for each in part.layer_representation_score],
-            pruning_maps=maps or None,
-        )
+from .image_statistics import ImageStatistics
 
 
 @dataclass
 class PhaseTimes:
-    """Seconds of a batch's phases; the device is idle at both ends of each."""
+    """Seconds of a batch's phases; the device is idle at both ends of each.
+
+    Attributes:
+        text: text encoding.
+        sample: the transformer over all scales, and the draws.
+        decode: the VAE decoder.
+        encode: image files; 0 where none are written.
+        wall: from the requests to the pixels, with what lies between the phases.
+    """
 
     text: float = 0.0
     sample: float = 0.0
     decode: float = 0.0
     encode: float = 0.0
+    wall: float = 0.0
+
+
+@dataclass(frozen=True)
+class GeneratedBatch:
+    """A batch up to its pixels.
+
+    Attributes:
+        pixels: [B, H, W, 3] uint8 RGB.
+        finite: for each image whether all its logits were; the pixels of one that is not show nothing.
+        statistics: of each image; times and sizes of the batch are not yet in them.
+        times: of the batch.
+    """
+
+    pixels: np.ndarray
+    finite: list[bool]
+    statistics: list[ImageStatistics]
+    times: PhaseTimes
+
+    @property
+    def fractions(self) -> list[float]:
+        """Token-layers that ran over those of the dense model, of each image."""
+        return [
+            each.token_layer_fraction for each in self.statistics if each.token_layer_fraction is not None
+        ]
+
+    @classmethod
+    def joined(cls, parts: "list[GeneratedBatch]", times: PhaseTimes) -> "GeneratedBatch":
+        """Batches of images of one size as one, in order."""
+        return cls(
+            parts[0].pixels if len(parts) == 1 else np.concatenate([part.pixels for part in parts]),
+            finite=[each for part in parts for each in part.finite],
+            statistics=[each for part in parts for each in part.statistics],
+            times=times,
+        )

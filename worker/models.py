@@ -1,6 +1,7 @@
 """From a model's description to modules on a device: files fetched, checked and loaded, or random weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,18 +18,12 @@ from .infinity.checkpoint import (
     normalize_vae,
     read_state_dict,
 )
-from .infinity.config import (
-    ModelPreset,
-    TransformerArchitecture,
-    VaeArchitecture,
-    get_preset,
-    resolve_architecture,
-)
+from .infinity.config import TransformerArchitecture, VaeArchitecture
 from .infinity.initialize import initialize_randomly
 from .infinity.text import TextEncoder, check_local_encoder
 from .infinity.transformer import Infinity
 from .infinity.vae import Vae
-from .specs import ModelSpec
+from .resolved import ResolvedModel
 
 
 @dataclass(frozen=True)
@@ -38,54 +33,6 @@ class Model:
     transformer: Infinity
     vae: Vae
     text_encoder: TextEncoder
-    preset: ModelPreset
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """Where a model's three parts come from; None for a part that gets random weights."""
-
-    transformer: str | None
-    vae: str | None
-    text_encoder: str | None
-
-
-def model_files(spec: ModelSpec) -> ModelFiles:
-    """The files a spec asks for, the preset's where it names none.
-
-    With `random_weights` no part has a file.
-
-    Raises:
-        ModelSpecError: an impossible architecture; a part has no file and the preset none of these sizes to offer; or
-            files named beside random_weights.
-    """
-    preset = get_preset(spec.preset)
-    named = (spec.transformer, spec.vae, spec.text_encoder)
-    if spec.random_weights:
-        if any(named):
-            raise ModelSpecError(
-                "model.random_weights: files are named too; drop them, or set random_weights to false"
-            )
-        return ModelFiles(None, None, None)
-    files = ModelFiles(
-        spec.transformer or preset.transformer_file,
-        spec.vae or preset.vae_file,
-        spec.text_encoder or preset.text_encoder_name,
-    )
-    missing = [part for part in ("transformer", "vae", "text_encoder") if getattr(files, part) is None]
-    if missing:
-        raise ModelSpecError(
-            f"model.{missing[0]}: preset {spec.preset!r} has no released file for it; "
-            "name one, or set model.random_weights to true"
-        )
-    wanted, offered = resolve_architecture(spec), (preset.transformer, preset.vae)
-    for part, own, sizes, its_sizes in zip(("transformer", "vae"), named, wanted, offered, strict=False):
-        if own is None and sizes != its_sizes:
-            raise ModelSpecError(
-                f"model.{part}: the file of preset {spec.preset!r} has other sizes than model.architecture gives; "
-                "name one that has these, or set model.random_weights to true"
-            )
-    return files
 
 
 def _read_transformer(sizes: TransformerArchitecture, path: Path) -> tuple[Infinity, StateDict]:
@@ -165,39 +112,48 @@ def random_vae(sizes: VaeArchitecture, seed: int, device: torch.device, dtype: t
     return vae.eval().requires_grad_(False)
 
 
-def build_model(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Model:
+def build_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> Model:
     """Load or initialise the three parts of a model.
 
     Args:
-        spec: the model.
+        model: its sizes and files.
         device: of all parts.
         dtype: compute dtype of transformer, VAE and text encoder.
 
     Raises:
-        ModelSpecError: an impossible description, or a text encoder that does not fit.
+        ModelSpecError: a text encoder that does not fit.
         CheckpointError: a weight file that cannot be had or does not fit.
     """
-    preset = get_preset(spec.preset)
-    transformer_sizes, vae_sizes = resolve_architecture(spec)
-    files = model_files(spec)
+    files, seed = model.files, model.weights_seed
     if files.text_encoder is None:
-        text_encoder = TextEncoder.random(preset.text_encoder, spec.weights_seed, device, dtype)
+        text_encoder = TextEncoder.random(model.random_text_encoder, seed, device, dtype)
     else:
-        text_encoder = TextEncoder.load(_text_encoder_name(files.text_encoder), device, dtype)
-    if text_encoder.width != transformer_sizes.text_width:
+        name = _text_encoder_name(files.text_encoder)
+        with _naming("model.text_encoder"):
+            text_encoder = TextEncoder.load(name, device, dtype)
+    if text_encoder.width != model.transformer.text_width:
         raise ModelSpecError(
             f"model.text_encoder: its width is {text_encoder.width}, "
-            f"but the transformer reads text of width {transformer_sizes.text_width}"
+            f"but the transformer reads text of width {model.transformer.text_width}"
         )
     if files.transformer is None:
-        transformer = random_transformer(transformer_sizes, spec.weights_seed, device, dtype)
+        transformer = random_transformer(model.transformer, seed, device, dtype)
     else:
-        transformer = load_transformer(transformer_sizes, fetch(files.transformer), device, dtype)
+        transformer = load_transformer(model.transformer, fetch(files.transformer), device, dtype)
     if files.vae is None:
-        vae = random_vae(vae_sizes, spec.weights_seed, device, dtype)
+        vae = random_vae(model.vae, seed, device, dtype)
     else:
-        vae = load_vae(vae_sizes, fetch(files.vae), device, dtype)
-    return Model(transformer, vae, text_encoder, preset)
+        vae = load_vae(model.vae, fetch(files.vae), device, dtype)
+    return Model(transformer, vae, text_encoder)
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Put the job's field in front of what is wrong with its value."""
+    try:
+        yield
+    except ModelSpecError as error:
+        raise ModelSpecError(f"{field}: {error}") from error
 
 
 def _text_encoder_name(location: str) -> str:
@@ -207,26 +163,24 @@ def _text_encoder_name(location: str) -> str:
     return str(fetch(location)) if "://" in location or location.startswith("~") else location
 
 
-def check_model_files(spec: ModelSpec) -> list[str]:
+def check_model_files(model: ResolvedModel) -> list[str]:
     """What can be told about a model's files without loading them: of local and shipped checkpoints, names and shapes.
 
     Args:
-        spec: the model.
+        model: its sizes and files.
 
     Returns:
-        One line a part, for a person: where it comes from.
+        One line per part, for a person: where it comes from.
 
     Raises:
-        ModelSpecError: an impossible description, or a missing local file; names it.
+        ModelSpecError: a missing local file; names it.
         CheckpointError: a local checkpoint that does not fit, or one of the package that is not installed.
     """
-    transformer_sizes, vae_sizes = resolve_architecture(spec)
-    files = model_files(spec)
     lines = []
     for part in ("transformer", "vae", "text_encoder"):
-        location = getattr(files, part)
+        location = getattr(model.files, part)
         if location is None:
-            lines.append(f"{part}: random weights, seed {spec.weights_seed}")
+            lines.append(f"{part}: random weights, seed {model.weights_seed}")
             continue
         lines.append(f"{part}: {location}")
         is_id = part == "text_encoder" and not location.startswith((".", "/", "~"))
@@ -236,9 +190,10 @@ def check_model_files(spec: ModelSpec) -> list[str]:
         if not path.exists():
             raise ModelSpecError(f"model.{part}: {location}: no such file or folder")
         if part == "transformer":
-            _read_transformer(transformer_sizes, path)
+            _read_transformer(model.transformer, path)
         elif part == "vae":
-            _read_vae(vae_sizes, path, with_encoder=False)
+            _read_vae(model.vae, path, with_encoder=False)
         else:
-            check_local_encoder(path, transformer_sizes.text_width)
+            with _naming("model.text_encoder"):
+                check_local_encoder(path, model.transformer.text_width)
     return lines

@@ -20,6 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from .image_statistics import STATISTIC_COLUMNS
+
 STATS_KEY = b"toprovar"
 ROW_GROUP_BYTES = 32 << 20  # a row group holds about this much; 32 images of 1 MB
 _PAGE_CHECK_ROWS = 4  # the writer looks at its page size every so many rows: keeps pages of images near 4 MB
@@ -27,6 +29,7 @@ _NAME_BYTES = 200  # of an image's name; file systems end at 255
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # what Hugging Face reads as Image
 
+_PROMPT_TRUNCATED, *_MEASURED = STATISTIC_COLUMNS
 _SAMPLE_FIELDS = (
     pa.field("sample_id", pa.string()),
     pa.field("prompt", pa.string()),
@@ -41,24 +44,12 @@ _RESULT_FIELDS = (
     pa.field("format", pa.string()),
     pa.field("status", pa.string()),
     pa.field("error", pa.string()),
-    pa.field("prompt_truncated", pa.bool_()),
+    _PROMPT_TRUNCATED,
     pa.field("attempt", pa.int32()),
     pa.field("worker", pa.string()),
     pa.field("model", pa.string()),
     pa.field("policy", pa.string()),
-    pa.field("text_ms", pa.float64()),
-    pa.field("sample_ms", pa.float64()),
-    pa.field("decode_ms", pa.float64()),
-    pa.field("encode_ms", pa.float64()),
-    pa.field("total_ms", pa.float64()),
-    pa.field("batch_size", pa.int32()),
-    pa.field("pruning_start_scale", pa.int32()),
-    pa.field("low_entropy_ratio", pa.list_(pa.float32())),
-    pa.field("keep_ratio", pa.list_(pa.float32())),
-    pa.field("layer_representation_score", pa.list_(pa.float32())),
-    pa.field("token_layer_fraction", pa.float64()),
-    pa.field("flops", pa.float64()),
-    pa.field("pruning_map", pa.binary()),
+    *_MEASURED,
 )
 RESULT_COLUMNS: tuple[str, ...] = tuple(field.name for field in _SAMPLE_FIELDS + _RESULT_FIELDS)
 """Every column this package writes; a pass-through column must have another name."""

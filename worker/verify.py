@@ -227,8 +227,8 @@ def _parse_case(folder: Path, meta: Mapping[str, Any], recorded: dict[str, Tenso
         text_width=model["text_channels"],
         bits_per_token=vae.bits_per_token,
     )
-    check_transformer(transformer)
-    check_vae(vae)
+    check_transformer(transformer, f"{folder / 'meta.json'}: ")
+    check_vae(vae, f"{folder / 'meta.json'}: ")
     schedule = tuple((int(h), int(w)) for h, w in meta["schedule"])
     largest = _largest_map(folder, schedule, sampling)
     temperature = per_scale(sampling["tau"], len(schedule), "tau")

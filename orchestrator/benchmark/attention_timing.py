@@ -14,8 +14,8 @@ from toprovar_batch.kernels.flash_attention import AttentionInputs, attention
 from toprovar_batch.kernels.flash_attention.config import KernelConfig, capability_of, choose_config
 from toprovar_batch.kernels.flash_attention.launch import flash_attention
 from toprovar_batch.kernels.ops import Backend, attend, fastest_attention
-from toprovar_batch.worker.infinity.config import get_preset
 from toprovar_batch.worker.infinity.schedule import scale_schedule
+from toprovar_batch.worker.presets import get_preset
 
 from .attention_check import find_fault_at, make_inputs
 

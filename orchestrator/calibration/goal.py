@@ -11,14 +11,19 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from toprovar_batch.orchestrator.evaluation.scores import Judged, Reading, score_difference
-from toprovar_batch.worker.engine import Engine
-from toprovar_batch.worker.generated import PhaseTimes
+from toprovar_batch.worker.generator import Generator, generate_all
 from toprovar_batch.worker.pruning.policies.specs import PolicySpec
-from toprovar_batch.worker.reference.scenes import Wanted
 from toprovar_batch.worker.reference.scoring.image_metrics import ssim
+from toprovar_batch.worker.reference.scoring.judging import (
+    NO_PICTURE,
+    Expectation,
+    Judged,
+    as_floats,
+    judge_pictures,
+    score_difference,
+)
 from toprovar_batch.worker.reference.scoring.scorer import Scorer
-from toprovar_batch.worker.reference.scoring.verdict import judge
+from toprovar_batch.worker.reference.scoring.verdict import Verdict
 from toprovar_batch.worker.request import GenerationRequest
 
 _STEPS: Final = 5
@@ -26,24 +31,15 @@ _STEPS: Final = 5
 
 
 @dataclass(frozen=True)
-class Expectation:
-    """What a picture has to show; see `TaskPrompt`."""
-
-    task: str
-    wanted: tuple[Wanted, ...]
-    relation: str | None
-
-
-@dataclass(frozen=True)
 class Made:
     """What a policy made of the sample.
 
     Attributes:
-        pictures: of each request, [H, W, 3] uint8 RGB.
+        pictures: of each request, [H, W, 3] uint8 RGB; None where it could not be made.
         fraction: mean `token_layer_fraction`.
     """
 
-    pictures: list[Tensor]
+    pictures: list[Tensor | None]
     fraction: float
 
 
@@ -68,29 +64,33 @@ Loss = Callable[[Made, Made], tuple[float, float | None]]
 """Of what a policy made, beside what dense made: the loss and its standard error."""
 
 
-def generate_all(engine: Engine, requests: Sequence[GenerationRequest], batch_size: int) -> Made:
-    """Generate the sample under the engine's policy, `batch_size` pictures a batch."""
-    pictures: dict[str, Tensor] = {}
+def make_sample(generator: Generator, requests: Sequence[GenerationRequest], batch_size: int) -> Made:
+    """Generate the sample under the generator's policy, `batch_size` pictures per batch."""
+    pictures: dict[str, Tensor | None] = {}
     fractions: list[float] = []
-    for batch in engine.plan_batches(requests, batch_size):
-        made = engine.generate_pixels(batch, engine.schedule_of(batch[0].h_div_w), PhaseTimes())
-        for request, pixels in zip(batch, torch.from_numpy(made.pixels), strict=True):
-            pictures[request.sample_id] = pixels
-        fractions += [work.token_layer_fraction for work in made.work]
-    return Made([pictures[request.sample_id] for request in requests], sum(fractions) / len(fractions))
+    for batch, made in generate_all(generator, requests, batch_size):
+        for request, pixels, finite in zip(batch, made.pixels, made.finite, strict=True):
+            pictures[request.sample_id] = torch.from_numpy(pixels) if finite else None
+        fractions += made.fractions
+    ordered = [pictures[request.sample_id] for request in requests]
+    return Made(ordered, sum(fractions) / len(fractions))
 
 
 def ssim_loss(made: Made, dense: Made) -> tuple[float, float | None]:
-    """Mean of 1 - SSIM to the dense pictures."""
-    losses = [
-        1 - ssim(_floats(one, torch.device("cpu")), _floats(two, torch.device("cpu"))).item()
-        for one, two in zip(made.pictures, dense.pictures, strict=True)
-    ]
+    """Mean of 1 - SSIM to the dense pictures; a picture that could not be made is like none."""
+    losses = [1 - _likeness(one, two) for one, two in zip(made.pictures, dense.pictures, strict=True)]
     mean = math.fsum(losses) / len(losses)
     if len(losses) < 2:
         return mean, None
     variance = math.fsum((loss - mean) ** 2 for loss in losses) / (len(losses) - 1)
     return mean, math.sqrt(variance / len(losses))
+
+
+def _likeness(one: Tensor | None, two: Tensor | None) -> float:
+    if one is None or two is None:
+        return 0.0
+    cpu = torch.device("cpu")
+    return ssim(as_floats(one[None], cpu), as_floats(two[None], cpu)).item()
 
 
 def score_loss(
@@ -104,13 +104,17 @@ def score_loss(
         scorer: reads the pictures.
     """
 
-    def read(made: Made) -> Reading:
-        judged = {}
-        for request, expectation, picture in zip(requests, expected, made.pictures, strict=True):
-            (seen,) = scorer.detector.detect(_floats(picture, scorer.detector.device))
-            verdict = judge(expectation.wanted, expectation.relation, seen)
-            judged[request.sample_id] = Judged(expectation.task, request.prompt, verdict, error=False)
-        return Reading(judged, None, None)
+    def verdict(picture: Tensor | None, expectation: Expectation) -> Verdict:
+        if picture is None:
+            return NO_PICTURE
+        floats = as_floats(picture[None], scorer.detector.device)
+        return judge_pictures(scorer, floats, [expectation]).verdicts[0]
+
+    def read(made: Made) -> dict[str, Judged]:
+        return {
+            request.sample_id: Judged(expectation.task, request.prompt, verdict(picture, expectation))
+            for request, expectation, picture in zip(requests, expected, made.pictures, strict=True)
+        }
 
     def loss(made: Made, dense: Made) -> tuple[float, float | None]:
         difference = score_difference(read(dense), read(made))["overall"]
@@ -118,11 +122,6 @@ def score_loss(
         return 100 * difference["score"], None if error is None else 100 * error
 
     return loss
-
-
-def _floats(picture: Tensor, device: torch.device) -> Tensor:
-    """[H, W, 3] uint8 to [1, 3, H, W] float32 in [0, 1]."""
-    return picture.to(device).permute(2, 0, 1)[None].float() / 255.0
 
 
 def strongest(

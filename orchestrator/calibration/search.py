@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Final
 
 import click
@@ -13,8 +12,9 @@ import torch
 
 from toprovar_batch.orchestrator.evaluation.data import read_wanted
 from toprovar_batch.orchestrator.job.spec import JobSpec
-from toprovar_batch.worker.engine import Engine
+from toprovar_batch.worker.batching import plan_batches
 from toprovar_batch.worker.errors import JobSpecError
+from toprovar_batch.worker.generator import Generator
 from toprovar_batch.worker.pruning.calibration import (
     Recording,
     RecordingPolicy,
@@ -33,14 +33,14 @@ from toprovar_batch.worker.pruning.policies.specs import (
     ReplaySpec,
     ToprovarSpec,
 )
+from toprovar_batch.worker.reference.scoring.judging import Expectation
 from toprovar_batch.worker.reference.scoring.scorer import load_scorer
 from toprovar_batch.worker.request import GenerationRequest
 
 from .goal import (
     Candidate,
-    Expectation,
     Made,
-    generate_all,
+    make_sample,
     score_loss,
     ssim_loss,
     strongest,
@@ -94,13 +94,13 @@ class Calibration:
         columns = ("sample_id", "prompt", "negative_prompt", "seed", "h_div_w")
         self._requests = [GenerationRequest(**{name: row[name] for name in columns}) for row in self._rows]
         self._global_layers = global_layers
-        self._engine = Engine(job.engine_spec(), job.runtime)
+        self._generator = Generator(job.resolved, job.runtime)
         self._recordings: list[Recording] = []
 
-    @cached_property
+    @property
     def _batch_size(self) -> int:
-        """Images a batch of everything that is compared, since rounding on a GPU depends on it."""
-        return self._engine.with_policy(self._base).batch_size
+        """Images per batch of everything that is compared, since rounding on a GPU depends on it."""
+        return self._generator.with_policy(self._base).batch_size
 
     def find(self, goal: Goal) -> Found:
         """The policy that prunes as much as the goal allows.
@@ -113,8 +113,7 @@ class Calibration:
         if isinstance(self._base, ToprovarSpec):
             check_recordable(self._base)
         expected = self._expectations() if goal.name == "score_loss" else []
-        self._engine.setup()
-        _ = self._batch_size  # while the memory is free
+        self._generator.setup()
         try:
             return self._find(goal, expected)
         except torch.OutOfMemoryError as error:
@@ -153,19 +152,19 @@ class Calibration:
         def make_policy(context: BatchContext) -> RecordingPolicy:
             unguided = first_unguided_scale(self._base, len(context.schedule))
             context = replace(context, conditional_from=unguided)
-            policies.append(RecordingPolicy(context, guided=self._engine.settings.guided))
+            policies.append(RecordingPolicy(context, guided=self._generator.spec.settings.guided))
             return policies[-1]
 
-        batches = self._engine.plan_batches(self._requests, self._batch_size)
+        batches = plan_batches(self._requests, self._batch_size)
         with click.progressbar(batches, label="running dense") as bar:
             for batch in bar:
-                self._engine.observe(batch, make_policy)
+                self._generator.observe(batch, make_policy)
         return [policy.recording for policy in policies]
 
     def _search(self, goal: Goal, expected: list[Expectation]) -> Found:
 
         if goal.name == "score_loss":
-            loss = score_loss(self._requests, expected, load_scorer(self._engine.device))
+            loss = score_loss(self._requests, expected, load_scorer(self._generator.device))
         else:
             loss = ssim_loss
         of_fraction = goal.name == "fraction"
@@ -196,7 +195,7 @@ class Calibration:
         return Found(best.policy, best.fraction, {**measured, "tried": attempts})
 
     def _generate(self, policy: PolicySpec) -> Made:
-        return generate_all(self._engine.with_policy(policy), self._requests, self._batch_size)
+        return make_sample(self._generator.with_policy(policy), self._requests, self._batch_size)
 
     def _candidates(self) -> Callable[[float], PolicySpec]:
         """From a strength between 0 and 1 to a policy that prunes more the greater it is."""
@@ -230,10 +229,10 @@ class Calibration:
 
     def circumstances(self) -> dict[str, Any]:
         """What else the found settings depend on, for their provenance."""
-        engine = self._engine.describe()
+        described = self._generator.describe()
         names = ("device", "dtype", "backend")
         layers = {"global_layers": self._global_layers} if isinstance(self._base, ToprovarSpec) else {}
-        return layers | {name: engine[name] for name in names} | {"batch_size": self._batch_size}
+        return layers | {name: described[name] for name in names} | {"batch_size": self._batch_size}
 
     def replay(self, found: Found) -> ReplaySpec | None:
         """The mean pattern of work of a toprovar policy; None where it prunes nothing."""

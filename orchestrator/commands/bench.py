@@ -3,19 +3,22 @@
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from toprovar_batch import __version__
+from toprovar_batch.orchestrator.benchmark.commit import describe_commit
 from toprovar_batch.worker.errors import ModelSpecError, RunFailedError, UserError
+
+if TYPE_CHECKING:
+    from toprovar_batch.worker.generated import GeneratedBatch, PhaseTimes
+    from toprovar_batch.worker.generator import Generator
 
 _PROMPTS = (
     "a photo of a red apple on a wooden table beside a blue ceramic cup",
@@ -111,7 +114,8 @@ def bench_command(
     from pydantic import ValidationError  # noqa: PLC0415 - only here
 
     from toprovar_batch.orchestrator.job.policy_file import read_policy  # noqa: PLC0415 - only here
-    from toprovar_batch.worker.engine import Engine  # noqa: PLC0415 - imports torch
+    from toprovar_batch.worker.generator import Generator  # noqa: PLC0415 - imports torch
+    from toprovar_batch.worker.resolved import resolve  # noqa: PLC0415
     from toprovar_batch.worker.specs import EngineSpec, ImageSpec, ModelSpec, RuntimeSpec  # noqa: PLC0415
 
     try:
@@ -124,16 +128,16 @@ def bench_command(
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise UserError(f"{option}: {first['msg']}, got {first['input']!r}") from error
     specs = {policy: read_policy(policy) for policy in policies}
-    engine = Engine(spec, RuntimeSpec(device=device, backend=backend))
+    generator = Generator(resolve(spec), RuntimeSpec(device=device, backend=backend))
     for name, each in specs.items():
         try:
-            engine.with_policy(each)  # what does not fit is said before the weights are made
+            generator.with_policy(each)  # what does not fit is said before the weights are made
         except ModelSpecError as error:
             raise UserError(f"--policy {name}: {error}") from error
-    engine.setup()
-    engines = {policy: engine.with_policy(each) for policy, each in specs.items()}
+    generator.setup()
+    generators = {policy: generator.with_policy(each) for policy, each in specs.items()}
     timings = [
-        measure(engines[policy], policy, batch, h_div_w, warmup, repeats)
+        measure(generators[policy], policy, batch, h_div_w, warmup, repeats)
         for batch in batches
         for policy in policies
     ]
@@ -143,7 +147,7 @@ def bench_command(
         "commit": describe_commit(),
         "python": platform.python_version(),
         "policies": {policy: each.model_dump(mode="json") for policy, each in specs.items()},
-        "engine": engine.describe(),
+        "engine": generator.describe() | generator.usage(),
         "batches": [asdict(timing) for timing in timings],
     }
     if as_json:
@@ -154,13 +158,15 @@ def bench_command(
         raise RunFailedError(f"no batch size could be measured: {timings[0].error}")
 
 
-def measure(engine: Any, policy: str, batch: int, h_div_w: float, warmup: int, repeats: int) -> BatchTiming:
+def measure(
+    generator: "Generator", policy: str, batch: int, h_div_w: float, warmup: int, repeats: int
+) -> BatchTiming:
     """Time one policy at one batch size.
 
     The first run is checked before anything is timed: every logit finite, every picture with contrast.
 
     Args:
-        engine: set up, with the policy.
+        generator: set up, with the policy.
         policy: its name, for the record.
         batch: images a batch.
         h_div_w: height over width.
@@ -169,7 +175,7 @@ def measure(engine: Any, policy: str, batch: int, h_div_w: float, warmup: int, r
     """
     import torch  # noqa: PLC0415 - keeps --help fast
 
-    from toprovar_batch.worker.generated import PhaseTimes  # noqa: PLC0415
+    from toprovar_batch.worker.generator import generate_all  # noqa: PLC0415
     from toprovar_batch.worker.images import encode_images  # noqa: PLC0415
     from toprovar_batch.worker.request import GenerationRequest  # noqa: PLC0415
 
@@ -177,30 +183,26 @@ def measure(engine: Any, policy: str, batch: int, h_div_w: float, warmup: int, r
         GenerationRequest(f"bench-{index}", _PROMPTS[index % len(_PROMPTS)], None, index, h_div_w)
         for index in range(batch)
     ]
-    schedule = engine.schedule_of(h_div_w)
     timing = BatchTiming(policy, batch)
-    runs: list[tuple[PhaseTimes, list[float]]] = []
-    is_gpu = engine.device.type == "cuda"
+    runs: list[tuple[PhaseTimes, list[float]]] = []  # of the timed batches
+    is_gpu = generator.device.type == "cuda"
+    clock = _ScaleClock(is_gpu)
     if is_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
-        for run in range(1 + warmup + repeats):
-            clock = _ScaleClock(is_gpu)
-            times = PhaseTimes()
+        repeated = requests * (1 + warmup + repeats)
+        for run, (_, made) in enumerate(generate_all(generator, repeated, batch, clock)):
+            scale_ms = clock.take()
             start = time.perf_counter()
-            made = engine.generate_pixels(requests, schedule, times, clock)
-            encode_start = time.perf_counter()
-            encode_images(made.pixels, engine.image_spec)
-            end = time.perf_counter()
-            times.encode = end - encode_start
+            encode_images(made.pixels, generator.spec.image)
+            made.times.encode = time.perf_counter() - start
             if run == 0:
-                _check(made.pixels, made.finite)
-                fractions = [work.token_layer_fraction for work in made.work]
-                timing.token_layer_fraction = statistics.fmean(fractions)
+                _check(made)
+                timing.token_layer_fraction = statistics.fmean(made.fractions)
             if run > warmup:
-                timing.seconds.append(end - start)
-                runs.append((times, clock.milliseconds()))
+                timing.seconds.append(made.times.wall + made.times.encode)
+                runs.append((made.times, scale_ms))
     except torch.OutOfMemoryError:
         timing.error = "out of GPU memory"
         return timing
@@ -210,14 +212,14 @@ def measure(engine: Any, policy: str, batch: int, h_div_w: float, warmup: int, r
     return timing
 
 
-def _check(pixels: Any, finite: list[bool]) -> None:
-    if not all(finite):
+def _check(made: "GeneratedBatch") -> None:
+    if not all(made.finite):
         raise RunFailedError("the model gave logits that are not finite numbers; nothing was timed")
-    if any(image.std() == 0 for image in pixels):
+    if any(image.std() == 0 for image in made.pixels):
         raise RunFailedError("the model gave a picture of one colour; nothing was timed")
 
 
-def _summarise(timing: BatchTiming, runs: list[tuple[Any, list[float]]]) -> None:
+def _summarise(timing: BatchTiming, runs: "list[tuple[PhaseTimes, list[float]]]") -> None:
     median = statistics.median
     timing.images_per_second = timing.batch / median(timing.seconds)
     timing.text_ms = 1e3 * median(times.text for times, _ in runs)
@@ -247,29 +249,17 @@ class _ScaleClock:
         event.record()
         self._marks.append((scale_index, event))
 
-    def milliseconds(self) -> list[float]:
-        """Of each scale, over all the pieces that a batch was made in; the device must be idle."""
+    def take(self) -> list[float]:
+        """Milliseconds of each scale, over all the pieces that a batch was made in; the next batch starts anew.
+
+        The device must be idle.
+        """
         total: dict[int, float] = defaultdict(float)
         for (_, first), (scale, second) in pairwise(self._marks):
             if scale >= 0:
                 total[scale] += first.elapsed_time(second) if self._is_gpu else 1e3 * (second - first)
+        self._marks = []
         return [total[scale] for scale in sorted(total)]
-
-
-def describe_commit() -> str | None:
-    """The commit of the checkout this runs from, with a mark where it has changes; None outside one."""
-    here = Path(__file__).resolve().parent
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607 - git from the PATH
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
 
 
 def _print_table(record: dict[str, Any], timings: list[BatchTiming]) -> None:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toprovar_batch import __version__
+from toprovar_batch.orchestrator.benchmark.commit import describe_commit
 from toprovar_batch.worker.errors import RunFailedError, UserError
-
-from .bench import describe_commit
 
 if TYPE_CHECKING:
     import torch

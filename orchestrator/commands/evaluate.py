@@ -29,9 +29,9 @@ def evaluate(output: str, against: str | None = None, *, scorer: "Scorer | None"
     from toprovar_batch.orchestrator.evaluation.scores import (  # noqa: PLC0415 - imports torch
         compare_pictures,
         read_dataset,
-        score_difference,
         summarise,
     )
+    from toprovar_batch.worker.reference.scoring.judging import score_difference  # noqa: PLC0415 - likewise
 
     # Both folders are looked at before the long part begins.
     data = EvaluationData(output)
@@ -45,7 +45,7 @@ def evaluate(output: str, against: str | None = None, *, scorer: "Scorer | None"
     other_reading = read_dataset(other, scorer)
     return record | {
         "against": summarise(other.output, other_reading, scorer),
-        "difference": score_difference(reading, other_reading),
+        "difference": score_difference(reading.judged, other_reading.judged),
         "pictures": pictures,
     }
 

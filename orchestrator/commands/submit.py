@@ -187,7 +187,7 @@ def _on_gpus(job: JobSpec) -> bool:
 def _engine_factory(job: JobSpec, *, on_gpus: bool) -> EngineFactory:
     # "auto" is settled here, for all workers alike: a worker with a GPU must not fall back to its CPU unseen.
     runtime = job.runtime.model_copy(update={"device": "cuda" if on_gpus else "cpu"})
-    return partial(build_engine, job.engine_spec(), runtime, job.runtime.cpus_per_worker)
+    return partial(build_engine, job.resolved, runtime, job.runtime.cpus_per_worker)
 
 
 def _summarise(

@@ -23,7 +23,7 @@ def validate_command(job_file: str, overrides: tuple[str, ...], output: str | No
     model_lines = check_job(job)
     plan = plan_job(job)
     output_state = check_output(job, plan)
-    warnings = [*plan.warnings, *check_remote_files(job.model)]
+    warnings = [*plan.warnings, *check_remote_files(job.resolved.model.files)]
     for label, text in _summary(job, plan, model_lines, output_state):
         click.echo(f"{label:<{_LABEL_WIDTH}}{text}")
     for warning in warnings:

@@ -1,8 +1,8 @@
 """Scores of a dataset: which pictures show what their prompts ask for, and how alike two datasets are."""
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from toprovar_batch.worker.errors import OutputFolderError
-from toprovar_batch.worker.reference.scenes.vocab import TASKS
 from toprovar_batch.worker.reference.scoring.image_metrics import (
     FeatureStatistics,
     feature_statistics,
@@ -20,30 +19,13 @@ from toprovar_batch.worker.reference.scoring.image_metrics import (
     psnr,
     ssim,
 )
+from toprovar_batch.worker.reference.scoring.judging import NO_PICTURE, Judged, judge_pictures, task_scores
 from toprovar_batch.worker.reference.scoring.scorer import Scorer
-from toprovar_batch.worker.reference.scoring.verdict import (
-    TaskScore,
-    Verdict,
-    clustered_error,
-    judge,
-    overall_score,
-    task_score,
-)
+from toprovar_batch.worker.reference.scoring.verdict import overall_score
 
 from .data import EvaluationData, Sample
 
 _BATCH: Final = 8
-_NO_PICTURE: Final = Verdict(False, "error: no picture was made")
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A sample's task, prompt and verdict; `error` where it has no picture, which is a fail."""
-
-    task: str
-    prompt: str
-    verdict: Verdict
-    error: bool
 
 
 @dataclass(frozen=True)
@@ -74,14 +56,13 @@ def read_dataset(data: EvaluationData, scorer: Scorer) -> Reading:
         for sample in samples:
             if sample.sample_id in judged:
                 raise OutputFolderError(f"{data.output}: sample {sample.sample_id} is there twice")
-            judged[sample.sample_id] = Judged(sample.task, sample.prompt, _NO_PICTURE, sample.content is None)
+            judged[sample.sample_id] = Judged(sample.task, sample.prompt, NO_PICTURE)
         for batch, images in _batches(data, samples):
-            seen, found = scorer.detector.read(images.to(scorer.detector.device))
-            features.append(found.cpu())
+            found = judge_pictures(scorer, images, batch)
+            features.append(found.features)
             sides[scorer.reference_side(images.shape[-2], images.shape[-1])] += len(batch)
-            for sample, things in zip(batch, seen, strict=True):
-                verdict = judge(sample.wanted, sample.relation, things)
-                judged[sample.sample_id] = Judged(sample.task, sample.prompt, verdict, error=False)
+            for sample, verdict in zip(batch, found.verdicts, strict=True):
+                judged[sample.sample_id] = Judged(sample.task, sample.prompt, verdict)
     all_features = torch.cat(features) if features else torch.empty(0)
     return Reading(
         judged,
@@ -115,20 +96,16 @@ def summarise(output: str, reading: Reading, scorer: Scorer) -> dict[str, Any]:
         reading: of its pictures.
         scorer: whose reference renders the Frechet distance is taken to.
     """
+    scores = task_scores(reading.judged.values())
     tasks = {}
-    for task in TASKS:
+    for task, own in scores.items():
         rows = [judged for judged in reading.judged.values() if judged.task == task]
-        if rows:
-            own = task_score(_by_prompt((row.prompt, row.verdict.passed) for row in rows))
-            reasons = Counter((row.verdict.reason or "").split(":")[0] for row in rows if row.verdict.reason)
-            tasks[task] = asdict(own) | {
-                "errors": sum(row.error for row in rows),
-                "failures": dict(sorted(reasons.items())),
-            }
-    score, error = overall_score(
-        TaskScore(row["images"], row["prompts"], row["score"], row["standard_error"])
-        for row in tasks.values()
-    )
+        reasons = Counter(row.verdict.reason.split(":")[0] for row in rows if row.verdict.reason)
+        tasks[task] = asdict(own) | {
+            "errors": sum(row.error for row in rows),
+            "failures": dict(sorted(reasons.items())),
+        }
+    score, error = overall_score(scores.values())
     return {
         "output": output,
         "images": len(reading.judged),
@@ -150,36 +127,6 @@ def _frechet(reading: Reading, scorer: Scorer) -> dict[str, Any] | None:
         "reference_images": reference.count,
         "reference_side": reading.side,
         "renders": scorer.record.get("frechet_of_renders", {}).get(str(reading.side)),
-    }
-
-
-def _by_prompt(values: Iterable[tuple[str, Any]]) -> dict[str, list[Any]]:
-    groups: dict[str, list[Any]] = defaultdict(list)
-    for prompt, value in values:
-        groups[prompt].append(value)
-    return groups
-
-
-def score_difference(first: Reading, second: Reading) -> dict[str, Any]:
-    """How much better the first dataset scores than the second, on the samples that both have.
-
-    The standard error is that of the paired difference, over prompts.
-    """
-    tasks = {}
-    for task in TASKS:
-        rows = [
-            (judged.prompt, judged.verdict.passed - second.judged[sample_id].verdict.passed)
-            for sample_id, judged in first.judged.items()
-            if judged.task == task and sample_id in second.judged
-        ]
-        if rows:
-            groups = _by_prompt(rows)
-            mean = sum(value for _, value in rows) / len(rows)
-            tasks[task] = TaskScore(len(rows), len(groups), mean, clustered_error(groups.values(), mean))
-    score, error = overall_score(tasks.values())
-    return {
-        "tasks": {task: asdict(difference) for task, difference in tasks.items()},
-        "overall": {"tasks": len(tasks), "score": score, "standard_error": error},
     }
 
 

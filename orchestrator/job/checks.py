@@ -6,7 +6,7 @@ import fsspec
 
 from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.fetch import is_packaged
-from toprovar_batch.worker.specs import ModelSpec
+from toprovar_batch.worker.resolved import ModelFiles
 
 from .spec import JobSpec
 
@@ -22,16 +22,20 @@ def check_job(job: JobSpec) -> list[str]:
             guidance layer that the model lacks, a policy that does not fit the model and its scales, or a missing
             local file.
     """
+    spec = job.resolved
     # PyTorch takes seconds to import, and a job with a misspelled key does not get here.
-    from toprovar_batch.worker.engine import Engine  # noqa: PLC0415
     from toprovar_batch.worker.models import check_model_files  # noqa: PLC0415
+    from toprovar_batch.worker.pruning.policies.build import policy_factory  # noqa: PLC0415
 
-    Engine(job.engine_spec(), job.runtime)
-    return check_model_files(job.model)
+    policy_factory(spec.policy, spec.num_scales, spec.model.transformer.depth)
+    return check_model_files(spec.model)
 
 
-def check_remote_files(model: ModelSpec) -> Iterator[str]:
+def check_remote_files(files: ModelFiles) -> Iterator[str]:
     """Look for the model files that are URLs or Hugging Face ids.
+
+    Args:
+        files: of the model.
 
     Yields:
         One sentence for each file whose server cannot be asked: it may still be in a worker's cache.
@@ -39,9 +43,6 @@ def check_remote_files(model: ModelSpec) -> Iterator[str]:
     Raises:
         ModelSpecError: a server says that it has no such file.
     """
-    from toprovar_batch.worker.models import model_files  # noqa: PLC0415
-
-    files = model_files(model)
     for part in ("transformer", "vae", "text_encoder"):
         location: str | None = getattr(files, part)
         if location is None or is_packaged(location):

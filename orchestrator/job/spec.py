@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from toprovar_batch.worker.pruning.policies.specs import DenseSpec, PolicySpec
+from toprovar_batch.worker.resolved import ResolvedSpec, resolve
 from toprovar_batch.worker.spec_base import FrozenSpec
 from toprovar_batch.worker.specs import (
     EngineSpec,
@@ -125,3 +126,12 @@ class JobSpec(FrozenSpec):
             image=ImageSpec(**image, h_div_w=self.image.all_h_div_w[0]),
             policy=self.policy,
         )
+
+    @property
+    def resolved(self) -> ResolvedSpec:
+        """What the job's engines generate with, nothing left to the preset; worked out once.
+
+        Raises:
+            ModelSpecError: the model or its settings cannot be; names the field.
+        """
+        return resolve(self.engine_spec())

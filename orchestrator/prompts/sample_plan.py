@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from toprovar_batch.orchestrator.job.spec import JobSpec
-from toprovar_batch.worker.infinity.config import get_preset
 
 from .ids import derived_ids
 from .read import read_prompts
@@ -179,12 +178,8 @@ def _warnings(table: pa.Table, repeats: dict[str, list[int]]) -> Iterator[str]:
 
 def _idle_negatives(job: JobSpec, samples: pa.Table) -> Iterator[str]:
     """A sentence about negative prompts that nothing will look at."""
-    cfg_scale = job.sampling.cfg_scale
-    if cfg_scale is None:
-        cfg_scale = get_preset(job.model.preset).cfg_scale
-    guided = any(scale != 1 for scale in (cfg_scale if isinstance(cfg_scale, tuple) else (cfg_scale,)))
     count = samples.num_rows - samples.column("negative_prompt").null_count
-    if count and not guided:
+    if count and not job.resolved.settings.guided:
         yield f"negative prompts without effect, as sampling.cfg_scale is 1 and guides nothing: {count:,}"
 
 

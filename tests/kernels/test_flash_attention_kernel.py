@@ -16,8 +16,7 @@ from toprovar_batch.kernels.flash_attention.config import choose_config, shared_
 from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
 from toprovar_batch.kernels.ops import PYTORCH, Backend, attend, resolve_backend
 from toprovar_batch.worker.errors import ModelSpecError
-from toprovar_batch.worker.settings import resolve_kernels
-from toprovar_batch.worker.specs import ModelSpec
+from toprovar_batch.worker.runtime import resolve_kernels
 
 CPU = torch.device("cpu")
 
@@ -54,8 +53,8 @@ def test_without_a_gpu_pytorch_runs_and_triton_is_refused_with_the_reason():
 
 def test_the_setting_is_named_where_its_kernels_cannot_run():
     with pytest.raises(ModelSpecError, match=r"^runtime\.backend: the triton backend cannot run here"):
-        resolve_kernels("triton", CPU, ModelSpec())
-    assert resolve_kernels("auto", CPU, ModelSpec()).name == "torch"
+        resolve_kernels("triton", CPU, 64)
+    assert resolve_kernels("auto", CPU, 64).name == "torch"
 
 
 @pytest.mark.parametrize(

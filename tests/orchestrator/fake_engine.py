@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from toprovar_batch.worker.errors import CheckpointError
+from toprovar_batch.worker.image_statistics import ImageStatistics
 from toprovar_batch.worker.request import GenerationResult
 
 # The smallest PNG of one red pixel that every decoder takes.
@@ -72,17 +73,22 @@ class FakeEngine:
                 width=1,
                 height=1,
                 format="png",
-                sample_ms=1.0,
-                batch_size=len(batch),
-                low_entropy_ratio=[None, 0.5],
-                keep_ratio=[1.0, 0.5],
-                token_layer_fraction=0.75,
+                statistics=ImageStatistics(
+                    sample_ms=1.0,
+                    batch_size=len(batch),
+                    low_entropy_ratio=(None, 0.5),
+                    keep_ratio=(1.0, 0.5),
+                    token_layer_fraction=0.75,
+                ),
             )
             for request in batch
         ]
 
     def describe(self):
         return {"device": "fake", "batch_size": self.batch_size}
+
+    def usage(self):
+        return {"load_seconds": 0.0}
 
     def _note(self, sample_id):
         """Leave a line for every generation, so that a test can count them."""

@@ -15,6 +15,7 @@ from toprovar_batch.worker.actor import (
     WorkerError,
 )
 from toprovar_batch.worker.errors import CheckpointError, OutputFolderError
+from toprovar_batch.worker.image_statistics import ImageStatistics
 from toprovar_batch.worker.part_file import dataset_schema, read_stats
 from toprovar_batch.worker.request import GenerationResult
 
@@ -38,13 +39,22 @@ class RecordingEngine:
             GenerationResult(request.sample_id, "error", "no")
             if request.prompt.startswith("fail")
             else GenerationResult(
-                request.sample_id, "ok", image=b"img", width=1, height=1, format="png", text_ms=2.0
+                request.sample_id,
+                "ok",
+                image=b"img",
+                width=1,
+                height=1,
+                format="png",
+                statistics=ImageStatistics(text_ms=2.0),
             )
             for request in batch
         ]
 
     def describe(self):
         return {"device": "none"}
+
+    def usage(self):
+        return {"batches": len(self.batches)}
 
 
 def make_task(tmp_path, prompts, errors=None, **changes):
@@ -89,6 +99,18 @@ def test_a_shard_tells_every_batch_and_commits_last(tmp_path):
     assert (events[-1].stats.rows, events[-1].stats.ok, events[-1].stats.errors) == (3, 2, 1)
 
 
+def test_equal_engines_have_equal_hashes_whatever_they_have_done(tmp_path):
+    worker, engine = make_worker()
+    task = make_task(tmp_path, ["a", "b"])
+    committed = list(worker.run(task))[-1]
+    assert committed.engine == {"device": "none", "batches": 1}  # what it is, and what it did
+    later, earlier = worker.setup(), make_worker()[0].setup()
+    assert later["engine"] != earlier["engine"]
+    assert later["engine_hash"] == earlier["engine_hash"] == committed.stats.engine
+    engine.describe = lambda: {"device": "another"}
+    assert worker.setup()["engine_hash"] != earlier["engine_hash"]
+
+
 def test_rows_carry_sample_result_and_labels(tmp_path):
     worker, _ = make_worker()
     task = make_task(tmp_path, ["a", "fail"], attempt=3)
@@ -109,15 +131,15 @@ def test_rows_carry_sample_result_and_labels(tmp_path):
 
 def test_whether_a_failed_prompt_was_cut_is_null_unless_it_is_known(tmp_path):
     worker, engine = make_worker()
-    cuts = {"s0": False, "s1": True}
+    known = {"s0": None, "s1": ImageStatistics(prompt_truncated=True), "s2": ImageStatistics(text_ms=1.0)}
     engine.generate = lambda batch: [
-        GenerationResult(request.sample_id, "error", "no", prompt_truncated=cuts[request.sample_id])
-        for request in batch
+        GenerationResult.failed(request.sample_id, "no", known[request.sample_id]) for request in batch
     ]
-    task = make_task(tmp_path, ["a", "b", None], errors=[None, None, "not text"])
+    task = make_task(tmp_path, ["a", "b", "c", None], errors=[None, None, None, "not text"])
     list(worker.run(task))
     found = {sample_id: row["prompt_truncated"] for sample_id, row in read_rows(task).items()}
-    assert found == {"s0": None, "s1": True, "s2": None}
+    assert found == {"s0": None, "s1": True, "s2": False, "s3": None}
+    assert {row["text_ms"] for row in read_rows(task).values()} == {None}
 
 
 def test_bad_prompts_and_poisoned_samples_never_reach_the_engine(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import fields
 from datetime import UTC, datetime
 
 import duckdb
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Image
 
+from toprovar_batch.worker.image_statistics import ImageStatistics
 from toprovar_batch.worker.part_file import (
     RESULT_COLUMNS,
     ROW_GROUP_BYTES,
@@ -23,6 +25,38 @@ PIXEL = bytes.fromhex(
     "53de0000000c49444154789c63f8cfc0000003010100c9fe92ef0000000049454e44ae426082"
 )
 PROMPTS = ["a cat", "猫 \u0000 \U0001f408 e\u0301 \u202e \ufffd", "long " * 200_000, "", None]
+# Datasets that exist have these columns; none may go, move or change its type.
+COLUMNS = [
+    ("sample_id", "string"),
+    ("prompt", "string"),
+    ("negative_prompt", "string"),
+    ("seed", "int64"),
+    ("h_div_w", "double"),
+    ("image", "struct<bytes: binary, path: string>"),
+    ("width", "int32"),
+    ("height", "int32"),
+    ("format", "string"),
+    ("status", "string"),
+    ("error", "string"),
+    ("prompt_truncated", "bool"),
+    ("attempt", "int32"),
+    ("worker", "string"),
+    ("model", "string"),
+    ("policy", "string"),
+    ("text_ms", "double"),
+    ("sample_ms", "double"),
+    ("decode_ms", "double"),
+    ("encode_ms", "double"),
+    ("total_ms", "double"),
+    ("batch_size", "int32"),
+    ("pruning_start_scale", "int32"),
+    ("low_entropy_ratio", "list<item: float>"),
+    ("keep_ratio", "list<item: float>"),
+    ("layer_representation_score", "list<item: float>"),
+    ("token_layer_fraction", "double"),
+    ("flops", "double"),
+    ("pruning_map", "binary"),
+]
 PASSTHROUGH = {
     "category": pa.array(["a", None, "c", "d", "e"]),
     "when": pa.array([datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)] * 5, pa.timestamp("ns", "UTC")),
@@ -62,6 +96,35 @@ def write_part(folder, rows=None, **stats):
         size = part.publish(stats)
     assert size == target.stat().st_size
     return target
+
+
+def test_the_columns_of_a_dataset_stay_what_they_are():
+    assert [(field.name, str(field.type)) for field in dataset_schema([])] == COLUMNS
+    assert [field.name for field in dataset_schema([pa.field("x", pa.int8())])][2:5] == [
+        "negative_prompt",
+        "x",
+        "seed",
+    ]
+
+
+def test_every_statistic_is_a_column_that_the_documentation_knows(pytestconfig):
+    documentation = (pytestconfig.rootpath / "docs/dataset.md").read_text(encoding="utf-8")
+    schema = dataset_schema([])
+    for statistic in fields(ImageStatistics):
+        kind = statistic.metadata["type"]
+        assert schema.field(statistic.name).type == kind
+        name = {"double": "float64", "list<item: float>": "list of float32"}.get(str(kind), str(kind))
+        unit = f" {statistic.metadata['unit']}".rstrip()
+        assert f"| `{statistic.name}` | {name} |{unit} | " in documentation
+        assert statistic.metadata["meaning"]
+
+
+def test_statistics_reach_their_columns():
+    given = ImageStatistics(low_entropy_ratio=(None, 0.25), flops=2.0, pruning_map=b"ab", batch_size=3)
+    samples = pa.table({"sample_id": ["s"], "prompt": ["x"]})
+    row = result_rows(samples, [given.columns()], dataset_schema([])).to_pylist()[0]
+    assert (row["low_entropy_ratio"], row["keep_ratio"], row["flops"]) == ([None, 0.25], [], 2.0)
+    assert (row["pruning_map"], row["batch_size"], row["prompt_truncated"]) == (b"ab", 3, False)
 
 
 def test_every_row_and_type_reads_back_the_same(tmp_path):

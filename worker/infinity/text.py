@@ -25,7 +25,7 @@ _PROBE = "a photo of a red apple on a table"
 
 def _refuse_unless(condition: bool, name: str, reason: str) -> None:
     if not condition:
-        raise ModelSpecError(f"model.text_encoder: {name!r} is no T5 encoder that can be used: {reason}")
+        raise ModelSpecError(f"{name!r} is no T5 encoder that can be used: {reason}")
 
 
 def check_local_encoder(folder: Path, text_width: int) -> None:
@@ -42,9 +42,7 @@ def check_local_encoder(folder: Path, text_width: int) -> None:
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise ModelSpecError(
-            f"model.text_encoder: {name!r} is no folder of a T5 encoder (no readable config.json)"
-        ) from error
+        raise ModelSpecError(f"{name!r} is no folder of a T5 encoder (no readable config.json)") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
     _refuse_unless(kind in _MODEL_TYPES, name, f"it is of type {kind!r}")
     width = config.get("d_model")
@@ -56,9 +54,7 @@ def check_local_encoder(folder: Path, text_width: int) -> None:
             with safe_open(file, framework="pt"):
                 pass
         except (OSError, SafetensorError) as error:
-            raise ModelSpecError(
-                f"model.text_encoder: {file} is not readable (truncated?); fetch it again"
-            ) from error
+            raise ModelSpecError(f"{file} is not readable (truncated?); fetch it again") from error
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,7 @@ class TextEncoder:
         ) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelSpecError(
-                f"model.text_encoder: {name!r} is no {kind} with a T5 encoder and its tokenizer ({reason})"
+                f"{name!r} is no {kind} with a T5 encoder and its tokenizer ({reason})"
             ) from error
         lacking = sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])])
         _refuse_unless(not lacking, name, f"its weights do not fit its config: {', '.join(lacking[:1])}")

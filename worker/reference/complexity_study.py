@@ -17,8 +17,8 @@ import click
 import torch
 from torch import Tensor
 
-from toprovar_batch.worker.engine import Engine
-from toprovar_batch.worker.infinity.vae import to_uint8
+from toprovar_batch.worker.batching import plan_batches
+from toprovar_batch.worker.generator import Generator
 from toprovar_batch.worker.pruning.calibration import RecordingPolicy
 from toprovar_batch.worker.pruning.plan import ScalePlan
 from toprovar_batch.worker.pruning.policies.base import BatchContext
@@ -26,6 +26,7 @@ from toprovar_batch.worker.pruning.policies.build import policy_factory
 from toprovar_batch.worker.pruning.policies.specs import DetailSpec, PolicySpec, SkipvarSpec, ToprovarSpec
 from toprovar_batch.worker.pruning.saliency import bit_certainty
 from toprovar_batch.worker.request import GenerationRequest
+from toprovar_batch.worker.resolved import resolve
 from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec
 
 from .scenes import make_batch
@@ -102,11 +103,11 @@ def _ranks(values: Tensor) -> Tensor:
     return (last - (counts - 1) / 2)[places]
 
 
-def study(engine: Engine, scenes: int, batch_size: int) -> dict[str, Any]:
+def study(generator: Generator, scenes: int, batch_size: int) -> dict[str, Any]:
     """Draw held-out free scenes and correlate.
 
     Args:
-        engine: set up.
+        generator: set up.
         scenes: how many.
         batch_size: pictures a batch.
 
@@ -121,22 +122,17 @@ def study(engine: Engine, scenes: int, batch_size: int) -> dict[str, Any]:
     ]
     found: dict[str, list[Tensor]] = {}
     rough: list[float] = []
-    for part in engine.plan_batches(requests, batch_size):
+    for part in plan_batches(requests, batch_size):
         policies: list[_Watching] = []
 
         def watch(context: BatchContext, made: list[_Watching] = policies) -> _Watching:
-            made.append(_Watching(context, guided=engine.settings.guided))
+            made.append(_Watching(context, guided=generator.spec.settings.guided))
             return made[-1]
 
-        state = engine.observe(part, watch)
+        runner = generator.observe(part, watch)
         for name, values in statistics_of(policies[0]).items():
             found.setdefault(name, []).append(values)
-        with torch.inference_mode():
-            pictures = [
-                to_uint8(engine.model.vae.decode(codes, engine.backend)).cpu()
-                for codes in state.codes.summed_codes.split(1)
-            ]
-        rough += roughness(torch.cat(pictures)).tolist()
+        rough += roughness(torch.from_numpy(generator.decode(runner))).tolist()
     statistics = {name: torch.cat(parts, dim=1).double().tolist() for name, parts in found.items()}
     targets = {"complexity": list(batch.complexity), "roughness": rough}
     return {
@@ -144,23 +140,23 @@ def study(engine: Engine, scenes: int, batch_size: int) -> dict[str, Any]:
         "statistics": {name: [_known(values) for values in scales] for name, scales in statistics.items()},
         "correlation": _correlations(statistics, targets),
         "adaptive": {
-            name: _adaptive(engine, spec, requests, batch_size, targets) for name, spec in ADAPTIVE.items()
+            name: _adaptive(generator, spec, requests, batch_size, targets) for name, spec in ADAPTIVE.items()
         },
     }
 
 
 def _adaptive(
-    engine: Engine,
+    generator: Generator,
     spec: PolicySpec,
     requests: Sequence[GenerationRequest],
     batch_size: int,
     targets: Mapping[str, Sequence[float]],
 ) -> dict[str, Any]:
     """What a policy chooses for each request, and how that goes with the targets."""
-    factory = policy_factory(spec, len(engine.schedule_of(1.0)), engine.model.transformer.sizes.depth)
+    factory = policy_factory(spec, generator.spec.num_scales, generator.spec.model.transformer.depth)
     chosen: dict[str, list[float]] = {"start_scale": [], "token_layer_fraction": []}
-    for part in engine.plan_batches(requests, batch_size):
-        history = engine.observe(part, factory).history
+    for part in plan_batches(requests, batch_size):
+        history = generator.observe(part, factory).history
         for work in map(history.work, range(len(part))):
             chosen["start_scale"].append(work.pruning_start_scale)
             chosen["token_layer_fraction"].append(work.token_layer_fraction)
@@ -204,10 +200,10 @@ def complexity_command(scenes: int, batch_size: int, weights: Path | None, outpu
         model = ModelSpec(
             transformer=str(weights / "transformer"), text_encoder=str(weights / "text_encoder")
         )
-    engine = Engine(EngineSpec(model=model), RuntimeSpec(batch_size=batch_size))
-    engine.setup()
-    record = study(engine, scenes, batch_size)
-    output.write_text(json.dumps({"engine": engine.describe()} | record, indent=1) + "\n")
+    generator = Generator(resolve(EngineSpec(model=model)), RuntimeSpec(batch_size=batch_size))
+    generator.setup()
+    record = study(generator, scenes, batch_size)
+    output.write_text(json.dumps({"engine": generator.describe()} | record, indent=1) + "\n")
     own = rank_correlation(record["complexity"], record["roughness"])
     click.echo(f"{scenes} scenes; complexity with the picture's roughness: {own:+.2f}")
     click.echo("rank correlation of each scale's statistic with complexity / with roughness:")

@@ -5,8 +5,8 @@
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,18 +16,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from toprovar_batch.worker.engine import Engine
-from toprovar_batch.worker.generated import GeneratedBatch, PhaseTimes
+from toprovar_batch.worker.generator import Generator, generate_all
+from toprovar_batch.worker.image_statistics import ImageStatistics
 from toprovar_batch.worker.pruning.policies.specs import DenseSpec, PolicySpec
 from toprovar_batch.worker.request import GenerationRequest
+from toprovar_batch.worker.resolved import resolve
 from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec
 
 from .quality_tables import as_text, rows_of
 from .scenes import TaskPrompt, task_prompts
 from .scenes.vocab import TASKS
 from .scoring.image_metrics import feature_statistics, frechet_distance, psnr, ssim
+from .scoring.judging import Judged, as_floats, judge_made, score_difference, task_scores
 from .scoring.scorer import Scorer, load_scorer
-from .scoring.verdict import clustered_error, judge, overall_score, task_score
+from .scoring.verdict import overall_score
 from .studies.comparisons import COMPARISONS
 
 _FIRST_PRUNABLE: Final = 5
@@ -39,23 +41,24 @@ class Pictures:
     """Everything one policy made.
 
     Attributes:
-        passed: for each request whether its picture shows what was asked for.
+        judged: by sample id, in the order of the requests.
         features: [n, F] of the scorer's detector.
         pixels: [n, H, W, 3] uint8 RGB on the CPU.
-        keep_ratio: [n][S] of each picture and scale.
-        token_layer_fraction: of each picture.
-        start_scale: of each picture.
+        statistics: of each picture.
         images_per_second: of the transformer and sampling. The first batch of each size warms up and does not count;
             None where there are no others.
     """
 
-    passed: list[bool]
+    judged: dict[str, Judged]
     features: Tensor
     pixels: Tensor
-    keep_ratio: list[list[float]]
-    token_layer_fraction: list[float]
-    start_scale: list[int]
+    statistics: list[ImageStatistics]
     images_per_second: float | None
+
+    @property
+    def passed(self) -> list[bool]:
+        """For each request whether its picture shows what was asked for."""
+        return [each.verdict.passed for each in self.judged.values()]
 
 
 def requests_of(prompts: Sequence[TaskPrompt], images: int, first_seed: int) -> list[GenerationRequest]:
@@ -67,19 +70,8 @@ def requests_of(prompts: Sequence[TaskPrompt], images: int, first_seed: int) -> 
     ]
 
 
-def generated(
-    engine: Engine, requests: Sequence[GenerationRequest], batch_size: int
-) -> Iterator[tuple[Sequence[GenerationRequest], GeneratedBatch, float]]:
-    """Generate in batches; gives each with its seconds in transformer and sampling."""
-    for start in range(0, len(requests), batch_size):
-        batch = requests[start : start + batch_size]
-        times = PhaseTimes()
-        made = engine.generate_pixels(batch, engine.schedule_of(batch[0].h_div_w), times)
-        yield batch, made, times.sample
-
-
 def run_policy(
-    engine: Engine,
+    generator: Generator,
     scorer: Scorer,
     prompts: Sequence[TaskPrompt],
     images: int,
@@ -90,39 +82,28 @@ def run_policy(
     """Generate all prompts and let the detector read the pictures.
 
     Args:
-        engine: set up, with the policy.
+        generator: set up, with the policy.
         scorer: on the same device.
         prompts: each with what its picture must show.
         images: a prompt.
         batch_size: pictures a batch.
         first_seed: of the first picture; the others count on.
     """
-    requests = requests_of(prompts, images, first_seed)
-    passed: list[bool] = []
+    wanted = [prompt for prompt in prompts for _ in range(images)]
+    judged: dict[str, Judged] = {}
     features, pixels = [], []
-    keep_ratio, fractions, starts = [], [], []
+    statistics: list[ImageStatistics] = []
     speeds: list[tuple[int, float]] = []
-    for batch, made, seconds in generated(engine, requests, batch_size):
-        speeds.append((len(batch), seconds))
-        pictures = torch.from_numpy(made.pixels)
-        pixels.append(pictures)
-        seen, found = scorer.detector.read(_floats(pictures, scorer.detector.device))
-        features.append(found.cpu())
-        for things in seen:
-            prompt = prompts[len(passed) // images]
-            passed.append(judge(prompt.wanted, prompt.relation, things).passed)
-        keep_ratio += [work.keep_ratio for work in made.work]
-        fractions += [work.token_layer_fraction for work in made.work]
-        starts += [work.pruning_start_scale for work in made.work]
-    return Pictures(
-        passed,
-        torch.cat(features),
-        torch.cat(pixels),
-        keep_ratio,
-        fractions,
-        starts,
-        warm_speed(speeds),
-    )
+    for batch, made in generate_all(generator, requests_of(prompts, images, first_seed), batch_size):
+        speeds.append((len(batch), made.times.sample))
+        pixels.append(torch.from_numpy(made.pixels))
+        expected = wanted[len(judged) : len(judged) + len(batch)]
+        found = judge_made(scorer, made, expected)
+        for request, prompt, verdict in zip(batch, expected, found.verdicts, strict=True):
+            judged[request.sample_id] = Judged(prompt.task, prompt.text, verdict)
+        features.append(found.features)
+        statistics += made.statistics
+    return Pictures(judged, torch.cat(features), torch.cat(pixels), statistics, warm_speed(speeds))
 
 
 def warm_speed(speeds: Sequence[tuple[int, float]]) -> float | None:
@@ -134,16 +115,11 @@ def warm_speed(speeds: Sequence[tuple[int, float]]) -> float | None:
     return sum(count for count, _ in warm) / sum(seconds for _, seconds in warm)
 
 
-def _floats(pixels: Tensor, device: torch.device) -> Tensor:
-    """[B, H, W, 3] uint8 to [B, 3, H, W] float32 in [0, 1]."""
-    return pixels.to(device).permute(0, 3, 1, 2).float() / 255.0
-
-
 def likeness(first: Tensor, second: Tensor, device: torch.device) -> tuple[list[float], list[float]]:
     """SSIM and PSNR (dB) of pairs of pictures, [n, H, W, 3] uint8 each."""
     similar, ratio = [], []
     for one, two in zip(first.split(16), second.split(16), strict=True):
-        pair = _floats(one, device), _floats(two, device)
+        pair = as_floats(one, device), as_floats(two, device)
         similar += ssim(*pair).tolist()
         ratio += psnr(*pair).tolist()
     return similar, ratio
@@ -152,63 +128,36 @@ def likeness(first: Tensor, second: Tensor, device: torch.device) -> tuple[list[
 def summarise(
     made: Pictures,
     dense: Pictures,
-    prompts: Sequence[TaskPrompt],
     images: int,
     scorer: Scorer,
     schedule: Sequence[tuple[int, int]],
 ) -> dict[str, Any]:
     """One policy's numbers, JSON-able; `seeds` holds the score of each image index by itself."""
-    tasks = {}
-    for task in TASKS:
-        by_prompt = {
-            str(row): made.passed[row * images : (row + 1) * images]
-            for row, prompt in enumerate(prompts)
-            if prompt.task == task
-        }
-        if by_prompt:
-            tasks[task] = task_score(by_prompt)
+    tasks = task_scores(made.judged.values())
     score, error = overall_score(tasks.values())
+    difference = score_difference(made.judged, dense.judged)["overall"]
     similar, ratio = likeness(made.pixels, dense.pixels, scorer.detector.device)
     side = scorer.reference_side(*made.pixels.shape[1:3])
-    keep = torch.tensor(made.keep_ratio).mean(0)
+    keep = torch.tensor([each.keep_ratio for each in made.statistics]).mean(0)
     tokens = torch.tensor([height * width for height, width in schedule])[_FIRST_PRUNABLE:]
     finite = [value for value in ratio if math.isfinite(value)]
+    fractions = [each.token_layer_fraction or 0.0 for each in made.statistics]
+    starts = Counter(each.pruning_start_scale for each in made.statistics)
     return {
         "score": score,
         "standard_error": error,
-        "difference": _difference(made, dense, prompts, images),
-        "seeds": [sum(made.passed[index::images]) / len(prompts) for index in range(images)],
+        "difference": {name: difference[name] for name in ("score", "standard_error")},
+        "seeds": [sum(made.passed[index::images]) / (len(made.passed) // images) for index in range(images)],
         "tasks": {task: value.score for task, value in tasks.items()},
         "frechet": frechet_distance(feature_statistics(made.features), scorer.references[side]),
         "ssim": sum(similar) / len(similar),
         "psnr_db": sum(finite) / len(finite) if finite else None,
         "identical": len(ratio) - len(finite),
-        "token_layer_fraction": sum(made.token_layer_fraction) / len(made.token_layer_fraction),
+        "token_layer_fraction": sum(fractions) / len(fractions),
         "prunable_fraction": float((keep[_FIRST_PRUNABLE:] * tokens).sum() / tokens.sum()),
         "keep_ratio": keep.tolist(),
-        "start_scales": {
-            str(scale): made.start_scale.count(scale) for scale in sorted(set(made.start_scale))
-        },
+        "start_scales": {str(scale): count for scale, count in sorted(starts.items())},
         "images_per_second": made.images_per_second,
-    }
-
-
-def _difference(
-    made: Pictures, dense: Pictures, prompts: Sequence[TaskPrompt], images: int
-) -> dict[str, float | None]:
-    """Overall score less dense's, with the standard error of the paired difference over prompts."""
-    of_task: dict[str, list[list[float]]] = defaultdict(list)
-    for row, prompt in enumerate(prompts):
-        span = range(row * images, (row + 1) * images)
-        of_task[prompt.task].append([float(made.passed[i]) - float(dense.passed[i]) for i in span])
-    means = {task: sum(map(sum, groups)) / sum(map(len, groups)) for task, groups in of_task.items()}
-    errors = [clustered_error(groups, means[task]) for task, groups in of_task.items()]
-    known = [error for error in errors if error is not None]
-    return {
-        "score": sum(means.values()) / len(means),
-        "standard_error": math.sqrt(sum(e * e for e in known)) / len(known)
-        if len(known) == len(errors)
-        else None,
     }
 
 
@@ -217,7 +166,7 @@ class QualityBench:
 
     def __init__(
         self,
-        engine: Engine,
+        generator: Generator,
         scorer: Scorer,
         prompts: Sequence[TaskPrompt],
         images: int,
@@ -228,27 +177,27 @@ class QualityBench:
         """Generate dense.
 
         Args:
-            engine: set up; its own policy does not matter.
+            generator: set up; its own policy does not matter.
             scorer: on the same device.
             prompts: of the evaluation tasks.
             images: a prompt.
             batch_size: pictures a batch, the same for all, since rounding on a GPU depends on it.
             first_seed: of the first picture.
         """
-        self._engine, self._scorer, self._prompts, self._images = engine, scorer, prompts, images
+        self._generator, self._scorer, self._prompts, self._images = generator, scorer, prompts, images
         self._batch_size, self._first_seed = batch_size, first_seed
         self._records: dict[str, dict[str, Any]] = {}
         self._dense = self._run(DenseSpec())
 
     def _run(self, policy: PolicySpec) -> Pictures:
         return run_policy(
-            self._engine.with_policy(policy), self._scorer, self._prompts, self._images,
+            self._generator.with_policy(policy), self._scorer, self._prompts, self._images,
             batch_size=self._batch_size, first_seed=self._first_seed,
         )  # fmt: skip
 
     def _record(self, pictures: Pictures) -> dict[str, Any]:
-        schedule = self._engine.schedule_of(1.0)
-        return summarise(pictures, self._dense, self._prompts, self._images, self._scorer, schedule)
+        schedule = self._generator.spec.schedule_of(1.0)
+        return summarise(pictures, self._dense, self._images, self._scorer, schedule)
 
     def compare(self, policies: Mapping[str, PolicySpec]) -> dict[str, dict[str, Any]]:
         """Dense and the policies, by name."""
@@ -291,12 +240,12 @@ def quality_command(
             transformer=str(weights / "transformer"), text_encoder=str(weights / "text_encoder")
         )
     runtime = RuntimeSpec.model_validate({"device": device, "batch_size": batch_size})
-    engine = Engine(EngineSpec(model=model), runtime)
-    engine.setup()
-    scorer = load_scorer(engine.device)
+    generator = Generator(resolve(EngineSpec(model=model)), runtime)
+    generator.setup()
+    scorer = load_scorer(generator.device)
     wanted = [prompt for task in TASKS for prompt in task_prompts(task, prompts, "heldout")]
-    record: dict[str, Any] = {"engine": engine.describe(), "prompts": len(wanted), "images": images}
-    bench = QualityBench(engine, scorer, wanted, images, batch_size=batch_size)
+    record: dict[str, Any] = {"engine": generator.describe(), "prompts": len(wanted), "images": images}
+    bench = QualityBench(generator, scorer, wanted, images, batch_size=batch_size)
     for name in names or tuple(COMPARISONS):
         record[name] = bench.compare(COMPARISONS[name])
         click.echo(f"{name}: {len(wanted)} prompts, {images} pictures each")

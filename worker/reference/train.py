@@ -9,9 +9,10 @@ from typing import Any
 import click
 import torch
 
-from toprovar_batch.worker.engine import Engine
-from toprovar_batch.worker.infinity.config import get_preset
-from toprovar_batch.worker.settings import resolve_device
+from toprovar_batch.worker.generator import Generator
+from toprovar_batch.worker.presets import get_preset
+from toprovar_batch.worker.resolved import resolve
+from toprovar_batch.worker.runtime import resolve_device
 from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec, SamplingSpec
 
 from .scenes.vocab import TASKS
@@ -110,12 +111,12 @@ def check_command(
         vae=str(vae_file),
         text_encoder=str(weights / "text_encoder"),
     )
-    engine = Engine(
-        EngineSpec(model=model, sampling=SamplingSpec(cfg_scale=cfg_scale, temperature=temperature)),
+    generator = Generator(
+        resolve(EngineSpec(model=model, sampling=SamplingSpec(cfg_scale=cfg_scale, temperature=temperature))),
         RuntimeSpec(),
     )
-    engine.setup()
-    verdicts = check_model(engine, load_scorer(engine.device, scorer_file), TASKS, prompts, images)
+    generator.setup()
+    verdicts = check_model(generator, load_scorer(generator.device, scorer_file), TASKS, prompts, images)
     for task, found in verdicts.items():
         reasons = Counter((verdict.reason or "right").split(":")[0] for verdict in found)
         click.echo(f"{task:15s} {reasons['right'] / len(found):.3f} of {len(found):3d}  {dict(reasons)}")

@@ -8,8 +8,9 @@ from click.testing import CliRunner
 
 from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.commands.bench import measure
-from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.errors import RunFailedError
+from toprovar_batch.worker.generator import Generator
+from toprovar_batch.worker.resolved import resolve
 from toprovar_batch.worker.specs import ArchitectureSpec, EngineSpec, ImageSpec, ModelSpec, RuntimeSpec
 
 
@@ -87,16 +88,12 @@ def test_bad_options_are_named(arguments, named):
 
 
 def test_nothing_is_timed_when_the_model_gives_no_numbers():
-    engine = Engine(
-        EngineSpec(
-            model=ModelSpec(
-                random_weights=True, architecture=ArchitectureSpec(depth=1, width=64, num_heads=2)
-            ),
-            image=ImageSpec(resolution="0.06M"),
-        ),
-        RuntimeSpec(device="cpu"),
+    sizes = ArchitectureSpec(depth=1, width=64, num_heads=2)
+    spec = EngineSpec(
+        model=ModelSpec(random_weights=True, architecture=sizes), image=ImageSpec(resolution="0.06M")
     )
-    engine.setup()
-    engine.model.transformer.head.weight[0] = float("nan")
+    generator = Generator(resolve(spec), RuntimeSpec(device="cpu"))
+    generator.setup()
+    generator.model.transformer.head.weight[0] = float("nan")
     with pytest.raises(RunFailedError, match="not finite"):
-        measure(engine, "dense", 1, 1.0, 0, 1)
+        measure(generator, "dense", 1, 1.0, 0, 1)

@@ -13,7 +13,6 @@ from click.testing import CliRunner
 
 from toprovar_batch.orchestrator.calibration.goal import (
     Candidate,
-    Expectation,
     Made,
     score_loss,
     ssim_loss,
@@ -26,6 +25,7 @@ from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.pruning.policies.specs import FixedExitSpec
 from toprovar_batch.worker.reference.scenes import Wanted
+from toprovar_batch.worker.reference.scoring.judging import Expectation
 from toprovar_batch.worker.request import GenerationRequest
 
 
@@ -189,6 +189,7 @@ def test_losses_are_against_the_dense_pictures():
     assert 0.5 < loss < 1.5
     assert error > 0
     assert ssim_loss(Made(other.pictures[:1], 0.5), Made(dense.pictures[:1], 1.0))[1] is None
+    assert ssim_loss(Made([None], 0.5), Made(dense.pictures[:1], 1.0)) == (1.0, None)
 
 
 def test_a_point_of_score_is_a_hundredth_each_task_counting_the_same():
@@ -201,18 +202,23 @@ def test_a_point_of_score_is_a_hundredth_each_task_counting_the_same():
 
         device = torch.device("cpu")
 
-        def detect(self, images):
+        def read(self, images):
             thing = SimpleNamespace(shape="cube", colour="red", box=(0, 0, 1, 1))
-            return [[thing] if images.mean() > 0.5 else []]
+            return [[thing] if image.mean() > 0.5 else [] for image in images], torch.zeros(len(images), 1)
 
     def made(*shown):
-        return Made([torch.full((8, 8, 3), 255 * right, dtype=torch.uint8) for right in shown], 1.0)
+        pictures = [
+            None if right is None else torch.full((8, 8, 3), 255 * right, dtype=torch.uint8)
+            for right in shown
+        ]
+        return Made(pictures, 1.0)
 
     loss = score_loss(requests, expected, SimpleNamespace(detector=Detector()))
     assert loss(made(1, 1, 1, 1), made(1, 1, 1, 1))[0] == 0
     assert loss(made(1, 0, 1, 1), made(1, 1, 1, 1))[0] == pytest.approx(100 / 3 / 2)
     assert loss(made(1, 1, 1, 0), made(1, 1, 1, 1))[0] == pytest.approx(50)
     assert loss(made(1, 1, 1, 1), made(1, 0, 1, 1))[0] == pytest.approx(-100 / 3 / 2)
+    assert loss(made(1, 1, 1, None), made(1, 1, 1, 1))[0] == pytest.approx(50)  # no picture has failed
 
 
 @pytest.mark.parametrize(

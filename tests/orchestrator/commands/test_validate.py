@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import fsspec
 import pytest
@@ -16,6 +17,7 @@ from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import ModelSpecError, OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema
 from toprovar_batch.worker.reference.scenes import make_batch
+from toprovar_batch.worker.resolved import ModelFiles, resolve_model
 from toprovar_batch.worker.specs import ModelSpec
 
 BASE = "prompts: {source: p.jsonl}\noutput: out\nmodel: {random_weights: true}\n"
@@ -135,11 +137,11 @@ def test_an_output_below_a_file_is_refused(begun, tmp_path):
 
 def test_model_urls_are_looked_up():
     fsspec.filesystem("memory").pipe("/models/t.pth", b"x")
-    assert list(check_remote_files(ModelSpec())) == []  # what is shipped is not remote
-    there = ModelSpec(transformer="memory://models/t.pth", vae="/local/vae.pth", text_encoder="./t5")
+    assert list(check_remote_files(resolve_model(ModelSpec()).files)) == []  # what is shipped is not remote
+    there = ModelFiles(transformer="memory://models/t.pth", vae="/local/vae.pth", text_encoder="./t5")
     assert list(check_remote_files(there)) == []
     with pytest.raises(ModelSpecError, match=r"model\.vae: memory://models/v\.pth: there is no such file"):
-        list(check_remote_files(there.model_copy(update={"vae": "memory://models/v.pth"})))
+        list(check_remote_files(replace(there, vae="memory://models/v.pth")))
 
 
 def test_a_server_that_does_not_answer_is_only_a_warning(monkeypatch):
@@ -147,7 +149,7 @@ def test_a_server_that_does_not_answer_is_only_a_warning(monkeypatch):
         raise TimeoutError("no answer")
 
     monkeypatch.setattr("toprovar_batch.orchestrator.job.checks._exists", unreachable)
-    warnings = list(check_remote_files(ModelSpec(preset="infinity-2b")))
+    warnings = list(check_remote_files(resolve_model(ModelSpec(preset="infinity-2b")).files))
     assert [warning.split(":")[0] for warning in warnings] == [
         "model.transformer",
         "model.vae",

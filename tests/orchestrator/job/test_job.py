@@ -273,7 +273,7 @@ def test_identity_is_the_same_for_a_default_and_its_value_spelled_out():
 @pytest.mark.parametrize(
     ("keys", "field"),
     [
-        ({"sampling": {"cfg_scale": (1.0, 2.0)}}, "sampling.cfg_scale"),
+        ({"sampling": {"cfg_scale": (1.0,) * 10}}, "sampling.cfg_scale"),
         ({"sampling": {"seed": 1}}, "sampling.seed"),
         ({"image": {"h_div_w": (1.0, 2.0)}}, "image.h_div_w"),
         ({"model": {"weights_seed": 1}}, "model.weights_seed"),

@@ -1,6 +1,7 @@
 """What is accepted as a text encoder, and what it gives."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_config_with_more_layers_than_weights_is_refused(folder):
 def test_a_folder_without_its_tokenizer_is_refused(folder):
     for file in folder.glob("*token*"):
         file.unlink()
-    with pytest.raises(ModelSpecError, match=r"model\.text_encoder"):
+    with pytest.raises(ModelSpecError, match=re.escape(str(folder))):
         _load(folder)
 
 
@@ -74,14 +75,14 @@ def test_truncated_weights_are_one_sentence(folder):
     with (folder / "model.safetensors").open("r+b") as file:
         file.truncate(1000)
     for check in (_load, lambda path: check_local_encoder(path, 32)):
-        with pytest.raises(ModelSpecError, match=r"model\.text_encoder") as caught:
+        with pytest.raises(ModelSpecError, match=re.escape(str(folder))) as caught:
             check(folder)
         assert "\n" not in str(caught.value)
 
 
 def test_weights_of_another_shape_are_refused(folder):
     _edit_config(folder, d_ff=24)
-    with pytest.raises(ModelSpecError, match=r"model\.text_encoder"):
+    with pytest.raises(ModelSpecError, match=re.escape(str(folder))):
         _load(folder)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from toprovar_batch.worker.errors import ModelSpecError
+from toprovar_batch.worker.image_statistics import ImageStatistics
 from toprovar_batch.worker.infinity.schedule import RESOLUTIONS, scale_schedule
 from toprovar_batch.worker.pruning.policies.base import BatchContext, scale_in_proportion
 from toprovar_batch.worker.pruning.policies.build import policy_factory
@@ -35,6 +36,10 @@ REPRESENTATIVE = 2
 
 def _context(prompts, depth=3, schedule=SCHEDULE):
     return BatchContext(schedule, depth, torch.arange(prompts))
+
+
+def _measured(policy, prompt):
+    return policy.measured(prompt, ImageStatistics())
 
 
 def _policy(spec, prompts=1, depth=3, schedule=SCHEDULE):
@@ -152,9 +157,9 @@ def test_entropy_is_asked_for_only_where_a_later_decision_needs_it():
 def test_low_entropy_ratios_are_reported_where_they_were_measured():
     policy = _policy(early_toprovar(depth_threshold=0.5, **SCALE_ONLY), prompts=3)
     _drive(policy, _by_low_fraction(LOWS), prompts=3)
-    assert policy.low_entropy_ratio(0) == [None, None, 0.25, 0.25, 0.5, None, None]
-    assert policy.low_entropy_ratio(1) == [None, None, 0.5, None, None, None, None]
-    assert policy.layer_representation_score(0) == []
+    assert _measured(policy, 0).low_entropy_ratio == (None, None, 0.25, 0.25, 0.5, None, None)
+    assert _measured(policy, 1).low_entropy_ratio == (None, None, 0.5, None, None, None, None)
+    assert _measured(policy, 0).layer_representation_score == ()
 
 
 def _two_kinds(scale, layer, _prompt):
@@ -200,7 +205,7 @@ def test_rho_is_that_of_the_mean_over_the_layers():
 
     policy = _policy(early_toprovar(depth_threshold=0.5, **SCALE_ONLY))
     assert not any(any(plan.skipped) for plan in _drive(policy, maps_of, prompts=1))
-    assert policy.low_entropy_ratio(0)[REPRESENTATIVE:-1] == [0.25] * 4
+    assert _measured(policy, 0).low_entropy_ratio[REPRESENTATIVE:-1] == (0.25,) * 4
 
 
 def test_the_tokens_of_lowest_entropy_stay():
@@ -252,8 +257,8 @@ def test_maps_that_say_nothing_prune_nothing_by_layers_and_never_give_nan(value,
     policy = _policy(early_toprovar(selection=selection))
     plans = _drive(policy, maps_of, prompts=1)
     assert all(_fractions(plan) == [1, 1, 1] for plan in plans)
-    assert policy.layer_representation_score(0) == [0.0] * 3
-    assert policy.low_entropy_ratio(0) == [None] * 7
+    assert _measured(policy, 0).layer_representation_score == (0.0,) * 3
+    assert _measured(policy, 0).low_entropy_ratio == (None,) * 7
     for direction in ("at_least", "at_most"):
         only = early_toprovar(layer_pruning=False, selection=selection, threshold_direction=direction)
         assert all(_fractions(plan) == [1, 1, 1] for plan in _drive(_policy(only), maps_of, prompts=1))
@@ -267,7 +272,7 @@ def test_differences_below_rounding_noise_decide_nothing():
     noisy = lambda scale, *_: 3 + 1e-5 * torch.rand(SCHEDULE[scale][0] ** 2)  # noqa: E731
     policy = _policy(early_toprovar(depth_threshold=0.1, layer_pruning=False))
     assert all(_fractions(plan) == [1, 1, 1] for plan in _drive(policy, noisy, prompts=1))
-    assert policy.low_entropy_ratio(0) == [None] * 7
+    assert _measured(policy, 0).low_entropy_ratio == (None,) * 7
 
 
 def test_a_pruned_prompt_keeps_its_maps_while_another_one_goes_on():
@@ -547,5 +552,4 @@ def test_a_policy_reports_nothing_that_it_has_not_measured():
     rules = (DenseSpec(), FixedExitSpec(), FastvarSpec(), SkipvarSpec(), DetailSpec())
     for spec in (*rules, ReplaySpec(preset="paper-2b")):
         policy = _policy(spec)
-        assert policy.low_entropy_ratio(0) == [None] * 7
-        assert policy.layer_representation_score(0) == []
+        assert _measured(policy, 0) == ImageStatistics()

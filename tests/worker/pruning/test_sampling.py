@@ -12,9 +12,9 @@ from toprovar_batch.kernels.flash_attention import naive as reference
 from toprovar_batch.kernels.layout import TokenLayout
 from toprovar_batch.kernels.ops import PYTORCH
 from toprovar_batch.worker.batch_runner import BatchRunner
-from toprovar_batch.worker.engine import Engine
-from toprovar_batch.worker.generated import PhaseTimes
+from toprovar_batch.worker.generator import Generator
 from toprovar_batch.worker.guidance import text_rows
+from toprovar_batch.worker.image_statistics import ImageStatistics
 from toprovar_batch.worker.infinity import transformer
 from toprovar_batch.worker.infinity.config import TransformerArchitecture
 from toprovar_batch.worker.infinity.flops import transformer_flops
@@ -37,6 +37,7 @@ from toprovar_batch.worker.pruning.policies.specs import (
 )
 from toprovar_batch.worker.pruning.pruning_map import read_pruning_map
 from toprovar_batch.worker.request import GenerationRequest
+from toprovar_batch.worker.resolved import resolve
 from toprovar_batch.worker.sampler import sample_codes
 from toprovar_batch.worker.sampling_settings import SamplingSettings
 from toprovar_batch.worker.specs import ArchitectureSpec, EngineSpec, ImageSpec, ModelSpec, RuntimeSpec
@@ -150,9 +151,9 @@ def test_nothing_is_ever_nan(model, spec):
     assert state.finite.all()
     assert state.codes.summed_codes.isfinite().all()
     for prompt in range(5):
-        assert not any(np.isnan(policy.layer_representation_score(prompt)))
-        measured = [ratio for ratio in policy.low_entropy_ratio(prompt) if ratio is not None]
-        assert all(0 <= ratio <= 1 for ratio in measured)
+        measured = policy.measured(prompt, ImageStatistics())
+        assert not any(np.isnan(measured.layer_representation_score))
+        assert all(0 <= ratio <= 1 for ratio in measured.low_entropy_ratio if ratio is not None)
 
 
 def test_the_batches_of_these_tests_mix_what_they_should(model):
@@ -520,17 +521,15 @@ def test_operations_are_counted_by_tokens_and_keys():
 SMALL = ArchitectureSpec(depth=4, width=64, num_heads=2, vae_channel_multipliers=(1, 1, 1, 1, 1))
 
 
-def _engine(policy, resolution="0.06M", h_div_w=1.0):
-    engine = Engine(
-        EngineSpec(
-            model=ModelSpec(random_weights=True, architecture=SMALL),
-            image=ImageSpec(resolution=resolution, h_div_w=h_div_w),
-            policy=policy,
-        ),
-        RuntimeSpec(device="cpu"),
+def _generator(policy, resolution="0.06M", h_div_w=1.0):
+    spec = EngineSpec(
+        model=ModelSpec(random_weights=True, architecture=SMALL),
+        image=ImageSpec(resolution=resolution, h_div_w=h_div_w),
+        policy=policy,
     )
-    engine.setup()
-    return engine
+    generator = Generator(resolve(spec), RuntimeSpec(device="cpu"))
+    generator.setup()
+    return generator
 
 
 @pytest.mark.slow
@@ -538,13 +537,14 @@ def test_watching_prompts_and_keeping_their_tokens_changes_no_picture_on_any_dev
     # On a GPU one kernel watches and another attends up to 1,023 queries, from 1,024 on one may do both.
     sizes = {"depth": 2, "width": 256, "num_heads": 2, "vae_channel_multipliers": (1,) * 5}
     model = ModelSpec(random_weights=True, architecture=ArchitectureSpec(**sizes))
-    engine = Engine(EngineSpec(model=model, image=ImageSpec(resolution="0.25M")), RuntimeSpec(device="auto"))
-    engine.setup()
+    spec = EngineSpec(model=model, image=ImageSpec(resolution="0.25M"))
+    generator = Generator(resolve(spec), RuntimeSpec(device="auto"))
+    generator.setup()
     requests = [GenerationRequest(f"s{seed}", "x" * seed, None, seed) for seed in (1, 20)]
 
     def pixels(policy):
-        made = engine.with_policy(policy).generate_pixels(requests, engine.schedule_of(1.0), PhaseTimes())
-        assert [work.token_layer_fraction for work in made.work] == [1.0, 1.0]
+        made = generator.with_policy(policy).generate(requests)
+        assert made.fractions == [1.0, 1.0]
         return made.pixels
 
     dense = pixels(DenseSpec())
@@ -552,20 +552,19 @@ def test_watching_prompts_and_keeping_their_tokens_changes_no_picture_on_any_dev
     assert np.array_equal(pixels(early_toprovar(scale_pruning=False, a_min=0.0, a_max=0.0)), dense)
 
 
-def test_results_tell_what_was_pruned():
+def test_statistics_tell_what_was_pruned():
     spec = TOPROVAR.model_copy(update={"pruning_map": True, "token_pruning": False, "layer_pruning": False})
     requests = [
         GenerationRequest(f"s{index}", prompt, None, index, 1.5)
         for index, prompt in enumerate(["a red cube", "a very long table in the evening sun", "x"])
     ]
-    dense = _engine(DenseSpec()).generate(requests)
-    pruned = _engine(spec).generate(requests)
+    dense = _generator(DenseSpec()).generate(requests)
+    pruned = _generator(spec).generate(requests)
     some_pruned = 0
-    for result, whole in zip(pruned, dense, strict=True):
-        assert result.status == "ok"
+    for result, whole in zip(pruned.statistics, dense.statistics, strict=True):
         start = result.pruning_start_scale
         assert start > 2
-        assert result.keep_ratio == [1.0] * start + [0.0] * (7 - start)
+        assert result.keep_ratio == (1.0,) * start + (0.0,) * (7 - start)
         assert [ratio is not None for ratio in result.low_entropy_ratio[2:start]] == [True] * (
             min(start, 6) - 2
         )
@@ -578,12 +577,13 @@ def test_results_tell_what_was_pruned():
         assert [scale.shape for scale in layers] == list(scale_schedule(1.5, "0.06M"))
         assert all((scale == (4 if index < start else 0)).all() for index, scale in enumerate(layers))
         assert whole.pruning_map is None
+        assert whole.low_entropy_ratio == (None,) * 7
     assert some_pruned
 
 
-def test_layer_scores_reach_the_result():
+def test_layer_scores_reach_the_statistics():
     spec = TOPROVAR.model_copy(update={"depth_threshold": 0.0})
-    (result,) = _engine(spec).generate([GenerationRequest("s", "a red cube", None, 1)])
+    (result,) = _generator(spec).generate([GenerationRequest("s", "a red cube", None, 1)]).statistics
     assert len(result.layer_representation_score) == 4
     assert all(0 <= score <= 1 for score in result.layer_representation_score)
     assert result.pruning_start_scale == 3

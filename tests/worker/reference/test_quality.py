@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from toprovar_batch.worker.engine import Engine
+from toprovar_batch.worker.generator import Generator
 from toprovar_batch.worker.pruning.policies.specs import FastvarSpec, FixedExitSpec, ToprovarSpec
 from toprovar_batch.worker.reference.complexity_study import ADAPTIVE, rank_correlation, roughness, study
 from toprovar_batch.worker.reference.quality import QualityBench, quality_command, requests_of, warm_speed
@@ -15,30 +15,31 @@ from toprovar_batch.worker.reference.quality_tables import rows_of
 from toprovar_batch.worker.reference.scenes import task_prompts
 from toprovar_batch.worker.reference.scoring.scorer import load_scorer
 from toprovar_batch.worker.reference.studies.comparisons import COMPARISONS
+from toprovar_batch.worker.resolved import resolve
 from toprovar_batch.worker.specs import EngineSpec, ImageSpec, ModelSpec, RuntimeSpec
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def engine():
+def generator():
     spec = EngineSpec(
         model=ModelSpec(random_weights=True),
         image=ImageSpec(resolution="0.06M"),
     )
-    engine = Engine(spec, RuntimeSpec(device="cpu", batch_size=2))
-    engine.setup()
-    return engine
+    generator = Generator(resolve(spec), RuntimeSpec(device="cpu", batch_size=2))
+    generator.setup()
+    return generator
 
 
 @pytest.mark.slow
-def test_policies_are_compared_over_the_same_prompts_and_seeds(engine):
+def test_policies_are_compared_over_the_same_prompts_and_seeds(generator):
     prompts = task_prompts("counting", 2)
     policies = {
         "exit": FixedExitSpec(start_scale=4),
         "whole": FastvarSpec(keep_ratio=(1.0,), skipped_scales=0),
     }
-    bench = QualityBench(engine, load_scorer(CPU), prompts, 2, batch_size=2)
+    bench = QualityBench(generator, load_scorer(CPU), prompts, 2, batch_size=2)
     records = bench.compare(policies)
     assert bench.compare({"again": policies["exit"]})["again"] is records["exit"]  # measured once
     assert list(records) == ["dense", "exit", "whole"]
@@ -68,11 +69,11 @@ def test_no_two_pictures_share_a_seed():
 
 
 def test_every_comparison_is_of_different_policies_that_fit_the_reference_model():
-    engine = Engine(EngineSpec(), RuntimeSpec(device="cpu"))
+    generator = Generator(resolve(EngineSpec()), RuntimeSpec(device="cpu"))
     for policies in COMPARISONS.values():
         assert len({policy.model_dump_json() for policy in policies.values()}) == len(policies)
         for policy in policies.values():
-            engine.with_policy(policy)
+            generator.with_policy(policy)
     assert COMPARISONS["ladder"]["scale + layer + token"] == ToprovarSpec()
 
 
@@ -85,8 +86,8 @@ def test_an_unknown_comparison_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_scale_of_a_dense_run_is_held_against_complexity(engine):
-    record = study(engine, 5, 3)
+def test_every_scale_of_a_dense_run_is_held_against_complexity(generator):
+    record = study(generator, 5, 3)
     assert set(record["statistics"]) == {"low_entropy_ratio", "attn_entropy", "bit_entropy", "change"}
     for name, scales in record["statistics"].items():
         assert len(scales) == 7

@@ -3,19 +3,20 @@
 import pytest
 import torch
 
-from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.fetch import fetch
-from toprovar_batch.worker.infinity.config import get_preset
-from toprovar_batch.worker.models import build_model, check_model_files, load_vae, model_files
+from toprovar_batch.worker.generator import Generator
+from toprovar_batch.worker.models import build_model, check_model_files, load_vae
 from toprovar_batch.worker.packed_weights import SUFFIX
+from toprovar_batch.worker.presets import get_preset
 from toprovar_batch.worker.reference.scenes.vocab import TASKS
 from toprovar_batch.worker.reference.scoring.scorer import SCORER_FILE, load_scorer
 from toprovar_batch.worker.reference.training.model_check import check_model
 from toprovar_batch.worker.reference.training.vae_training import reconstruction_psnr
+from toprovar_batch.worker.resolved import resolve, resolve_model
 from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec
 
 CPU = torch.device("cpu")
-TINY = ModelSpec(preset="tiny")
+TINY = resolve_model(ModelSpec(preset="tiny"))
 SHIPPED = SCORER_FILE.parent / "weights"
 MOST_BYTES = 40_000_000
 MOST_BYTES_A_FILE = 16 << 20
@@ -36,7 +37,7 @@ def test_they_are_small_enough_to_ship():
 
 
 def test_nothing_but_what_a_model_needs_is_shipped():
-    files = model_files(TINY)
+    files = TINY.files
     known = {"training.json", "vae.safetensors"}
     for folder in map(fetch, (files.transformer, files.text_encoder)):
         known |= {f"{folder.name}/{path.name}" for path in folder.iterdir()}
@@ -55,16 +56,16 @@ def test_they_load_as_any_other_model():
 
 @pytest.mark.slow
 def test_the_vae_reconstructs_scenes_that_training_has_not_shown():
-    files = model_files(TINY)
+    files = TINY.files
     vae = load_vae(get_preset("tiny").vae, fetch(files.vae), CPU, torch.float32, with_encoder=True)
     assert reconstruction_psnr(vae, 512, 16, CPU)["psnr_db"] >= LEAST_PSNR_DB
 
 
 @pytest.mark.slow
 def test_pictures_show_what_held_out_prompts_ask_for():
-    engine = Engine(EngineSpec(model=TINY), RuntimeSpec(device="cpu"))
-    engine.setup()
-    verdicts = check_model(engine, load_scorer(CPU), TASKS, PROMPTS_A_TASK)
+    generator = Generator(resolve(EngineSpec()), RuntimeSpec(device="cpu"))
+    generator.setup()
+    verdicts = check_model(generator, load_scorer(CPU), TASKS, PROMPTS_A_TASK)
     judged = [verdict for found in verdicts.values() for verdict in found]
     assert len(judged) == len(TASKS) * PROMPTS_A_TASK
     score = sum(verdict.passed for verdict in judged) / len(judged)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from toprovar_batch.worker.image_statistics import ImageStatistics
 from toprovar_batch.worker.infinity.schedule import ScaleSchedule
 from toprovar_batch.worker.pruning.plan import ScalePlan
 
@@ -84,11 +85,8 @@ class PruningPolicy(Protocol):
             prompts: the P prompts.
         """
 
-    def low_entropy_ratio(self, prompt: int) -> list[float | None]:
-        """For each scale the fraction of low-entropy tokens; None where it was not measured."""
-
-    def layer_representation_score(self, prompt: int) -> list[float]:
-        """R of each layer; empty where it was not measured."""
+    def measured(self, prompt: int, statistics: ImageStatistics) -> ImageStatistics:
+        """Add to the statistics of a prompt's image what the policy has measured of it."""
 
 
 class Unobserving:
@@ -106,10 +104,6 @@ class Unobserving:
     ) -> None:
         """Nothing was asked for."""
 
-    def low_entropy_ratio(self, prompt: int) -> list[float | None]:  # noqa: ARG002 - the same for all
-        """Nowhere measured."""
-        return [None] * len(self.context.schedule)
-
-    def layer_representation_score(self, prompt: int) -> list[float]:  # noqa: ARG002 - the same for all
-        """Not measured."""
-        return []
+    def measured(self, prompt: int, statistics: ImageStatistics) -> ImageStatistics:  # noqa: ARG002 - of no prompt
+        """Nothing was measured."""
+        return statistics

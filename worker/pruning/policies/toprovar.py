@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from toprovar_batch.kernels.host_values import to_host
+from toprovar_batch.worker.image_statistics import ImageStatistics
 from toprovar_batch.worker.pruning.plan import ScalePlan, token_sets
 from toprovar_batch.worker.pruning.saliency import bit_certainty, code_smoothness
 from toprovar_batch.worker.pruning.statistics import (
@@ -131,13 +132,13 @@ class ToprovarPolicy:
             smooth = code_smoothness(summed_codes, self._context.schedule[scale_index])
             self._latest.update(scale_index, prompts, of_prompts(smooth[None], prompts))
 
-    def low_entropy_ratio(self, prompt: int) -> list[float | None]:
-        """Rho of each scale, of the map averaged over layers and heads; None where it was not measured."""
-        return self._ratios[prompt]
-
-    def layer_representation_score(self, prompt: int) -> list[float]:
-        """R of each layer; empty where it was not measured."""
-        return [row[prompt] for row in self._host_scores or ()]
+    def measured(self, prompt: int, statistics: ImageStatistics) -> ImageStatistics:
+        """Add rho of each scale, of the map averaged over layers and heads, and R of each layer."""
+        return replace(
+            statistics,
+            low_entropy_ratio=tuple(self._ratios[prompt]),
+            layer_representation_score=tuple(row[prompt] for row in self._host_scores or ()),
+        )
 
     def plan(self, scale_index: int) -> ScalePlan:
         """What runs in a scale."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from toprovar_batch.worker.infinity.checkpoint import save_shards
-from toprovar_batch.worker.infinity.config import ModelPreset
 from toprovar_batch.worker.infinity.schedule import scale_schedule
 from toprovar_batch.worker.infinity.transformer import Infinity
 from toprovar_batch.worker.models import load_transformer, load_vae
+from toprovar_batch.worker.presets import ModelPreset
 
 from . import data_parallel
 from .feature_pool import FeaturePool, PoolFiller

@@ -1,0 +1,309 @@
+"""Texts in, pixels and their statistics out, on one device."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toprovar_batch.kernels.host_values import copy_to_host
+from toprovar_batch.kernels.ops import fastest_attention
+
+from .batch_runner import BatchRunner
+from .batching import choose_batch_size, common_h_div_w, image_bytes, plan_batches
+from .generated import GeneratedBatch, PhaseTimes
+from .guidance import text_rows
+from .image_statistics import ImageStatistics
+from .infinity.flops import decoder_flops, transformer_flops
+from .infinity.schedule import ScaleSchedule, largest_map
+from .infinity.text import EncodedText
+from .infinity.vae import to_uint8
+from .loaded import LoadedModel, load_model
+from .models import Model
+from .pruning.history import PromptWork
+from .pruning.policies.base import BatchContext, PruningPolicy
+from .pruning.policies.build import PolicyFactory, policy_factory
+from .pruning.policies.specs import PolicySpec
+from .request import GenerationRequest
+from .resolved import ResolvedSpec
+from .sampler import sample_codes
+from .specs import RuntimeSpec
+
+# One image fills a GPU in the decoder, whose activations are the largest tensors of all; and decoded alone, an
+# image does not depend on its batch even in the last digit.
+_DECODE_CHUNK = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """A batch up to its codes: who ran it, the policy that watched, and whose text was cut."""
+
+    runner: BatchRunner
+    policy: PruningPolicy
+    truncated: list[bool]
+
+
+class Generator:
+    """A model on a device and a policy, which turn batches of texts into pixels."""
+
+    def __init__(self, spec: ResolvedSpec, runtime: RuntimeSpec) -> None:
+        """Remember what to build; nothing is loaded before `setup`.
+
+        Args:
+            spec: decides the images.
+            runtime: decides where and how they are made.
+
+        Raises:
+            ModelSpecError: a policy that does not fit the model and its scales.
+        """
+        self._spec, self._runtime = spec, runtime
+        self._policy_factory = policy_factory(spec.policy, spec.num_scales, spec.model.transformer.depth)
+        self._loaded: LoadedModel | None = None
+
+    def setup(self) -> None:
+        """Load the model, and see how much memory it leaves.
+
+        Raises:
+            ModelSpecError: no such device, kernels that cannot run on it, or a model that cannot be built.
+            CheckpointError: a weight file that cannot be had or does not fit.
+        """
+        self._loaded = load_model(self._spec.model, self._runtime)
+
+    def with_policy(self, policy: PolicySpec) -> "Generator":
+        """A generator of the same loaded model that prunes by another rule.
+
+        Raises:
+            ModelSpecError: a policy that does not fit the model and its scales.
+        """
+        other = Generator(self._spec.with_policy(policy), self._runtime)
+        other._loaded = self._loaded
+        return other
+
+    @property
+    def spec(self) -> ResolvedSpec:
+        """What decides the images."""
+        return self._spec
+
+    @property
+    def _ready(self) -> LoadedModel:
+        if self._loaded is None:
+            raise RuntimeError("Generator.setup() must be called before the model is used")
+        return self._loaded
+
+    @property
+    def model(self) -> Model:
+        """The loaded model."""
+        return self._ready.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self._ready.device
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a batch: as requested, or what the memory that `setup` found free holds."""
+        loaded, spec = self._ready, self._spec
+        per_image = image_bytes(
+            spec.model.transformer,
+            spec.schedule_of(spec.image.h_div_w),
+            loaded.dtype,
+            guided=spec.settings.guided,
+            keeps_changes=getattr(spec.policy, "restoration", None) == "cached",
+        )
+        return choose_batch_size(loaded.device.type, self._runtime.batch_size, loaded.free_bytes, per_image)
+
+    def generate(
+        self, batch: Sequence[GenerationRequest], on_scale: Callable[[int], None] | None = None
+    ) -> GeneratedBatch:
+        """Generate a batch up to its pixels.
+
+        A CPU makes one image after the other: it gains nothing from more (two cores take 1.08 s for the transformer of
+        an image of `tiny`, alone and in a batch of four), while its products round differently with the number of rows.
+        So an image is the same to the byte in any batch.
+
+        Args:
+            batch: requests of one image size.
+            on_scale: called with -1 before the transformer starts, then with each scale's index once its
+                work is queued.
+
+        Raises:
+            ValueError: no request, or requests of several image sizes.
+        """
+        start = time.perf_counter()
+        common_h_div_w(batch)
+        times = PhaseTimes()
+        together = len(batch) if self.device.type == "cuda" else 1
+        parts = [
+            self._generate_together(batch[first : first + together], times, on_scale)
+            for first in range(0, len(batch), together)
+        ]
+        times.wall = time.perf_counter() - start
+        return GeneratedBatch.joined(parts, times)
+
+    def _generate_together(
+        self, batch: Sequence[GenerationRequest], times: PhaseTimes, on_scale: Callable[[int], None] | None
+    ) -> GeneratedBatch:
+        with torch.inference_mode(), fastest_attention(self.device):
+            sampled = self._sample(batch, self._policy_factory, times, on_scale)
+            codes = sampled.runner.codes.summed_codes
+            pixels = self._timed(times, "decode", lambda: self._decode(codes))
+        return GeneratedBatch(pixels, sampled.runner.finite.tolist(), self._statistics(sampled), times)
+
+    def observe(self, batch: Sequence[GenerationRequest], make_policy: PolicyFactory) -> BatchRunner:
+        """Run the transformer on a batch under another policy than the generator's, for what that policy sees.
+
+        Args:
+            batch: requests of one image size.
+            make_policy: makes the policy.
+
+        Raises:
+            ValueError: no request, or requests of several image sizes.
+        """
+        common_h_div_w(batch)
+        with torch.inference_mode(), fastest_attention(self.device):
+            return self._sample(batch, make_policy, PhaseTimes(), None).runner
+
+    def decode(self, runner: BatchRunner) -> np.ndarray:
+        """The pictures of a batch that `observe` ran: [B, H, W, 3] uint8 RGB."""
+        with torch.inference_mode():
+            return self._decode(runner.codes.summed_codes)
+
+    def _sample(
+        self,
+        batch: Sequence[GenerationRequest],
+        make_policy: PolicyFactory,
+        times: PhaseTimes,
+        on_scale: Callable[[int], None] | None,
+    ) -> _Sampled:
+        """Encode the text and generate the codes."""
+        prompts, negatives = self._timed(times, "text", lambda: self._encode_text(batch))
+        seeds = torch.tensor([request.seed for request in batch], device=self.device)
+        schedule = self._spec.schedule_of(batch[0].h_div_w)
+        policy = make_policy(BatchContext(schedule, self._spec.model.transformer.depth, seeds))
+
+        def sample() -> BatchRunner:
+            if on_scale is not None:
+                on_scale(-1)
+            runner = self._fresh_runner(prompts, negatives, schedule, largest_map(batch[0].h_div_w))
+            sample_codes(runner, seeds, policy, on_scale)
+            return runner
+
+        runner = self._timed(times, "sample", sample)
+        truncated = [
+            text.truncated or (negative is not None and negative.truncated)
+            for text, negative in zip(prompts, negatives, strict=True)
+        ]
+        return _Sampled(runner, policy, truncated)
+
+    def _fresh_runner(
+        self,
+        prompts: Sequence[EncodedText],
+        negatives: Sequence[EncodedText | None],
+        schedule: ScaleSchedule,
+        largest: tuple[int, int],
+    ) -> BatchRunner:
+        transformer, vae = self.model.transformer, self.model.vae
+        features = [text.features for text in prompts]
+        unconditional = [text.features if text else None for text in negatives]
+        rows = text_rows(transformer, features, unconditional, guided=self._spec.settings.guided)
+        return BatchRunner(
+            transformer,
+            transformer.encode_text(rows),
+            schedule,
+            self._spec.settings,
+            largest_map=largest,
+            codebook_dim=vae.sizes.codebook_dim,
+            spatial_patchify=vae.sizes.spatial_patchify,
+            backend=self._ready.backend,
+            count_layers=self._spec.policy.pruning_map,
+        )
+
+    def _encode_text(
+        self, batch: Sequence[GenerationRequest]
+    ) -> tuple[list[EncodedText], list[EncodedText | None]]:
+        """Encode each distinct text of a batch once."""
+        texts = [request.prompt for request in batch]
+        negatives = [request.negative_prompt if self._spec.settings.guided else None for request in batch]
+        distinct = list(dict.fromkeys([*texts, *filter(None, negatives)]))
+        encoded = dict(zip(distinct, self.model.text_encoder.encode(distinct), strict=True))
+        return [encoded[text] for text in texts], [encoded[text] if text else None for text in negatives]
+
+    def _decode(self, codes: Tensor) -> np.ndarray:
+        decode, backend = self.model.vae.decode, self._ready.backend
+        chunks = [to_uint8(decode(chunk, backend)) for chunk in codes.split(_DECODE_CHUNK)]
+        return copy_to_host(torch.cat(chunks)).numpy()
+
+    def _statistics(self, sampled: _Sampled) -> list[ImageStatistics]:
+        """What was measured of each image of a batch, but its times."""
+        history = sampled.runner.history
+        maps = history.pruning_maps() if self._spec.policy.pruning_map else [None] * len(sampled.truncated)
+        found = []
+        for prompt, (truncated, pruning_map) in enumerate(zip(sampled.truncated, maps, strict=True)):
+            work = history.work(prompt)
+            statistics = ImageStatistics(
+                prompt_truncated=truncated,
+                pruning_start_scale=work.pruning_start_scale,
+                low_entropy_ratio=(None,) * len(work.schedule),
+                keep_ratio=tuple(work.keep_ratio),
+                token_layer_fraction=work.token_layer_fraction,
+                flops=self._flops(work),
+                pruning_map=pruning_map,
+            )
+            found.append(sampled.policy.measured(prompt, statistics))
+        return found
+
+    def _flops(self, work: PromptWork) -> float:
+        model = self._spec.model
+        head = work.head_tokens(self._spec.settings.guides_logits)
+        sampled = transformer_flops(model.transformer, work.counts, work.branches, head)
+        return sampled + decoder_flops(model.vae, work.schedule)
+
+    def _timed(self, times: PhaseTimes, phase: str, work: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        result = work()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        setattr(times, phase, getattr(times, phase) + time.perf_counter() - start)
+        return result
+
+    def describe(self) -> dict[str, Any]:
+        """What this generator is, JSON-able: equal for all that make the same in the same way.
+
+        `backend_fallback` is one sentence for the user where Triton's kernels were expected to run and do not; else None.
+        """
+        return {
+            **self._ready.describe(),
+            "preset": self._spec.model.preset,
+            "resolution": self._spec.resolution,
+            "batch_size": self.batch_size,
+        }
+
+    def usage(self) -> dict[str, Any]:
+        """What loading and running took so far, JSON-able."""
+        return self._ready.usage()
+
+
+def generate_all(
+    generator: Generator,
+    requests: Sequence[GenerationRequest],
+    batch_size: int,
+    on_scale: Callable[[int], None] | None = None,
+) -> Iterator[tuple[list[GenerationRequest], GeneratedBatch]]:
+    """Generate any requests in batches, one batch whenever the next is asked for.
+
+    Args:
+        generator: set up.
+        requests: of any image sizes; those of one size go together.
+        batch_size: most images of a batch.
+        on_scale: see `Generator.generate`.
+
+    Yields:
+        The requests of a batch and what was made of them, with its times.
+    """
+    for batch in plan_batches(requests, batch_size):
+        yield batch, generator.generate(batch, on_scale)

@@ -1,0 +1,82 @@
+"""A model in the memory of its device, with the kernels that run it."""
+
+import platform
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from toprovar_batch.kernels.ops import Backend
+
+from .models import Model, build_model
+from .resolved import ResolvedModel
+from .runtime import backend_fallback, resolve_device, resolve_dtype, resolve_kernels
+from .specs import RuntimeSpec
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on a device.
+
+    Attributes:
+        model: its three parts.
+        device: where they are.
+        dtype: compute dtype.
+        backend: which kernels run, and why.
+        fallback: one sentence for the user where faster kernels were expected to run and do not; else None.
+        free_bytes: of the GPU's memory, with the model in it; None on a CPU.
+        seconds: that loading took.
+    """
+
+    model: Model
+    device: torch.device
+    dtype: torch.dtype
+    backend: Backend
+    fallback: str | None
+    free_bytes: int | None
+    seconds: float
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the rounding and the speed, JSON-able; equal for equal models on equal devices."""
+        is_gpu = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if is_gpu else platform.processor() or "cpu",
+            "device_type": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "backend": self.backend.name,
+            "backend_reason": self.backend.reason,
+            "backend_fallback": self.fallback,
+            "torch": torch.__version__,
+            "parameters": sum(parameter.numel() for parameter in self.model.transformer.parameters()),
+        }
+
+    def usage(self) -> dict[str, Any]:
+        """What loading and running took so far, JSON-able."""
+        is_gpu = self.device.type == "cuda"
+        return {
+            "load_seconds": round(self.seconds, 3),
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(self.device) if is_gpu else None,
+        }
+
+
+def load_model(model: ResolvedModel, runtime: RuntimeSpec) -> LoadedModel:
+    """Load a model onto the device that a runtime names, and see how much memory it leaves.
+
+    Raises:
+        ModelSpecError: no such device, kernels that cannot run on it, or a model that cannot be built.
+        CheckpointError: a weight file that cannot be had or does not fit.
+    """
+    start = time.perf_counter()
+    device = resolve_device(runtime.device)
+    dtype = resolve_dtype(model.dtype, device)
+    # Before the weights, so that a setting that cannot be is told at once.
+    backend = resolve_kernels(runtime.backend, device, model.transformer.head_dim)
+    parts, free_bytes = build_model(model, device, dtype), None
+    if device.type == "cuda":
+        parts.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()  # what loading left behind counts as free
+        free_bytes = torch.cuda.mem_get_info(device)[0]
+    fallback = backend_fallback(runtime.backend, device, backend)
+    return LoadedModel(parts, device, dtype, backend, fallback, free_bytes, time.perf_counter() - start)
