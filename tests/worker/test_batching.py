@@ -49,7 +49,7 @@ def _bytes(preset, resolution="1M", **changes):
 def test_the_memory_of_an_image_is_its_cache_its_activations_and_what_the_policy_keeps():
     layers, width, rows, early, last = 32, 2048, 2, 6425, 4096  # of infinity-2b at 1024 x 1024
     cache = 2 * rows * (layers * early + last) * width * 2
-    activations = rows * last * width * 2 * 24
+    activations = rows * last * width * 2 * 25
     assert _bytes("infinity-2b") == cache + activations
     changes = layers * rows * 48 * 48 * width * 2
     assert _bytes("infinity-2b", keeps_changes=True) == cache + activations + changes
