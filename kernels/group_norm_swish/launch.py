@@ -177,10 +177,11 @@ class _Maps:
         if not x.numel():
             return out
         centers, scales = x.new_empty((2, self.batch, self.channels), dtype=torch.float32)
-        combination_kernel[self.num_groups, self.batch](
+        joined = 1 if x.is_cuda else self.num_groups  # the interpreter takes as long for one group as for all
+        combination_kernel[self.num_groups // joined, self.batch](
             partials, weight if input_bias is None else input_bias, weight, centers, scales,
             self.num_pixels, chunks.count, chunks.steps * chunks.block, eps,
-            **self.sizes, BLOCK=_CHUNKS_AT_ONCE, INPUT_BIAS=input_bias is not None, **_BUILD,
+            **self.sizes, JOINED=joined, BLOCK=_CHUNKS_AT_ONCE, INPUT_BIAS=input_bias is not None, **_BUILD,
         )  # fmt: skip
         steps = min(chunks.steps, _MAX_NORMALISATION_STEPS)
         normalisation_kernel[-(-self.num_pixels // (chunks.block * steps)), self.batch](

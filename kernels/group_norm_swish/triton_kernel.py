@@ -11,7 +11,7 @@ and joins the n values of each place to those of the chunk's groups, with M the 
     M = sum(n m) / sum(n)        drift = sum(n (m - M)) / sum(n)        squares = sum(S + n (m - M)^2)
 
 No large numbers are subtracted from each other: M is near every m as far as the values are near each other, and `drift`
-is what float32 rounded off M. A launch of one program per group joins the chunks in their order by Chan's formula.
+is what float32 rounded off M. A small launch joins the chunks in their order by Chan's formula.
 There are few of them, so it does this in float64. It leaves a centre and a scale for each channel:
 
     centre = mean - input_bias        scale = weight / sqrt(variance + eps)
@@ -112,44 +112,42 @@ def statistics_kernel(
 @triton.jit(do_not_specialize=[*_NUMBERS, "chunk_pixels", "eps"])
 def combination_kernel(
     partials, input_bias, weight, centers, scales, num_pixels, num_chunks, chunk_pixels, eps,
-    GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
+    GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, PADDED: tl.constexpr, JOINED: tl.constexpr, BLOCK: tl.constexpr,
     INPUT_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """The chunks of one group to its part of centers and scales [B, C] float32; BLOCK chunks at a time."""
-    group = tl.program_id(0)
+    """The chunks of JOINED groups to their part of centers and scales [B, C] float32; BLOCK chunks at a time."""
+    group = tl.program_id(0) * JOINED + tl.arange(0, JOINED)
     image = tl.program_id(1).to(tl.int64)
-    partials += (image * 3 * GROUPS + group) * num_chunks
+    rows = partials + ((image * 3 * GROUPS + group) * num_chunks)[:, None]
     block = tl.arange(0, BLOCK)
-    sums = tl.zeros([BLOCK], tl.float64)
+    sums = tl.zeros([JOINED, BLOCK], tl.float64)
     for start in range(0, num_chunks, BLOCK):
         chunk = start + block
-        inside = chunk < num_chunks
-        count = tl.where(inside, tl.minimum(num_pixels - chunk * chunk_pixels, chunk_pixels), 0).to(
-            tl.float64
-        )
-        center = tl.load(partials + chunk, mask=inside, other=0.0).to(tl.float64)
-        drift = tl.load(partials + GROUPS * num_chunks + chunk, mask=inside, other=0.0).to(tl.float64)
+        inside = (chunk < num_chunks)[None, :]
+        count = tl.minimum(num_pixels - chunk * chunk_pixels, chunk_pixels)[None, :].to(tl.float64)
+        at = rows + chunk[None, :]
+        center = tl.load(at, mask=inside, other=0.0).to(tl.float64)
+        drift = tl.load(at + GROUPS * num_chunks, mask=inside, other=0.0).to(tl.float64)
         sums += count * (center + drift)
-    mean = tl.sum(sums) / num_pixels
-    sums = tl.zeros([BLOCK], tl.float64)
+    mean = tl.sum(sums, 1)[:, None] / num_pixels
+    sums = tl.zeros([JOINED, BLOCK], tl.float64)
     for start in range(0, num_chunks, BLOCK):
         chunk = start + block
-        inside = chunk < num_chunks
-        count = tl.where(inside, tl.minimum(num_pixels - chunk * chunk_pixels, chunk_pixels), 0).to(
-            tl.float64
-        )
-        center = tl.load(partials + chunk, mask=inside, other=0.0).to(tl.float64)
-        drift = tl.load(partials + GROUPS * num_chunks + chunk, mask=inside, other=0.0).to(tl.float64)
-        squares = tl.load(partials + 2 * GROUPS * num_chunks + chunk, mask=inside, other=0.0).to(tl.float64)
+        inside = (chunk < num_chunks)[None, :]
+        count = tl.minimum(num_pixels - chunk * chunk_pixels, chunk_pixels)[None, :].to(tl.float64)
+        at = rows + chunk[None, :]
+        center = tl.load(at, mask=inside, other=0.0).to(tl.float64)
+        drift = tl.load(at + GROUPS * num_chunks, mask=inside, other=0.0).to(tl.float64)
+        squares = tl.load(at + 2 * GROUPS * num_chunks, mask=inside, other=0.0).to(tl.float64)
         apart = center + drift - mean
-        sums += squares + count * PER_GROUP * (apart * apart - drift * drift)
-    variance = tl.sum(sums) / num_pixels / PER_GROUP
+        sums += tl.where(inside, squares + count * PER_GROUP * (apart * apart - drift * drift), 0.0)
+    variance = tl.sum(sums, 1)[:, None] / num_pixels / PER_GROUP
     variance = tl.where(variance < 0, 0.0, variance)  # by a rounding of a flat map; a NaN stays one
-    within = tl.arange(0, PADDED)
-    channel = group * PER_GROUP + within
-    is_channel = within < PER_GROUP
+    within = tl.arange(0, PADDED)[None, :]
+    channel = group[:, None] * PER_GROUP + within
+    is_channel = (within < PER_GROUP) & (group[:, None] >= 0)
     scale = tl.load(weight + channel, mask=is_channel, other=0.0).to(tl.float64) / tl.sqrt(variance + eps)
-    center = tl.zeros([PADDED], tl.float64) + mean
+    center = tl.zeros([JOINED, PADDED], tl.float64) + mean
     if INPUT_BIAS:
         center -= tl.load(input_bias + channel, mask=is_channel, other=0.0).to(tl.float64)
     at = image * GROUPS * PER_GROUP + channel

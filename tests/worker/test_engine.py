@@ -82,6 +82,19 @@ def test_without_guidance_a_negative_prompt_has_no_effect():
     assert plain == negative
 
 
+def test_the_decoder_runs_on_the_engines_backend_image_by_image(engine, monkeypatch):
+    seen = []
+    vae = engine.model.vae
+    real = vae.decode
+    monkeypatch.setattr(
+        vae, "decode", lambda codes, backend: seen.append((len(codes), backend)) or real(codes)
+    )
+    with torch.inference_mode():
+        pixels = engine._decode(torch.zeros(3, vae.sizes.codebook_dim, 2, 2))
+    assert pixels.shape == (3, 32, 32, 3)
+    assert seen == [(1, engine.backend)] * 3
+
+
 def test_results_carry_size_latency_and_work(engine):
     results = engine.generate([_request(0), _request(1)])
     for result in results:
