@@ -1,7 +1,7 @@
 """The command line: one group whose commands are imported when they are called.
 
-A command is a file of `commands/`; `COMMANDS` names it and its line of help, so `--help` imports
-none of them and `validate` never pays for torch or Ray.
+A command is a file of `commands/`. `COMMANDS` names it and its line of help. So `--help` imports none of them, and
+`validate` never pays for torch or Ray.
 """
 
 import importlib
@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "calibrate": (
         "orchestrator.commands.calibrate:calibrate_command",
-        "Find a pruning policy for a wished amount of work.",
+        "Find a pruning policy for a requested amount of work.",
     ),
     "bench": ("orchestrator.commands.bench:bench_command", "Time generation at several batch sizes."),
     "bench-attention": (

@@ -1,4 +1,4 @@
-"""How bits are drawn: guidance, temperature and what else the sampler takes, one value a scale."""
+"""How bits are drawn: guidance, temperature and what else the sampler takes, one value per scale."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from .errors import ModelSpecError
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How bits are drawn, resolved for one schedule: one value a scale.
+    """How bits are drawn, resolved for one schedule: one value per scale.
 
     Attributes:
         cfg_scale: guidance, guided = cfg * cond + (1 - cfg) * uncond.

@@ -47,7 +47,7 @@ class ModelSpec(FrozenSpec):
 
 
 class SamplingSpec(FrozenSpec):
-    """How bits are drawn. A list gives one value a scale; None takes the preset's value."""
+    """How bits are drawn. A list gives one value per scale; None takes the preset's value."""
 
     cfg_scale: CfgScale | tuple[CfgScale, ...] | None = None
     temperature: PositiveFloat | tuple[PositiveFloat, ...] | None = None
@@ -87,4 +87,4 @@ class RuntimeSpec(FrozenSpec):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["auto", "torch", "triton"] = "auto"
-    batch_size: int | None = Field(None, ge=1, description="images a batch; None fits it to the memory")
+    batch_size: int | None = Field(None, ge=1, description="images per batch; None fits it to the memory")

@@ -1,6 +1,6 @@
 """Counter-based noise (Philox-4x32-10) and Bernoulli draws of bits, in plain PyTorch.
 
-The noise of a bit is a pure function of (seed, scale, token, bit), so it does not change with the batch, the
+The noise of a bit is a pure function of (seed, scale, token, bit). So it does not change with the batch, the
 order of the samples or the tokens that run. Philox: Salmon et al., "Parallel random numbers: as easy as
 1, 2, 3", SC 2011; Triton's `tl.philox` is the same function.
 

@@ -3,17 +3,17 @@
 The formulas are those of `triton_kernel`. What is different is who does what when, which plain Triton leaves to its
 compiler and Gluon to us:
 
-- One warp does nothing but start bulk tensor copies (TMA) into a ring of STAGES blocks of keys and values, always
-  ahead of the arithmetic, also into the next tile.
+- One warp does nothing but start bulk tensor copies (TMA) into a ring of STAGES blocks of keys and values. It is
+  always ahead of the arithmetic, also into the next tile.
 - Two groups of four warps hold 64 queries each. They wait for blocks, not for each other, so that the
   exponentials of one run while the other uses the tensor cores.
 - Within a group the next block's scores are started before this block's values are added, so that the tensor cores
   work through the exponentials too.
-- Sums over a row are kept as a part for each of the four threads that share it, and added up once a tile.
+- Sums over a row are kept as a part for each of the four threads that share it, and added up once per tile.
 - A program takes one tile after another (as many programs as multiprocessors), so that only the first tile waits
   for its first block.
 
-A row's last block goes first: it alone needs a mask, and its values behind the row's end are made zeros where they
+A row's last block goes first, since it alone needs a mask. Its values behind the row's end are made zeros where they
 lie, since 0 * NaN is NaN.
 """
 
@@ -216,7 +216,7 @@ def _compute(
             weight = decay[:, None] * weight + _sum(pieces)
             shift = risen
             # Waiting here for the next keys, too, keeps the assembler from moving the exponentials behind the
-            # wait for the products that they shall run beside: it moves nothing over the loop that a wait is.
+            # wait for the products that they must run beside: it moves nothing over the loop that a wait is.
             mbarrier.wait(
                 k_ready.index((count + 1) % STAGES), ((count + 1) // STAGES) & 1, pred=index + 1 < steps
             )

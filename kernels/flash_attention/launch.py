@@ -94,7 +94,7 @@ class _Work:
         return table, 1, table.shape[1]
 
     def launch_triton(self, config: KernelConfig) -> None:
-        """Run the Triton kernel: one program a tile."""
+        """Run the Triton kernel: one program per tile."""
         q, keys, values, out = self.q, self.keys, self.values, self.out
         tokens, heads, head_dim = q.shape
         blocks, per_row, num_blocks = self._blocks(config.block_m)
@@ -114,7 +114,7 @@ class _Work:
         )  # fmt: skip
 
     def launch_hopper(self, config: KernelConfig) -> None:
-        """Run the Hopper kernel: a program a multiprocessor, each taking every n-th tile."""
+        """Run the Hopper kernel: a program per multiprocessor, each taking every n-th tile."""
         tokens, heads, head_dim = self.q.shape
         q = self.q if _is_describable(self.q) and self.q.stride(1) == head_dim else self.q.contiguous()
         blocks, per_row, num_blocks = self._blocks(2 * GROUP)

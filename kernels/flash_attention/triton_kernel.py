@@ -6,18 +6,18 @@ With raw scores s, c = softmax_scale * log2(e) and the running shift M = max(s) 
     x = s c - M            exponents in base 2, none above 0 but for rounding
     p = 2^x                weight += sum p        acc += p v        moment += sum p x
 
-and when M rises by d, the sums so far become weight 2^-d, acc 2^-d and 2^-d (moment - d weight), which is what they
+and when M rises by d, the sums so far become weight 2^-d, acc 2^-d and 2^-d (moment - d weight). This is what they
 would be had M been there from the start. In the end out = acc / weight and, in nats,
 
     entropy = ln 2 (log2 weight - moment / weight).
 
 The textbook form m + log l - t / l with t = sum p s subtracts numbers as large as the scores, whose rounding grows
-with them. Here moment is kept relative to the shift: both terms of the entropy are sums of numbers of one sign, and
-neither is larger than the entropy itself, but for the rounding of M, which enters both alike and cancels. Scores may
+with them. Here moment is kept relative to the shift. Both terms of the entropy are sums of numbers of one sign, and
+neither is larger than the entropy itself. Only the rounding of M is; it enters both alike and cancels. Scores may
 be as large as 2^27 in magnitude; far beyond, that rounding alone takes p out of float16's range, then float32's.
 
-No sum crosses tiles, so an answer depends on nothing but its own query and its row's keys: not on other rows, their
-order, or the run.
+No sum crosses tiles, so an answer depends on nothing but its own query and its row's keys. Other rows, their order and
+the run do not matter.
 """
 
 import triton
@@ -26,7 +26,7 @@ import triton.language as tl
 # Below any exponent that 2^x tells from 0, and finite, so that 0 * it is 0 where the first block sets the shift.
 _FARTHEST = tl.constexpr(-1024.0)
 _LN_2 = tl.constexpr(0.6931471805599453)
-# Lengths differ from call to call and shall not compile anew.
+# Lengths differ from call to call and must not compile anew.
 _NUMBERS = ["num_queries", "num_keys", "blocks_per_row", "num_blocks", "num_tokens", "scale"]
 
 

@@ -1,6 +1,6 @@
 """One pass over packed q, k and v: unit length, head scale, rotation, and the write into a layer's cache, in Triton.
 
-With x a head's D channels of a query or a key, f the head's scale for queries and 1 for keys, and t a place's turn:
+x is a head's D channels of a query or a key, f the head's scale (1 for keys), and t a place's turn:
 
     u = x f / max(|x|, 1e-12)        (u0, u1) -> (u0 cos t - u1 sin t, u0 sin t + u1 cos t)
 

@@ -48,9 +48,9 @@ def find_fault(
 ) -> str | None:
     """What a kernel does wrong on a ragged batch, or None.
 
-    Its errors against float64 must be at most twice those of PyTorch in the same dtype; a row alone must give the
-    same bits; the output must not depend on whether entropy is measured; one key and equal scores must give 0 and
-    log n.
+    Its errors against float64 must be at most twice those of PyTorch in the same dtype. A row alone must give the
+    same bits. The output must not depend on whether entropy is measured. The entropy of one key must be 0, and that
+    of n equal scores log n.
     """
     inputs = make_inputs(3, head_dim, _QUERIES, _KEYS, dtype, device)
     out, entropy = _run(inputs, config)

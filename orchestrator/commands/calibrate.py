@@ -1,4 +1,4 @@
-"""The `calibrate` command: from a few prompts of a job to a policy file for a wished amount of work, or of loss."""
+"""The `calibrate` command: from a few prompts of a job to a policy file for a requested amount of work, or of loss."""
 
 import math
 import os
@@ -66,7 +66,7 @@ _HEADER = """\
     type=_FiniteRange(0, 1, min_open=True, max_open=True),
     default=0.06,
     show_default=True,
-    help="Share of the layers that shall run whole, of toprovar.",
+    help="Share of the layers that must run whole, of toprovar.",
 )
 @click.option(
     "--replay", "replay_target", help="Also write the mean pattern of work, as a replay policy: for timing."
@@ -81,7 +81,7 @@ def calibrate_command(
     overrides: tuple[str, ...],
     **goals: float | None,
 ) -> None:
-    """Run some samples of the job file JOB dense and write the policy that prunes as much as is wished.
+    """Run some samples of the job file JOB dense and write the policy that prunes as much as is requested.
 
     Where the job's policy is toprovar or detail, its switches and other settings are kept.
     """

@@ -13,9 +13,9 @@ def verify_command(folder: Path) -> None:
     """Compare with the recorded vectors in FOLDER (meta.json, checkpoint, VAE, io.safetensors).
 
     Prints the agreement of every scale, fed with the recorded bits, then of the entropies and the picture.
-    Exits with 1 if a bit differs where the guided margin exceeds 1e-4, a logit is off by more than 1e-5 of
-    the scale's largest, an entropy by more than 1e-4, a pixel by more than 1, or over 0.3% of pixel values
-    at all.
+    Exits with 1 if a bit differs where the guided margin exceeds 1e-4, or an error is too large. The limits are
+    1e-5 of the scale's largest for a logit, 1e-4 for an entropy and 1 for a pixel. At most 0.3% of pixel values
+    may differ at all.
     """
     from toprovar_batch.worker.verify import verify_folder  # noqa: PLC0415 - imports torch
 

@@ -47,7 +47,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
         model: the model that refused its input.
 
     Returns:
-        The dotted key it is about and a sentence without a full stop that starts with that key; failures
+        The dotted key it is about, and a sentence without a full stop that starts with that key. Failures
         at other keys are counted at its end.
     """
     by_key: dict[str, list[tuple[str, Any]]] = {}

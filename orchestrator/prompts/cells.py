@@ -23,8 +23,8 @@ class Cells(NamedTuple):
     """A checked column.
 
     Attributes:
-        values: one a row, null where there is none or it is bad.
-        errors: one a row: why the cell is bad, or null.
+        values: one per row, null where there is none or it is bad.
+        errors: one per row: why the cell is bad, or null.
     """
 
     values: pa.ChunkedArray
@@ -57,7 +57,7 @@ def text_cells(values: Column, label: str, what: str, *, required: bool = False)
 
 
 def h_div_w_cells(values: Column) -> Cells:
-    """Check a column of wished heights over widths; null stays null.
+    """Check a column of requested heights over widths; null stays null.
 
     Returns:
         float64 values in the model's range, and errors.

@@ -97,7 +97,7 @@ def read_csv(file: PromptFile, text_columns: list[str], limit: int | None) -> pa
     """Read a CSV file with a header; the types of columns not in `text_columns` are inferred.
 
     Raises:
-        PromptSourceError: it is empty, a quotation mark is never closed or closed within a field, or a row has
+        PromptSourceError: it is empty, a quotation mark is never closed or closed within a field; or a row has
             more or fewer fields than the header; names the line or row.
     """
     text = file.text()
@@ -153,7 +153,7 @@ def _check_quotes(text: str, label: str) -> None:
 
 
 def read_jsonl(file: PromptFile, limit: int | None) -> list[Row]:
-    """Read JSON objects, one a line; blank lines are skipped.
+    """Read JSON objects, one per line; blank lines are skipped.
 
     Raises:
         PromptSourceError: a line is no JSON object; names the line.
@@ -174,7 +174,7 @@ def read_jsonl(file: PromptFile, limit: int | None) -> list[Row]:
 
 
 def read_txt(file: PromptFile, prompt_column: str, limit: int | None) -> list[Row]:
-    """Read prompts, one a line; blank lines are skipped and spaces around a prompt dropped."""
+    """Read prompts, one per line; blank lines are skipped and spaces around a prompt dropped."""
     # splitlines() would also cut at U+2028 and other characters that may stand in a prompt.
     prompts = (line.strip() for line in file.text().split("\n"))
     return [{prompt_column: prompt} for prompt in islice(filter(None, prompts), limit)]

@@ -53,7 +53,7 @@ def derived_ids(table: pa.Table) -> tuple[pa.ChunkedArray, dict[str, list[int]]]
 
     Args:
         table: from `read_prompts`. An id is the SHA-256 of the row's prompt and, where it has them, its own
-            negative prompt, h_div_w and seed, cut to 16 hexadecimal digits; rows with the same content
+            negative prompt, h_div_w and seed. It is cut to 16 hexadecimal digits. Rows with the same content
             are numbered `-2`, `-3` in their order.
 
     Returns:

@@ -51,14 +51,14 @@ def read_prompts(spec: PromptSpec) -> pa.Table:
         spec: where they are and which column means what.
 
     Returns:
-        One row a prompt: `prompt` (string, null where it was none), `prompt_error` (string, null where the
-        row is good), then for the columns that the spec names or that `id_column: auto` found `sample_id`
-        (string), `negative_prompt` (string), `h_div_w` (float64), `seed` (int64), then the columns passed
+        One row per prompt: `prompt` (string, null where it was none) and `prompt_error` (string, null where the
+        row is good). Then, of the columns that the spec names or that `id_column: auto` found: `sample_id`
+        (string), `negative_prompt` (string), `h_div_w` (float64), `seed` (int64). Then the columns passed
         through, in their own types.
 
     Raises:
-        PromptSourceError: the source is missing, unreadable, empty, not what its extension says, lacks a
-            column, has missing or repeated ids, a column that the dataset needs for itself, or no good row.
+        PromptSourceError: the source is missing, unreadable, empty or not what its extension says. Or it lacks a
+            column, or has missing or repeated ids, a column that the dataset needs for itself, or no good row.
     """
     rows, origins = _read_source(spec)
     if rows.num_rows == 0:

@@ -43,7 +43,7 @@ class ShardLedger:
 
     A shard that failed goes to the end of the line and runs isolated from then on. A sample that failed alone
     is poisoned and becomes an error row. A shard fails for good after `max_attempts` failures in a row that
-    found no poisoned sample, so any number of poisoned samples in one shard is found in the end.
+    found no poisoned sample. So any number of poisoned samples in one shard is found in the end.
 
     Args:
         shard_ids: the shards to do, in order.

@@ -16,7 +16,7 @@ _OBJECT_STORE_BYTES = 256 << 20  # events and prompts only: images never pass th
 
 
 def cluster_address(runtime: RuntimeJobSpec) -> str | None:
-    """Address of the cluster that a job shall run on; None: this machine."""
+    """Address of the cluster that a job must run on; None: this machine."""
     return runtime.ray_address or os.environ.get("RAY_ADDRESS")
 
 

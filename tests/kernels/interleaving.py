@@ -17,8 +17,8 @@ class Schedule:
     """Who goes next.
 
     order: the indices of the parts, the most eager first; None to draw among those that can go on.
-    copies: "early" copies arrive before any part goes on; "late" ones when no part can go on without them, first
-        those that a part waits for; "random" ones at any time.
+    copies: "early" copies arrive before any part goes on. "Late" ones arrive when no part can go on without them, first
+        those that a part waits for. "Random" ones arrive at any time.
     """
 
     seed: int

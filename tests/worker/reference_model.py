@@ -1,6 +1,6 @@
 """A slow second implementation of the model in float64, one row and one token pair at a time.
 
-It shares no code with the package and keeps no caches in common layouts: plain lists of keys and values a row.
+It shares no code with the package and keeps no caches in common layouts: plain lists of keys and values per row.
 Weights come under the official names.
 """
 

@@ -46,7 +46,7 @@ class ResidualSum:
     ) -> None:
         self._sizes = [code_size(scale, spatial_patchify) for scale in schedule]
         self._spatial_patchify = spatial_patchify
-        # PyTorch's resizing gives a GPU one thread a pixel, unless the channels come last.
+        # PyTorch's resizing gives a GPU one thread per pixel, unless the channels come last.
         self.summed_codes = torch.zeros(batch, codebook_dim, *self._sizes[-1], device=device).contiguous(
             memory_format=torch.channels_last
         )

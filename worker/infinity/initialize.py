@@ -11,7 +11,7 @@ _GAINS = {"ada_gss": 0.3, "lvl_embed.weight": 0.5, "pos_start": 0.5, "cfg_uncond
 def initialize_randomly(module: nn.Module, seed: int) -> None:
     """Fill every parameter so that signals keep their size through the network.
 
-    Each parameter has its own generator, seeded by `seed` and its name and living on its device, so the
+    Each parameter has its own generator, seeded by `seed` and its name and living on its device. So the
     result does not depend on the order of filling. Weights differ between a CPU and a GPU.
 
     Args:

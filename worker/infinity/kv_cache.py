@@ -27,7 +27,7 @@ class KVCache:
 
     In the last scale, a layer's own tokens go behind its earlier ones as in any scale. There they may take the room of
     layers before it. Those layers have run for the last time by then, since layers run in ascending order. So the last
-    scale, which at 1M has 39% of all tokens, needs room once and not once per layer, and no key is copied for it.
+    scale, which at 1M has 39% of all tokens, needs room once and not once per layer. No key is copied for it.
 
     Attributes:
         backend: of the attention.

@@ -53,7 +53,7 @@ def num_scales(resolution: str) -> int:
 
 
 def nearest_h_div_w(h_div_w: float) -> float:
-    """The ratio of the schedule table nearest to the wished height / width.
+    """The ratio of the schedule table nearest to the requested height / width.
 
     Raises:
         ModelSpecError: outside the table's range, 1/3 to 3.

@@ -138,7 +138,7 @@ class TextContext:
         cond: [R, C] float32, the pooled text, without `pos_start`.
         head_modulation: [R, 2C] float32, scale and shift of the head's input.
         text_lengths: text tokens of each row.
-        blocks: one context a block.
+        blocks: one context per block.
     """
 
     cond: Tensor

@@ -1,4 +1,4 @@
-"""Settings of ToProVAR for a wished amount of work, from the entropy maps of a few prompts run dense.
+"""Settings of ToProVAR for a requested amount of work, from the entropy maps of a few prompts run dense.
 
 Until a prompt is pruned it runs whole, and its plan looks at nothing later. So what any settings would prune follows from
 maps recorded once, by the policy itself, without running the model again.
@@ -125,7 +125,7 @@ def mean_pattern(works: Sequence[PromptWork]) -> list[list[float]]:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Settings for a wished amount of work.
+    """Settings for a requested amount of work.
 
     Attributes:
         spec: all settings.
@@ -151,15 +151,15 @@ def check_recordable(spec: ToprovarSpec) -> None:
 def recommend(
     base: ToprovarSpec, recordings: Sequence[Recording], fraction: float, global_share: float
 ) -> Recommendation:
-    """Find beta, the depth threshold and a_max for a wished mean token-layer fraction.
+    """Find beta, the depth threshold and a_max for a requested mean token-layer fraction.
 
     beta makes `global_share` of the recorded layers Global. The threshold is the one that prunes latest among those that can
-    still reach the fraction, since a scale that runs whole is right for certain; a_max then is what just reaches it.
+    still reach the fraction, since a scale that runs whole is right for certain. Then a_max is what just reaches it.
 
     Args:
         base: everything else: switches, direction, a_min, selection, floor; `check_recordable` lets it pass.
         recordings: of dense batches.
-        fraction: wished, in (0, 1).
+        fraction: requested, in (0, 1).
         global_share: of the layers, in (0, 1).
 
     Raises:
@@ -172,7 +172,7 @@ def recommend(
     least = mean_fraction(hardest, recordings)
     if least > fraction:
         raise ModelSpecError(
-            f"--fraction: {fraction:g} cannot be reached with these settings, which run at least {least:.4f}; wish for more, "
+            f"--fraction: {fraction:g} cannot be reached with these settings, which run at least {least:.4f}; request more, "
             "or let the policy prune more (policy.representative_scale, policy.keep_ratio_floor, --global-layers)"
         )
     if base.token_pruning:
@@ -208,7 +208,7 @@ def _updated(spec: ToprovarSpec, **changes: float) -> ToprovarSpec:
 
 
 def _beta(base: ToprovarSpec, recordings: Sequence[Recording], global_share: float) -> float:
-    """The beta with which R = threshold at the quantile of the ratios above which layers shall be Global."""
+    """The beta with which R = threshold at the quantile of the ratios above which layers must be Global."""
     ratios = torch.cat(
         [
             each.singular_value_ratios(representative_scale(base, len(each.schedule))).flatten()

@@ -136,7 +136,7 @@ class PackedScale:
         return self._pack([counts], mask[self.on_device(places)][None])[0]
 
     def on_device(self, values: tuple[int, ...]) -> Tensor:
-        """A short list of the host on the device, copied once a scale."""
+        """A short list of the host on the device, copied once per scale."""
         if values not in self._copied:
             self._copied[values] = to_device(values, self.device)
         return self._copied[values]

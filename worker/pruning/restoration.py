@@ -1,7 +1,7 @@
 """What a token gets in a layer that it does not run: the layer's change of an earlier, whole scale.
 
 FastVAR restores each sublayer's output. The three enter the hidden state with factors that depend on the text alone,
-and resizing is linear, so their sum, the change of the whole block, gives the same with a third of the memory.
+and resizing is linear. So their sum, the change of the whole block, gives the same with a third of the memory.
 """
 
 import torch

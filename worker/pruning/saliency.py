@@ -1,4 +1,4 @@
-"""How little a token matters: one map a prompt (and layer), by name. High values are pruned first.
+"""How little a token matters: one map per prompt (and layer), by name. High values are pruned first.
 
 `attn_entropy` is the paper's: the entropy of a layer's attention as it is. The others are candidates of our own, the same
 for all layers, and need no entropy at all:

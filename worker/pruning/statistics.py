@@ -37,8 +37,8 @@ def singular_value_ratio(maps: Tensor) -> Tensor:
         maps: [..., h, w] entropy maps.
 
     Returns:
-        [...] float64, at least 1; infinite where the map has rank one (one token, one row, all equal, a product of
-        a row and a column), is zero or holds a number that is not finite.
+        [...] float64, at least 1. It is infinite where the map has rank one (one token, one row, all equal, a product of
+        a row and a column). It also is where the map is zero or holds a number that is not finite.
     """
     # The full decomposition of all maps in one batched call: 0.4 ms on an H200 for 320 maps of 12 x 12.
     values = torch.linalg.svdvals(torch.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0).double())

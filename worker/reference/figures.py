@@ -72,7 +72,7 @@ def pareto_figure(record: Mapping[str, Any]) -> "Figure":
 
     Returns:
         Left the score less dense's: of all pictures with the standard error of the paired difference, and, faint, of
-        the pictures of each seed; right SSIM to dense; both over the work in the scales that may be pruned.
+        the pictures of each seed. Right the SSIM to dense. Both are over the work in the scales that may be pruned.
     """
     figure, (score, likeness) = _panels()
     dense = record["pareto"]["dense"]["seeds"]

@@ -23,8 +23,8 @@ _HEAD: Final = ("policy", "work", "score", "s.e.", "seeds", "Frechet", "SSIM", "
 def rows_of(records: Records) -> Iterator[tuple[str, ...]]:
     """The head, then a row a policy.
 
-    Work is that in the scales that may be pruned, relative to dense. Score is the difference to dense in points, after
-    it the standard error over prompts, then the standard deviation of the same difference over single seeds. Images/s
+    Work is that in the scales that may be pruned, relative to dense. Score is the difference to dense in points. After
+    it come its standard error over prompts, and the standard deviation of the same difference over single seeds. Images/s
     are of transformer and sampling, where a batch was made twice.
     """
     yield _HEAD

@@ -1,7 +1,7 @@
 """A rule of our own: late scales run only where the codes so far have detail, and without guidance.
 
 The codes of a scale are points on the unit sphere, so they add the same energy everywhere. Where the sum of the earlier
-scales is smooth, a finer scale has nothing to say that a picture would miss; at edges and textures it has. How much of a
+scales is smooth, a finer scale has nothing to say that a picture would miss. At edges and textures it has. How much of a
 map has detail is the picture's own: that makes the depth adaptive, with one threshold and no statistics of attention. The
 tokens that run do so in every layer, since a hidden state that few layers have seen gives codes that are mostly noise.
 
@@ -31,7 +31,7 @@ def late_scales(spec: DetailSpec, num_scales: int) -> tuple[int, int]:
 
 
 class DetailPolicy(Unobserving):
-    """Serves one batch; `plan` waits for the device once a scale, for the counts.
+    """Serves one batch; `plan` waits for the device once per scale, for the counts.
 
     A prompt of which a scale was skipped stays skipped: nothing was added since that could have given it detail.
     """

@@ -19,8 +19,8 @@ def distance_to_mean(states: Tensor) -> Tensor:
 class FastvarPolicy(Unobserving):
     """FastVAR at any batch size and schedule.
 
-    The paper names the scales of 1024 x 1024 pixels: 24x24 is kept for restoration, 32x32 and 40x40 run 60% and 50% of
-    the tokens in layers 3 to 27 of 32, 48x48 and 64x64 are skipped. Counted from the last scale they have the same
+    The paper names the scales of 1024 x 1024 pixels. 24x24 is kept for restoration. 32x32 and 40x40 run 60% and 50% of
+    the tokens in layers 3 to 27 of 32. 48x48 and 64x64 are skipped. Counted from the last scale they have the same
     relative sizes in every schedule, so that is how they are found.
     """
 

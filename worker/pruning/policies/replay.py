@@ -19,7 +19,7 @@ class ReplayPolicy(Unobserving):
         """Serve one batch.
 
         Args:
-            plan: keep ratios, for each of the last scales one a layer.
+            plan: keep ratios, for each of the last scales one per layer.
             restoration: of tokens that do not run.
             context: of the batch.
         """

@@ -1,7 +1,7 @@
 """Procedural scenes: seeded 3-D pictures with captions that are always true and exact ground truth.
 
-`sample_scenes` makes scene records from a seed, `caption` and `task_prompt` put them into words, `pack` turns them
-into tensors and `render` into pictures, with the instance map and the boxes that a detector learns from. `make_batch`
+`sample_scenes` makes scene records from a seed, and `caption` and `task_prompt` put them into words. `pack` turns them
+into tensors. `render` makes pictures, with the instance map and the boxes that a detector learns from. `make_batch`
 does all but the rendering in one call, for worker processes.
 """
 

@@ -1,7 +1,7 @@
 """What stands behind the floor. Skies are functions of direction, walls of a point on the wall; both are filtered.
 
 Every backdrop maps (x, y), the footprint w and the scene's backdrop columns to linear RGB. For skies x is the tangent
-of the azimuth and y the elevation above the horizon; for walls they are world units across and above the floor.
+of the azimuth and y the elevation above the horizon. For walls they are world units across and above the floor.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Captions: seeded wording over the scene's own facts, so that every claim is true.
 
-A phrase that counts ("two red cubes", "a cone") names every object of the scene that has this shape and, where it is
+A phrase that counts ("two red cubes", "a cone") names every object of the scene with this shape and, where it is
 said, this colour. Relations are stated only between objects that their phrases single out, and only with margin.
 """
 

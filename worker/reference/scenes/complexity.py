@@ -1,7 +1,7 @@
 """How fine a scene is, from its content alone.
 
-complexity = 1 - exp(-1.3 detail), where detail adds up what the floor and the backdrop contribute (tables below) and,
-for every object, (0.05 + pattern + thin parts + digit) x (its scale / 0.8). The weights follow the high-frequency
+complexity = 1 - exp(-1.3 detail). Here detail adds up what the floor and the backdrop contribute (tables below). For
+every object it adds (0.05 + pattern + thin parts + digit) x (its scale / 0.8). The weights follow the high-frequency
 energy that each ingredient brings to a rendered picture.
 """
 

@@ -1,4 +1,4 @@
-"""Where objects go: cheap conservative geometry in plain Python, so that one core makes thousands of scenes a second.
+"""Where objects go: cheap conservative geometry in plain Python, so that one core makes thousands of scenes per second.
 
 Screen coordinates are (u, v) with u right, v up, both in [-1, 1] over the shorter side of the picture. Boxes here are
 those of each object's upright bounding box and so contain the true silhouette.

@@ -1,7 +1,7 @@
 """Primary visibility: which object each sample of the picture sees, and where.
 
-Only the samples inside an object's projected box are traced for it, shape by shape, as flat lists: no work is spent on
-empty slots, and no loop runs over images or pixels.
+Only the samples inside an object's projected box are traced for it, shape by shape, as flat lists. So no work is spent
+on empty slots, and no loop runs over images or pixels.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 
 class Frame(NamedTuple):
-    """Size of the picture in pixels, and samples a pixel side."""
+    """Size of the picture in pixels, and samples along a pixel's side."""
 
     height: int
     width: int

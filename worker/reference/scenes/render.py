@@ -1,6 +1,6 @@
 """Pictures from packed scenes: trace, light, paint, compose.
 
-Objects are sampled `supersample`² times a pixel; floors and backdrops once, since their textures filter themselves.
+Objects are sampled `supersample`² times per pixel; floors and backdrops once, since their textures filter themselves.
 Batches are cut so that memory stays bounded. On the CPU the same scenes give the same bits. On CUDA the Triton twin in
 `fused` draws the same pictures up to rounding, many times faster; the code here stays the reference.
 """

@@ -1,8 +1,10 @@
 """Which combinations training never sees, decided by a hash so that no list has to be kept.
 
-Held out: about an eighth of all (shape, colour) pairs, which appear in no training scene; about an eighth of all
-(shape, floor) pairs, which no training scene of the one-object task shows; and about an eighth of the unordered pairs
-of shapes, which never make up a whole two-object training scene.
+Three kinds of pairs are held out, about an eighth of each:
+
+- pairs (shape, colour), which appear in no training scene;
+- pairs (shape, floor), which no training scene of the one-object task shows;
+- unordered pairs of shapes, which never make up a whole two-object training scene.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """A small anchor-free detector of the scenes' shapes and colours: what reads generated pictures for the scores.
 
-Every cell of an 8-pixel grid says how likely an object has its middle there, how large that object is, and of what shape
-and colour. It works on pictures whose shorter side is 512 pixels; others are resized first.
+Every cell of an 8-pixel grid says how likely an object has its middle there, how large it is, and of what shape and
+colour. It works on pictures whose shorter side is 512 pixels; others are resized first.
 """
 
 from dataclasses import dataclass

@@ -80,7 +80,7 @@ def calibrate(detector: Detector, seed: int, count: int, side: int, change: Chan
     Args:
         detector: its own threshold does not matter.
         seed: of the scenes.
-        count: renders a task.
+        count: renders per task.
         side: pixels.
         change: what generated pictures suffer.
 
@@ -115,13 +115,13 @@ def scorer_accuracy(
     Args:
         detector: what is measured.
         seed: of the scenes, which nothing was trained or calibrated on.
-        count: renders a task.
+        count: renders per task.
         side: pixels.
         change: what to do to the pictures first, or None.
 
     Returns:
-        `own` (renders that pass their own prompt: should be 1), `other` (pass the prompt of another scene of the task)
-        and `near` (pass a prompt that is wrong in one thing), both of which should be 0; and why own prompts failed.
+        `own`: renders that pass their own prompt, which should be 1. `other`: those that pass the prompt of another scene
+        of the task, and `near`: a prompt that is wrong in one thing; both should be 0. And why own prompts failed.
     """
     own, other, near, reasons = {}, {}, {}, {}
     for task in TASKS:

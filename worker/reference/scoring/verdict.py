@@ -1,7 +1,7 @@
 """Right or wrong: what a prompt asks for against what a picture shows, after GenEval (arXiv 2310.11513).
 
-A picture passes when it shows exactly the wanted number of every shape that the prompt names, each in its colour, and
-for the position task in the wanted direction. Shapes that the prompt does not name are ignored. GenEval itself is laxer
+A picture passes when it shows exactly the wanted number of every shape that the prompt names, each in its colour. For
+the position task the direction must be right, too. Shapes that the prompt does not name are ignored. GenEval itself is laxer
 in that one object more than asked for fails only its counting task; its rule for directions is taken over unchanged.
 """
 
@@ -52,8 +52,8 @@ def check_wanted(task: str, wanted: Sequence[Wanted], relation: str | None) -> N
     """Refuse what no picture can be judged by.
 
     Raises:
-        ValueError: an unknown task, shape, colour or relation, no object at all, a count below 1, or a relation of
-            other than two single objects of different shapes.
+        ValueError: an unknown task, shape, colour or relation; no object at all; a count below 1; or a relation
+            of other objects than two single ones of different shapes.
     """
     if task not in TASKS:
         raise ValueError(f"task {task!r} is none of {', '.join(TASKS)}")

@@ -1,6 +1,6 @@
 """Trains the detector on renders of training and held-out combinations: it has to judge both.
 
-Scenes come from worker processes and are rendered on the device into a pool, from which every step draws pictures and
+Scenes come from worker processes and are rendered on the device into a pool. Every step draws pictures from it and
 gives them a generator's defects. The seeds here are no others': not the generator's, not the evaluation prompts'.
 """
 
@@ -49,13 +49,13 @@ class DetectorTraining:
         side: pixels of the pictures.
         small_fraction: part of the time spent first on pictures of half the side, which cost a quarter.
         fresh: scenes rendered at a time.
-        batch: pictures a step.
+        batch: pictures per step.
         draws: steps for every rendering; each render is seen `draws * batch / fresh` times on average.
         pool: renders kept to draw from.
         peak_rate: learning rate of AdamW.
         decay: of the averaged weights.
         num_workers: processes that make scenes; 0 makes them here.
-        checked: renders a task in the check; the calibration takes a third of them.
+        checked: renders per task in the check; the calibration takes a third of them.
         references: renders behind the Frechet distance, for each of two sizes.
     """
 
@@ -290,11 +290,11 @@ def rounded(detector: Detector) -> Detector:
 @click.option("--side", default=512, show_default=True, help="Pixels of the pictures trained on.")
 @click.option("--small-fraction", default=0.3, show_default=True, help="Part of the time at half the side.")
 @click.option("--fresh", default=64, show_default=True, help="Scenes rendered at a time.")
-@click.option("--batch", default=64, show_default=True, help="Pictures a step.")
+@click.option("--batch", default=64, show_default=True, help="Pictures per step.")
 @click.option("--draws", default=2, show_default=True, help="Steps for every rendering.")
 @click.option("--pool", default=4096, show_default=True, help="Renders kept to draw from.")
 @click.option("--workers", default=8, show_default=True, help="Processes that make scenes.")
-@click.option("--checked", default=300, show_default=True, help="Renders a task in the check.")
+@click.option("--checked", default=300, show_default=True, help="Renders per task in the check.")
 @click.option("--references", default=2048, show_default=True, help="Renders behind the Frechet distance.")
 @click.option(
     "--measure",

@@ -29,7 +29,7 @@ def scene_batches(
 
     Args:
         seed: of the endless list of scenes.
-        batch_size: scenes a batch.
+        batch_size: scenes per batch.
         length: batches.
         split: "train" or "heldout".
         num_workers: processes that make scenes; 0 makes them here.

@@ -115,7 +115,7 @@ def teacher_forced_logits(
 def scale_weights(schedule: ScaleSchedule, device: torch.device) -> Tensor:
     """[total L] weights of the tokens with mean 1: a scale of n tokens counts as much as sqrt(n).
 
-    The few tokens of the coarse scales decide what is in the picture; equal weights would let the finest scale,
+    The few tokens of the coarse scales decide what is in the picture. Equal weights would let the finest scale,
     two fifths of all tokens, drown them.
     """
     weights = torch.cat([torch.full((h * w,), (h * w) ** -0.5) for h, w in schedule])

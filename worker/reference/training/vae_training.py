@@ -35,7 +35,7 @@ class VaeTrainingSettings:
     Attributes:
         minutes: of training, the evaluation comes on top.
         small_fraction: part of the time spent on 256 x 256 pictures; the rest on 512 x 512.
-        batch_small, batch_large: pictures a step.
+        batch_small, batch_large: pictures per step.
         peak_rate: learning rate of AdamW.
         num_workers: processes that make scenes.
     """

@@ -1,4 +1,4 @@
-"""The first kernel: what the others need of each object, once a picture."""
+"""The first kernel: what the others need of each object, once per picture."""
 
 import triton
 import triton.language as tl
