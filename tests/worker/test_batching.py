@@ -60,7 +60,7 @@ def test_the_memory_of_an_image_is_its_cache_its_activations_and_what_the_policy
     ("preset", "free_gib", "images"),
     [
         ("infinity-2b", 130, LARGEST_AUTO_BATCH),
-        ("infinity-2b", 70, 15),
+        ("infinity-2b", 70, 14),
         ("infinity-2b", 18, 3),
         ("infinity-8b", 60, 6),
         ("infinity-8b", 1, 1),
