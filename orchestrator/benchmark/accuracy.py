@@ -7,11 +7,10 @@ from torch import Tensor
 
 from toprovar_batch.kernels.ops import PYTORCH, Backend, fastest_attention
 from toprovar_batch.worker.batch_runner import BatchRunner
-from toprovar_batch.worker.infinity.config import TransformerArchitecture, VaeArchitecture
-from toprovar_batch.worker.infinity.schedule import ScaleSchedule, largest_map
+from toprovar_batch.worker.infinity.schedule import largest_map
 from toprovar_batch.worker.infinity.transformer import Infinity
 from toprovar_batch.worker.models import random_transformer
-from toprovar_batch.worker.sampling_settings import SamplingSettings
+from toprovar_batch.worker.resolved import ResolvedSpec
 
 _TEXT_TOKENS = (17, 40)  # of the prompt and of the words that stand in for it
 
@@ -32,33 +31,22 @@ class ScaleAccuracy:
 
 
 def measure_accuracy(
-    transformer: TransformerArchitecture,
-    vae: VaeArchitecture,
-    schedule: ScaleSchedule,
-    settings: SamplingSettings,
-    *,
-    dtype: torch.dtype,
-    backend: Backend,
-    device: torch.device,
-    h_div_w: float = 1.0,
-    seed: int = 0,
+    spec: ResolvedSpec, *, dtype: torch.dtype, backend: Backend, device: torch.device, seed: int = 0
 ) -> list[ScaleAccuracy]:
     """Compare a dtype and backend with float32 in plain PyTorch, on random weights of the given sizes.
 
     Args:
-        transformer: sizes of the transformer.
-        vae: sizes of the VAE; only its codes count.
-        schedule: token map sizes.
-        settings: resolved for the schedule.
+        spec: sizes, schedule and sampling settings.
         dtype: compute dtype in question.
         backend: of its kernels.
         device: where both run.
-        h_div_w: of the schedule.
         seed: of weights, text and noise.
 
     Returns:
         One record per scale.
     """
+    transformer, vae, settings = spec.model.transformer, spec.model.vae, spec.settings
+    schedule = spec.schedule_of(spec.image.h_div_w)
     exact = random_transformer(transformer, seed, device, torch.float32)
     model = random_transformer(transformer, seed, device, dtype)
     for parameter, source in zip(model.parameters(), exact.parameters(), strict=True):
@@ -76,7 +64,7 @@ def measure_accuracy(
             model.encode_text(text),
             schedule,
             settings,
-            largest_map=largest_map(h_div_w),
+            largest_map=largest_map(spec.image.h_div_w),
             codebook_dim=vae.codebook_dim,
             spatial_patchify=vae.spatial_patchify,
             backend=backend,

@@ -19,6 +19,8 @@ from toprovar_batch.worker.errors import ModelSpecError, RunFailedError, UserErr
 if TYPE_CHECKING:
     from toprovar_batch.worker.generated import GeneratedBatch, PhaseTimes
     from toprovar_batch.worker.generator import Generator
+    from toprovar_batch.worker.resolved import ResolvedSpec
+    from toprovar_batch.worker.specs import RuntimeSpec
 
 _PROMPTS = (
     "a photo of a red apple on a wooden table beside a blue ceramic cup",
@@ -96,6 +98,10 @@ class BatchList(click.ParamType[tuple[int, ...]]):
 @click.option("--backend", type=click.Choice(["auto", "torch", "triton"]), default="auto", show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--warmup", type=click.IntRange(0), default=2, show_default=True)
+@click.option(
+    "--accuracy", is_flag=True,
+    help="Compare bfloat16 and float32 with float32 in plain PyTorch, per scale and on random weights; time nothing.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def bench_command(
     preset: str,
@@ -108,6 +114,7 @@ def bench_command(
     backend: Literal["auto", "torch", "triton"],
     repeats: int,
     warmup: int,
+    accuracy: bool,
     as_json: bool,
 ) -> None:
     """Time generation at several batch sizes and under several policies, and its split over the parts of a batch."""
@@ -127,6 +134,9 @@ def bench_command(
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise UserError(f"{option}: {first['msg']}, got {first['input']!r}") from error
+    if accuracy:
+        _report_accuracy(resolve(spec), RuntimeSpec(device=device, backend=backend), as_json=as_json)
+        return
     specs = {policy: read_policy(policy) for policy in policies}
     generator = Generator(resolve(spec), RuntimeSpec(device=device, backend=backend))
     for name, each in specs.items():
@@ -156,6 +166,36 @@ def bench_command(
         _print_table(record, timings)
     if all(timing.error for timing in timings):
         raise RunFailedError(f"no batch size could be measured: {timings[0].error}")
+
+
+def _report_accuracy(spec: "ResolvedSpec", runtime: "RuntimeSpec", *, as_json: bool) -> None:
+    """Print how exact each compute dtype is on a runtime's device and backend."""
+    import torch  # noqa: PLC0415 - keeps --help fast
+
+    from toprovar_batch.orchestrator.benchmark.accuracy import measure_accuracy  # noqa: PLC0415
+    from toprovar_batch.worker.runtime import resolve_device, resolve_kernels  # noqa: PLC0415
+
+    device = resolve_device(runtime.device)
+    backend = resolve_kernels(runtime.backend, device, spec.model.transformer.head_dim)
+    found = {
+        dtype: measure_accuracy(spec, dtype=getattr(torch, dtype), backend=backend, device=device)
+        for dtype in ("bfloat16", "float32")
+    }
+    if as_json:
+        scales = {dtype: [asdict(scale) for scale in each] for dtype, each in found.items()}
+        click.echo(
+            json.dumps({"backend": backend.name, "commit": describe_commit(), "dtypes": scales}, indent=2)
+        )
+        return
+    click.echo(
+        f"{backend.name} kernels against float32 in PyTorch: rms error over the largest logit, and flipped bits"
+    )
+    for dtype, each in found.items():
+        for scale in each:
+            click.echo(
+                f"{dtype:8}  {scale.tokens:5d} tokens  {scale.rms_error:.1e}  {scale.flipped_bits:.3%}"
+            )
+        click.echo(f"{dtype:8}  worst scale  {max(scale.rms_error for scale in each):.1e}")
 
 
 def measure(

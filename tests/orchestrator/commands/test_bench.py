@@ -6,6 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from toprovar_batch.orchestrator.benchmark import accuracy
 from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.commands.bench import measure
 from toprovar_batch.worker.errors import RunFailedError
@@ -97,3 +98,14 @@ def test_nothing_is_timed_when_the_model_gives_no_numbers():
     generator.model.transformer.head.weight[0] = float("nan")
     with pytest.raises(RunFailedError, match="not finite"):
         measure(generator, "dense", 1, 1.0, 0, 1)
+
+
+def test_accuracy_is_printed_by_scale_with_the_worst(monkeypatch):
+    found = [accuracy.ScaleAccuracy(1, 1e-3, 0.0), accuracy.ScaleAccuracy(4, 2e-3, 0.25)]
+    monkeypatch.setattr(accuracy, "measure_accuracy", lambda *_arguments, **_options: found)
+    done = _bench("--accuracy")
+    assert done.exit_code == 0, done.output
+    assert "bfloat16      4 tokens  2.0e-03  25.000%" in done.output
+    assert "float32   worst scale  2.0e-03" in done.output
+    dtypes = json.loads(_bench("--accuracy", "--json").output)["dtypes"]
+    assert dtypes["bfloat16"][1] == {"tokens": 4, "rms_error": 2e-3, "flipped_bits": 0.25}
