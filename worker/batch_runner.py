@@ -17,9 +17,9 @@ from .head_tokens import HeadTokens, head_tokens
 from .infinity.bsq import ResidualSum, tokens_to_bit_maps
 from .infinity.kv_cache import KVCache
 from .infinity.residual import Residual
-from .infinity.rope import rope_2d
 from .infinity.schedule import ScaleSchedule
-from .infinity.transformer import Block, Infinity, TextContext
+from .infinity.text_context import TextContext
+from .infinity.transformer import Block, Infinity
 from .pruning.history import BatchHistory, count_layers
 from .pruning.packing import LayerTokens, PackedScale
 from .pruning.plan import ScalePlan
@@ -122,7 +122,7 @@ class BatchRunner:
         if plan is None:
             plan = ScalePlan.dense(size[0] * size[1], model.sizes.depth, self.batch)
         packed = PackedScale(plan, self.num_rows, model.device)
-        rotation = rope_2d(size, self._largest_map, model.sizes.head_dim, model.device)
+        rotation = model.rotations.of(size, self._largest_map, model.device)
         if scale_index == len(self.schedule) - 1:
             self.cache.enter_last_scale()
         residual = Residual(self._embed(scale_index, packed), packed.whole.layout, self.cache.backend)

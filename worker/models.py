@@ -144,6 +144,7 @@ def build_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype) 
         vae = random_vae(model.vae, seed, device, dtype)
     else:
         vae = load_vae(model.vae, fetch(files.vae), device, dtype)
+    transformer.freeze()
     return Model(transformer, vae, text_encoder)
 
 

@@ -5,7 +5,6 @@ Parameter names are those of the official checkpoints, with the blocks numbered 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -25,6 +24,8 @@ from toprovar_batch.kernels.ops import (
 from .config import MAX_LEVELS, MAX_TEXT_TOKENS, TransformerArchitecture
 from .memory import SelfAttentionMemory
 from .residual import Residual
+from .rope import RotationTables
+from .text_context import BlockConstants, BlockContext, TextContext
 from .text_pool import SosProjection, TextNorm
 
 _EPS = 1e-6
@@ -71,9 +72,12 @@ class CrossAttention(nn.Module):
         self.v_bias = nn.Parameter(torch.empty(sizes.width))
         self.proj = nn.Linear(sizes.width, sizes.width)
 
-    def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """[R, N, C] padded text to keys and values [R, H, N, D]."""
-        bias = torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
+    def kv_bias(self) -> Tensor:
+        """[2C]: keys have none."""
+        return torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
+
+    def keys_values(self, text: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, N, C] padded text to keys and values [R, H, N, D], with the bias of `kv_bias`."""
         keys, values = linear(text, self.mat_kv.weight, bias).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         return keys.transpose(1, 2).contiguous(), values.transpose(1, 2).contiguous()
 
@@ -107,53 +111,6 @@ class FeedForward(nn.Module):
         return self.fc2(linear_gelu(self.fc1, x, backend=backend))
 
 
-@dataclass(frozen=True)
-class BlockContext:
-    """What a block needs of the text and of its own weights, the same at every scale.
-
-    Attributes:
-        adaln: [6, R, C] float32: gamma1, gamma2, 1 + scale1, 1 + scale2, shift1, shift2.
-        text_keys, text_values: [R, H, N, D].
-        qkv_bias: [3C].
-        q_scale: [H] float32.
-    """
-
-    adaln: Tensor
-    text_keys: Tensor
-    text_values: Tensor
-    qkv_bias: Tensor
-    q_scale: Tensor
-
-    def first_rows(self, rows: int, longest: int) -> "BlockContext":
-        """A view of the first `rows` rows and of as many text tokens as the longest of them has."""
-        keys, values = (tensor[:rows, :, :longest] for tensor in (self.text_keys, self.text_values))
-        return replace(self, adaln=self.adaln[:, :rows], text_keys=keys, text_values=values)
-
-
-@dataclass(frozen=True)
-class TextContext:
-    """The text of R rows, as the transformer uses it at every scale.
-
-    Attributes:
-        cond: [R, C] float32, the pooled text, without `pos_start`.
-        head_modulation: [R, 2C] float32, scale and shift of the head's input.
-        text_lengths: text tokens of each row.
-        blocks: one context per block.
-    """
-
-    cond: Tensor
-    head_modulation: Tensor
-    text_lengths: KeyLengths
-    blocks: tuple[BlockContext, ...]
-
-    def first_rows(self, rows: int) -> "TextContext":
-        """A view of the first `rows` rows."""
-        lengths = self.text_lengths.first_rows(rows)
-        longest = max(lengths.lengths)
-        blocks = tuple(block.first_rows(rows, longest) for block in self.blocks)
-        return TextContext(self.cond[:rows], self.head_modulation[:rows], lengths, blocks)
-
-
 class Block(nn.Module):
     """Self-attention, cross-attention and feed-forward, the outer two modulated by the text (AdaLN)."""
 
@@ -164,13 +121,26 @@ class Block(nn.Module):
         self.ca = CrossAttention(sizes)
         self.ca_norm = nn.LayerNorm(sizes.width, eps=_EPS)
         self.ffn = FeedForward(sizes)
+        self._constants: BlockConstants | None = None
+
+    def constants(self) -> BlockConstants:
+        """What follows from the weights as they are, or as they were when they were frozen."""
+        if self._constants is not None:
+            return self._constants
+        return BlockConstants(self.sa.qkv_bias(), self.sa.q_scale(), self.ca.kv_bias())
+
+    def freeze(self) -> None:
+        """Make the constants once and for all: neither weights nor their device may change from here on."""
+        self._constants = None
+        self._constants = self.constants()
 
     def context(self, shared_adaln: Tensor, text: Tensor) -> BlockContext:
         """Precompute from the shared modulation ([R, 6, C] float32) and the projected text ([R, N, C])."""
         adaln = (shared_adaln + self.ada_gss[0]).transpose(0, 1).clone()  # [6, R, C]
         adaln[2:4] += 1
-        keys, values = self.ca.keys_values(text)
-        return BlockContext(adaln, keys, values, self.sa.qkv_bias().to(text.dtype), self.sa.q_scale())
+        constants = self.constants()
+        keys, values = self.ca.keys_values(text, constants.text_kv_bias)
+        return BlockContext(adaln, keys, values, constants.qkv_bias.to(text.dtype), constants.q_scale)
 
     def forward(
         self,
@@ -247,6 +217,7 @@ class Infinity(nn.Module):
     def __init__(self, sizes: TransformerArchitecture) -> None:
         super().__init__()
         self.sizes = sizes
+        self.rotations = RotationTables(sizes.head_dim)
         width = sizes.width
         self.cfg_uncond = nn.Parameter(torch.empty(MAX_TEXT_TOKENS, sizes.text_width))
         self.pos_start = nn.Parameter(torch.empty(1, 1, width))
@@ -278,6 +249,12 @@ class Infinity(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.word_embed.weight.device
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Make once what follows from the weights alone, which must not change from here on."""
+        for block in self.blocks:
+            cast("Block", block).freeze()
 
     def encode_text(self, features: list[Tensor]) -> TextContext:
         """Precompute all that depends on the text alone.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from toprovar_batch.worker.infinity.rope import rope_2d
+from toprovar_batch.worker.infinity.rope import RotationTables, rope_2d
 from toprovar_batch.worker.infinity.schedule import SCHEDULES_1M
 
 CPU = torch.device("cpu")
@@ -41,3 +41,18 @@ def test_the_last_scale_has_every_position_once(ratio):
     turns = rope_2d((height, width), (height, width), 16, CPU)
     rows = turns[::width, 0]
     assert torch.allclose(rows, torch.polar(torch.ones(height), torch.arange(height).float()), atol=1e-5)
+
+
+def test_tables_are_made_once_and_a_bounded_number_is_kept():
+    tables = RotationTables(8)
+    with torch.inference_mode():
+        first = tables.of((2, 4), (4, 4), CPU)
+    assert torch.equal(first, rope_2d((2, 4), (4, 4), 8, CPU))
+    assert not first.is_inference()  # a later batch may not be in inference mode
+    others = [(height, width) for height in range(1, 10) for width in range(1, 10)]
+    for size in others:
+        tables.of(size, (9, 9), CPU)
+        assert tables.of((2, 4), (4, 4), CPU) is first
+    assert len(tables._tables) == 64
+    assert tables.of(others[-1], (9, 9), CPU) is tables.of(others[-1], (9, 9), CPU)
+    assert tables.of((2, 4), (2, 4), CPU) is not first

@@ -13,7 +13,8 @@ from toprovar_batch.kernels.ops import Backend, qk_norm_rope
 from toprovar_batch.worker.infinity.bsq import ResidualSum, code_maps_to_tokens
 from toprovar_batch.worker.infinity.rope import rope_2d
 from toprovar_batch.worker.infinity.schedule import ScaleSchedule, largest_map
-from toprovar_batch.worker.infinity.transformer import Infinity, TextContext
+from toprovar_batch.worker.infinity.text_context import TextContext
+from toprovar_batch.worker.infinity.transformer import Infinity
 
 
 class TeacherForcing:
