@@ -10,9 +10,9 @@ from pydantic import BaseModel, ValidationError
 from toprovar_batch.orchestrator.output.folder import JOB_FOLDER, OutputFolder, locate_output
 from toprovar_batch.orchestrator.output.parts import read_footers, verify_parts
 from toprovar_batch.orchestrator.run.summary import error_lines, stats_record, time_lines, total
-from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import OutputFolderError, RunFailedError
 from toprovar_batch.worker.shard_stats import ShardStats
+from toprovar_batch.worker.storage import storage_errors
 
 
 class RunRecord(BaseModel):

@@ -34,11 +34,11 @@ from toprovar_batch.orchestrator.run.ledger import Assignment, LoadGuard, ShardL
 from toprovar_batch.orchestrator.run.progress import ProgressBar
 from toprovar_batch.orchestrator.run.ray_session import cluster_address, ray_session
 from toprovar_batch.orchestrator.run.summary import RunSummary, stats_record, total
-from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.actor import GenerationEngine, ShardTask, build_engine
 from toprovar_batch.worker.errors import JobSpecError, RunFailedError
 from toprovar_batch.worker.part_file import dataset_schema
 from toprovar_batch.worker.shard_stats import ShardStats
+from toprovar_batch.worker.storage import storage_errors
 
 # A file server's clients may see a new file late; after this long, in seconds, it is missing.
 _LISTING_LAG_S = 60.0

@@ -21,9 +21,9 @@ from pydantic import BaseModel, ValidationError
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.identity import differing_fields, job_identity
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
-from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import publish_bytes
+from toprovar_batch.worker.storage import storage_errors
 
 from .card import dataset_card
 from .run_lock import RunLock
