@@ -36,7 +36,14 @@ class FakeEngine:
     """
 
     def __init__(
-        self, folder, seconds_an_image=0.0, batch_size=4, broken=None, refusing=True, in_the_way=None
+        self,
+        folder,
+        seconds_an_image=0.0,
+        batch_size=4,
+        broken=None,
+        refusing=True,
+        in_the_way=None,
+        description=None,
     ):
         self.folder = Path(folder)
         self.seconds_an_image = seconds_an_image
@@ -44,6 +51,7 @@ class FakeEngine:
         self.broken = broken  # how `setup` fails
         self.refusing = refusing  # whether "refuse" is obeyed
         self.in_the_way = in_the_way  # a folder made where a part shall go
+        self.description = description or {}  # more of what `describe` gives
 
     def setup(self):
         if self.broken == "checkpoint":
@@ -82,7 +90,7 @@ class FakeEngine:
         ]
 
     def describe(self):
-        return {"device": "fake", "batch_size": self.batch_size}
+        return {"device": "fake", "batch_size": self.batch_size, **self.description}
 
     def _note(self, sample_id):
         """Leave a line for every generation, so that a test can count them."""
