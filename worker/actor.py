@@ -22,9 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from toprovar_batch.worker.errors import OutputFolderError, UserError
-from toprovar_batch.worker.part_file import PartWriter, image_path, result_rows
+from toprovar_batch.worker.part_file import PartWriter, image_path, read_stats, result_rows
 from toprovar_batch.worker.request import GenerationRequest, GenerationResult
-from toprovar_batch.worker.shard_stats import ShardStats
+from toprovar_batch.worker.shard_stats import Computation, ShardStats
 
 if TYPE_CHECKING:
     from toprovar_batch.worker.resolved import ResolvedSpec
@@ -160,7 +160,9 @@ class GenerationWorker:
         with _as_one_line():
             self._engine = self._engine_factory()
             self._engine.setup()
-            self._engine_hash = _digest(self._engine.describe())
+            description = self._engine.describe()
+        self._engine_hash = _digest(description)
+        self._computation = Computation.of_engine(description)
         return {"worker": self._name, "engine_hash": self._engine_hash, "engine": self._record_of_engine()}
 
     def _record_of_engine(self) -> dict[str, Any]:
@@ -194,7 +196,7 @@ class GenerationWorker:
         start = time.monotonic()
         with PartWriter(task.target, task.schema, task.scratch) as part:
             todo, written = task.samples, []
-            for rows in _kept_rows(task):
+            for rows in _kept_rows(task, stats):
                 part.write(rows)
                 stats.add_rows(rows)
                 written += rows["sample_id"].to_pylist()
@@ -204,7 +206,7 @@ class GenerationWorker:
                 yield event  # before writing: a full disk is not the samples' fault
                 if rows is not None:
                     part.write(rows)
-                    stats.add_rows(rows)
+                    stats.add_rows(rows, self._computation)
                     written += rows["sample_id"].to_pylist()
             stats.wall_s = time.monotonic() - start
             stats.finished = datetime.now(UTC).isoformat(timespec="seconds")
@@ -288,11 +290,12 @@ def _split(
     return requests, hopeless
 
 
-def _kept_rows(task: ShardTask) -> Iterator[pa.Table]:
-    """Read the good rows of the shard's earlier part, a row group at a time."""
+def _kept_rows(task: ShardTask, stats: ShardStats) -> Iterator[pa.Table]:
+    """Read the good rows of the shard's earlier part, a row group at a time; `stats` gets what they were computed with."""
     if task.kept is None:
         return
     with fsspec.open(task.kept, "rb") as file, pq.ParquetFile(file) as part:
+        stats.add_computations(ShardStats.from_json(read_stats(part.metadata)).computed_with)
         for group in range(part.num_row_groups):
             rows = part.read_row_group(group).select(task.schema.names).cast(task.schema)
             yield rows.filter(pc.equal(rows["status"], "ok"))

@@ -1,18 +1,20 @@
 """Weight files from anywhere: local paths as they are, our own beside the code, URLs through a cache on this machine."""
 
-import fcntl
 import hashlib
 import os
-import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import fsspec
 
+from .cached_copy import make_once
 from .errors import CheckpointError
 from .packed_weights import unpacked
+from .storage import storage_errors
 
 _PACKAGE = "package://"
+_HTTP_VERSION: Final = ("Last-Modified", "Content-MD5", "Digest")  # what may tell of a change beside an ETag
 # That of the folders kernels, worker and orchestrator, wherever they are.
 _PACKAGE_FOLDER = Path(__file__).parents[1]
 
@@ -45,9 +47,15 @@ def fetch(location: str) -> Path:
         if location.startswith("hf://"):
             return _fetch_from_hub(location.removeprefix("hf://"))
         return _fetch_url(location)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{location}: cannot be fetched ({reason})") from error
+    except storage_errors(ValueError, ImportError) as error:
+        raise CheckpointError(f"{location}: cannot be fetched ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what is known; fsspec's "not found" over HTTP has its reason in the cause alone."""
+    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _packaged_path(location: str) -> Path:
@@ -80,28 +88,66 @@ def _fetch_from_hub(path: str) -> Path:
     return Path(folder) / parts[2]
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A file to copy.
+
+    Attributes:
+        path: within its file system.
+        version: differs from that of another content under the same path, as far as the storage tells.
+        size: bytes; None where the storage does not say.
+    """
+
+    path: str
+    version: str
+    size: int | None
+
+
 def _fetch_url(location: str) -> Path:
-    """Copy a file or a folder into the cache, whole or not at all; a changed source gets a new copy."""
+    """Copy a file or a folder into the cache, whole or not at all; a source that changed gets a new copy.
+
+    Over HTTP a change shows in the ETag, or else in the time of change and the length. The copy of a server that tells
+    none of them stays until it is deleted.
+    """
     file_system, path = fsspec.core.url_to_fs(location)
-    files = _files_under(file_system, path)
-    versions = [file_system.ukey(file) for file in files.values()]
-    key = hashlib.sha256("\n".join([location, *map(str, versions)]).encode()).hexdigest()[:16]
-    target = cache_folder() / key / _base_name(location)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # The workers of a machine start together: one fetches, the others wait for its copy.
-    with (target.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.exists():
-            return target
-        partial = target.parent / "partial"
-        shutil.rmtree(partial, ignore_errors=True)  # left by a worker that was killed
-        for name, file in files.items():
-            place = partial / target.name / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            file_system.get_file(file, str(place))
-        (partial / target.name).rename(target)
-        partial.rmdir()
-    return target
+    file_system.invalidate_cache()
+    sources = {name: _source(file_system, file) for name, file in _files_under(file_system, path).items()}
+    versions = [source.version for source in sources.values()]
+    key = hashlib.sha256("\n".join([location, *versions]).encode()).hexdigest()[:16]
+
+    def copy(place: Path) -> None:
+        for name, source in sources.items():
+            _copy(file_system, source, place / name)
+
+    return make_once(cache_folder() / key / _base_name(location), copy)
+
+
+def _source(file_system: Any, path: str) -> _Source:
+    info = file_system.info(path)
+    size = info.get("size") or None  # some servers answer a question about a file with a length of zero
+    if not _is_http(file_system):
+        return _Source(path, str(file_system.ukey(path)), size)
+    # fsspec takes files over HTTP to be unchanging: its own key is made from the address alone.
+    stated = [info.get("ETag")] if info.get("ETag") else [info.get(name) for name in _HTTP_VERSION]
+    return _Source(path, " ".join(map(str, [*stated, size])), size)
+
+
+def _is_http(file_system: Any) -> bool:
+    protocol = file_system.protocol
+    return "http" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
+def _copy(file_system: Any, source: _Source, place: Path) -> None:
+    """Copy one file.
+
+    Raises:
+        OSError: it cannot be read, or not all of it arrived.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    file_system.get_file(source.path, str(place))
+    arrived = place.stat().st_size
+    if source.size is not None and arrived != source.size:
+        raise OSError(f"{arrived:,} of {source.size:,} bytes arrived; try again")
 
 
 def _base_name(location: str) -> str:
@@ -111,6 +157,13 @@ def _base_name(location: str) -> str:
 
 def _files_under(file_system: Any, path: str) -> dict[str, str]:
     """Relative name to path of every file of a folder; a file itself has the empty name."""
-    if not file_system.isdir(path):
+    if not _is_folder(file_system, path):
         return {"": path}
     return {str(file)[len(path) :].strip("/"): str(file) for file in file_system.find(path)}
+
+
+def _is_folder(file_system: Any, path: str) -> bool:
+    # Over HTTP a folder is a page of links. To look for links, fsspec would read a file of weights as text.
+    if _is_http(file_system) and file_system.info(path).get("mimetype") != "text/html":
+        return False
+    return bool(file_system.isdir(path))

@@ -4,7 +4,6 @@ A file is cut into pairs of bytes, one a number. Parquet's BYTE_STREAM_SPLIT put
 by side, and Zstandard finds that exponents repeat. `python -m toprovar_batch.worker.packed_weights FOLDER` packs.
 """
 
-import fcntl
 import hashlib
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from pathlib import Path
 import click
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from .cached_copy import make_once
 
 SUFFIX = ".parquet"
 _COLUMN = "numbers"
@@ -77,25 +78,17 @@ def unpacked(path: Path, cache: Path) -> Path | None:
     for name, file in files.items():
         key.update(f"{name}:{file.stat().st_size}:".encode())
         key.update(file.read_bytes())
-    target = cache / f"package-{key.hexdigest()}" / path.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # The workers of a machine start together: one unpacks, the others wait for it.
-    with (target.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.exists():
-            return target
-        partial = target.parent / "partial"
-        shutil.rmtree(partial, ignore_errors=True)  # left by a worker that was killed
+
+    def write(target: Path) -> None:
         for name, file in files.items():
-            place = partial / target.name / name
+            place = target / name
             place.parent.mkdir(parents=True, exist_ok=True)
             if file.suffix == SUFFIX:
                 unpack(file, place)
             else:
                 shutil.copyfile(file, place)
-        (partial / target.name).rename(target)
-        partial.rmdir()
-    return target
+
+    return make_once(cache / f"package-{key.hexdigest()}" / path.name, write)
 
 
 def _files_of(path: Path) -> Iterator[tuple[str, Path]]:

@@ -8,9 +8,8 @@ import hashlib
 import json
 import os
 import re
-import tempfile
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from .file_aside import FileAside
 from .image_statistics import STATISTIC_COLUMNS
 
 STATS_KEY = b"toprovar"
@@ -104,8 +104,8 @@ def result_rows(samples: pa.Table, results: Sequence[Mapping[str, Any]], schema:
 class PartWriter:
     """Collects the rows of one shard and publishes them as one Parquet file, in one step.
 
-    Rows go to a file aside; leaving the `with` block without `publish` removes it, and a killed process leaves
-    at most a file in the scratch folder that no reader looks at.
+    Rows go to a file aside. Leaving the `with` block without `publish` removes it. A killed process leaves at most
+    a file that no reader looks at, and that a later process removes.
 
     Args:
         target: where the part shall appear: a local path or an fsspec URL.
@@ -122,27 +122,27 @@ class PartWriter:
         self._waiting_bytes = 0
 
     def __enter__(self) -> Self:
-        self._path = _file_aside(Path(self._target).name, self._scratch)
         leaves = _leaf_columns(self._schema)
-        self._writer = pq.ParquetWriter(
-            self._path,
-            self._schema,
-            compression={leaf: "NONE" if leaf == "image.bytes" else "ZSTD" for leaf in leaves},
-            use_dictionary=[leaf for leaf in leaves if leaf in _REPEATING],
-            write_statistics=[leaf for leaf in leaves if leaf != "image.bytes"],
-            write_batch_size=_PAGE_CHECK_ROWS,
-            write_page_checksum=True,
-        )
+        with ExitStack() as stack:
+            self._path = stack.enter_context(FileAside(Path(self._target).name, self._scratch))
+            self._writer = pq.ParquetWriter(
+                self._path,
+                self._schema,
+                compression={leaf: "NONE" if leaf == "image.bytes" else "ZSTD" for leaf in leaves},
+                use_dictionary=[leaf for leaf in leaves if leaf in _REPEATING],
+                write_statistics=[leaf for leaf in leaves if leaf != "image.bytes"],
+                write_batch_size=_PAGE_CHECK_ROWS,
+                write_page_checksum=True,
+            )
+            self._aside = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with self._aside:
             if self._writer.is_open:
                 self._writer.close()
-        finally:
-            self._path.unlink(missing_ok=True)
 
     def write(self, rows: pa.Table) -> None:
         """Add rows of the writer's schema; a full row group goes to disk."""
@@ -176,15 +176,19 @@ class PartWriter:
         self._waiting, self._waiting_bytes = [], 0
 
 
-def publish_file(source: Path, filesystem: fsspec.AbstractFileSystem, target: str) -> None:
+def publish_file(
+    source: Path, filesystem: fsspec.AbstractFileSystem, target: str, *, replace: bool = True
+) -> None:
     """Move a finished local file to its target in one step that readers see whole or not at all.
 
     Args:
         source: the finished file; for a local target on the same file system.
         filesystem: the target's.
         target: path within `filesystem`.
+        replace: also where there is a file; without it only for local targets, on file systems with hard links.
 
     Raises:
+        FileExistsError: there is a file, and it must not be replaced.
         OSError: the target cannot be written.
     """
     if not isinstance(filesystem, LocalFileSystem):
@@ -194,12 +198,18 @@ def publish_file(source: Path, filesystem: fsspec.AbstractFileSystem, target: st
     folder = Path(target).parent
     folder.mkdir(parents=True, exist_ok=True)
     _sync(source)
-    source.replace(target)
+    if replace or not _link(source, target):
+        source.replace(target)
     _sync(folder)
 
 
 def publish_bytes(
-    content: bytes, filesystem: fsspec.AbstractFileSystem, target: str, scratch: str | None
+    content: bytes,
+    filesystem: fsspec.AbstractFileSystem,
+    target: str,
+    scratch: str | None,
+    *,
+    replace: bool = True,
 ) -> None:
     """Write a small file the way parts are written: aside, then published in one step.
 
@@ -208,16 +218,15 @@ def publish_bytes(
         filesystem: the target's.
         target: path within `filesystem`.
         scratch: folder for the unfinished file, as of `PartWriter`.
+        replace: as of `publish_file`.
 
     Raises:
+        FileExistsError: there is a file, and it must not be replaced.
         OSError: the target cannot be written.
     """
-    aside = _file_aside(Path(target).name, scratch)
-    try:
+    with FileAside(Path(target).name, scratch) as aside:
         aside.write_bytes(content)
-        publish_file(aside, filesystem, target)
-    finally:
-        aside.unlink(missing_ok=True)
+        publish_file(aside, filesystem, target, replace=replace)
 
 
 def read_stats(metadata: pq.FileMetaData) -> dict[str, Any]:
@@ -234,13 +243,15 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _file_aside(name: str, scratch: str | None) -> Path:
-    """Create an empty file of a name nobody else has, readable by whoever may read the folder."""
-    folder = Path(scratch or tempfile.gettempdir())
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.{uuid.uuid4().hex}.tmp"
-    path.touch(exist_ok=False)
-    return path
+def _link(source: Path, target: str) -> bool:
+    """Give a file a second name, never over another file; False where the file system cannot."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _leaf_columns(schema: pa.Schema) -> list[str]:

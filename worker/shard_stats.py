@@ -1,6 +1,7 @@
 """What one shard amounted to: counts, times and errors, kept in its part's footer."""
 
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 import pyarrow as pa
@@ -26,6 +27,36 @@ class ErrorKind:
         self.sample_ids = (self.sample_ids + other.sample_ids)[:_NAMED_SAMPLES]
 
 
+@dataclass(frozen=True, slots=True)
+class Computation:
+    """What decides how numbers are rounded: the same sample may give other pixels where one of these differs.
+
+    Attributes:
+        dtype: of the transformer's blocks, such as "bfloat16".
+        device_type: "cuda" or "cpu".
+        device: the kind of GPU or CPU.
+        backend: "triton" or "torch".
+        threads: of a CPU; None on a GPU.
+    """
+
+    dtype: str
+    device_type: str
+    device: str
+    backend: str
+    threads: int | None = None
+
+    @classmethod
+    def of_engine(cls, description: Mapping[str, Any]) -> Self | None:
+        """Read it from an engine's description; None where that does not tell what it computes with."""
+        values: dict[str, Any] = {item.name: description.get(item.name) for item in fields(cls)}
+        told = all(value for name, value in values.items() if name != "threads")
+        return cls(**values) if told else None
+
+    def __str__(self) -> str:
+        threads = f" with {self.threads} threads" if self.threads else ""
+        return f"{self.dtype} on {self.device}{threads} by {self.backend}"
+
+
 @dataclass(slots=True)
 class ShardStats:
     """Sums over the rows of one shard, or of many.
@@ -40,6 +71,7 @@ class ShardStats:
         pruning_start_scales: rows with an image by the first scale, counted from 0, in which something was pruned;
             those where nothing was are under "none".
         error_kinds: failed rows by their error sentence.
+        computed_with: rows with an image by what they were computed with; parts of earlier versions do not tell.
         attempt: which attempt at the shard published it, from 1.
         worker: who published it, host:pid.
         engine: hash of the engine's description in the run's record.
@@ -56,17 +88,20 @@ class ShardStats:
     fraction_rows: int = 0
     pruning_start_scales: dict[str, int] = field(default_factory=dict)
     error_kinds: dict[str, ErrorKind] = field(default_factory=dict)
+    computed_with: dict[Computation, int] = field(default_factory=dict)
     attempt: int = 0
     worker: str = ""
     engine: str = ""
     finished: str = ""
 
-    def add_rows(self, rows: pa.Table) -> None:
-        """Count rows of the dataset's schema."""
+    def add_rows(self, rows: pa.Table, computation: Computation | None = None) -> None:
+        """Count rows of the dataset's schema, computed with `computation` if that is known."""
         good = rows.filter(pc.equal(rows["status"], "ok"))
         self.rows += rows.num_rows
         self.ok += good.num_rows
         self.errors += rows.num_rows - good.num_rows
+        if computation is not None:
+            self.add_computations({computation: good.num_rows})
         for column in TIME_COLUMNS:
             self.times_ms[column] += pc.sum(good[column]).as_py() or 0.0
         self.token_layer_fraction += pc.sum(good["token_layer_fraction"]).as_py() or 0.0
@@ -94,16 +129,30 @@ class ShardStats:
             self._count_start(start, count)
         for sentence, kind in other.error_kinds.items():
             self._count_error(sentence, kind)
+        self.add_computations(other.computed_with)
+
+    def add_computations(self, images: Mapping[Computation, int]) -> None:
+        """Count images by what they were computed with."""
+        for computation, count in images.items():
+            if count:
+                self.computed_with[computation] = self.computed_with.get(computation, 0) + count
 
     def to_json(self) -> dict[str, Any]:
         """Give a JSON-able record that `from_json` reads back."""
-        return asdict(self)
+        computed_with = [
+            {**asdict(computation), "images": count} for computation, count in self.computed_with.items()
+        ]
+        return asdict(replace(self, computed_with={})) | {"computed_with": computed_with}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Self:
-        """Read a record of `to_json`; unknown keys of a newer version are left out."""
-        known = {item.name for item in fields(cls)}
+        """Read a record of `to_json`: unknown keys of a newer version are left out, those an older one lacks are empty."""
+        known = {item.name for item in fields(cls)} - {"computed_with"}
         stats = cls(**{name: value for name, value in record.items() if name in known})
+        for entry in record.get("computed_with", []):
+            computation = Computation.of_engine(entry)
+            if computation is not None:
+                stats.add_computations({computation: entry["images"]})
         stats.error_kinds = {name: ErrorKind(**kind) for name, kind in stats.error_kinds.items()}  # type: ignore[arg-type]
         return stats
 

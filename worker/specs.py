@@ -83,7 +83,11 @@ class EngineSpec(FrozenSpec):
 
 
 class RuntimeSpec(FrozenSpec):
-    """Where and how fast an engine runs; changing it never changes an image."""
+    """Where and how fast an engine runs.
+
+    None of it is part of a dataset's identity. It decides how numbers are rounded, though, and so an image may change
+    with it: `docs/job-file.md` says what is exact.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["auto", "torch", "triton"] = "auto"

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
-from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import OutputFolderError, UserError
+from toprovar_batch.worker.storage import storage_errors
 
 _COLUMNS: Final = ("sample_id", "prompt", "image", "status")
 _MARGIN: Final = 8

@@ -1,28 +1,23 @@
 """`toprovar-batch status`: how far a dataset is. Reads the folder only; needs neither Ray nor the job file."""
 
 import json
-import posixpath
 from typing import Any
 
 import click
-from pydantic import BaseModel, ValidationError
 
-from toprovar_batch.orchestrator.output.folder import JOB_FOLDER, OutputFolder, locate_output
+from toprovar_batch.orchestrator.output.folder import locate_output
 from toprovar_batch.orchestrator.output.parts import read_footers, verify_parts
-from toprovar_batch.orchestrator.run.summary import error_lines, stats_record, time_lines, total
-from toprovar_batch.orchestrator.storage import storage_errors
+from toprovar_batch.orchestrator.run.record import read_records
+from toprovar_batch.orchestrator.run.summary import (
+    computation_lines,
+    error_lines,
+    stats_record,
+    time_lines,
+    total,
+)
 from toprovar_batch.worker.errors import OutputFolderError, RunFailedError
 from toprovar_batch.worker.shard_stats import ShardStats
-
-
-class RunRecord(BaseModel):
-    """What `status` shows of a run's record."""
-
-    started: str
-    workers: int
-    seconds: float
-    images_per_second: float
-    stopped_by: str | None
+from toprovar_batch.worker.storage import storage_errors
 
 
 def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
@@ -51,7 +46,7 @@ def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
         if verify:
             verified = verify_parts(folder, parts.good, num_shards)
             damaged, unreachable = damaged | verified.damaged, unreachable | verified.unreachable
-        runs = _read_runs(folder)
+        runs = read_records(folder)
     except storage_errors() as error:
         raise OutputFolderError(f"{output}: cannot be read: {error}") from error
     return {
@@ -69,29 +64,6 @@ def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
         "verified": verify,
         "runs": runs,
     }
-
-
-def _read_runs(folder: OutputFolder) -> list[dict[str, Any]]:
-    """Read the records of past runs, oldest first, without their engines; other files are passed over.
-
-    A record that is none has only `name`, and `error` that says so.
-    """
-    try:
-        names = sorted(folder.filesystem.ls(folder.inside(JOB_FOLDER, "runs"), detail=False))
-    except FileNotFoundError:
-        return []
-    runs = []
-    for path in names:
-        name = posixpath.basename(path)
-        if name.startswith(".") or not name.endswith(".json"):
-            continue
-        try:
-            record = RunRecord.model_validate_json(folder.filesystem.cat_file(path))
-        except (ValidationError, IsADirectoryError):
-            runs.append({"name": name, "error": "not the record of a run"})
-        else:
-            runs.append({"name": name, **record.model_dump()})
-    return runs
 
 
 @click.command()
@@ -129,13 +101,14 @@ def _print(status: dict[str, Any]) -> None:
     totals = ShardStats.from_json(status["totals"])
     click.echo(f"{status['name']}: {status['shards_done']} of {status['shards']} shards done")
     click.echo(f"{totals.ok:,} images, {totals.errors:,} failed, of {status['samples']:,} samples")
-    for line in (*error_lines(totals), *time_lines(totals)):
+    for line in (*error_lines(totals), *computation_lines(totals), *time_lines(totals)):
         click.echo(line)
     for run in status["runs"]:
         if "error" in run:
             click.echo(f"{run['name']}: {run['error']}")
             continue
         ending = f", stopped by {run['stopped_by']}" if run["stopped_by"] else ""
+        ending += f", ended by {run['failure']['message']}" if run["failure"] else ""
         speed = f"{run['images_per_second']:.2f} images/s with {run['workers']} workers"
         click.echo(f"run of {run['started']}: {run['seconds']:.0f} s, {speed}{ending}")
     if status["verified"]:

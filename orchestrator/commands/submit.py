@@ -1,16 +1,11 @@
 """`toprovar-batch submit`: from a job file to a dataset."""
 
-import json
-import os
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 import click
 import pyarrow as pa
@@ -21,27 +16,25 @@ from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.folder import (
     JOB_FILE,
-    JOB_FOLDER,
     PLAN_COLUMNS,
     OutputFolder,
     open_output,
 )
-from toprovar_batch.orchestrator.output.parts import Findings, read_footers
+from toprovar_batch.orchestrator.output.parts import Findings, missing_parts, read_footers
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
 from toprovar_batch.orchestrator.run.dispatch import Dispatcher, Outcome
+from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
 from toprovar_batch.orchestrator.run.fleet import Fleet
 from toprovar_batch.orchestrator.run.ledger import Assignment, LoadGuard, ShardLedger
 from toprovar_batch.orchestrator.run.progress import ProgressBar
 from toprovar_batch.orchestrator.run.ray_session import cluster_address, ray_session
-from toprovar_batch.orchestrator.run.summary import RunSummary, stats_record, total
-from toprovar_batch.orchestrator.storage import storage_errors
+from toprovar_batch.orchestrator.run.record import RunLog
+from toprovar_batch.orchestrator.run.summary import RunSummary, total
 from toprovar_batch.worker.actor import GenerationEngine, ShardTask, build_engine
 from toprovar_batch.worker.errors import JobSpecError, RunFailedError
 from toprovar_batch.worker.part_file import dataset_schema
 from toprovar_batch.worker.shard_stats import ShardStats
 
-# A file server's clients may see a new file late; after this long, in seconds, it is missing.
-_LISTING_LAG_S = 60.0
 EngineFactory = Callable[[], GenerationEngine]
 
 
@@ -52,6 +45,7 @@ def submit(
     output: str | None = None,
     retry_errors: bool = False,
     engine_factory: EngineFactory | None = None,
+    on_failure: Callable[[RunSummary], None] | None = None,
 ) -> RunSummary:
     """Generate a job's dataset, or what is missing of it.
 
@@ -61,6 +55,7 @@ def submit(
         output: stands in for the job's output.
         retry_errors: also generate the error rows of published shards again; their good rows stay.
         engine_factory: makes the engine in each worker; None makes the job's own.
+        on_failure: gets the summary of a run that an exception ends, before that is raised.
 
     Returns:
         How it ended; samples that failed and shards that were given up are in it, not raised.
@@ -81,19 +76,21 @@ def submit(
     with open_output(job, plan, schema) as folder:
         parts = read_footers(folder, folder.finished(plan.num_shards), plan.num_shards)
         todo = shards_to_do(plan.num_shards, parts, retry_errors=retry_errors)
-        started = datetime.now(UTC)
-        clock = time.monotonic()
+        summarise = partial(_summarise, job, plan, parts, retry_errors)
+        outcome = Outcome()
         if not todo:
-            return _summarise(job, plan, parts, Outcome(), clock, retry_errors=retry_errors)
-        outcome = _dispatch(job, plan, schema, folder, todo, parts.good, engine_factory)
+            return summarise(outcome, 0.0, None)
+        log, error = RunLog(folder, summarise), None
         try:
-            fail_missing_parts(outcome, folder, plan.num_shards)
-            summary = _summarise(job, plan, parts, outcome, clock, retry_errors=retry_errors)
-            record = _run_record(summary, outcome, started)
-            name = f"{started:%Y%m%dT%H%M%SZ}-{os.getpid()}.json"
-            folder.publish(json.dumps(record, indent=2, ensure_ascii=False), JOB_FOLDER, "runs", name)
-        except storage_errors() as error:
-            raise RunFailedError(f"{job.output}: the run's record cannot be written: {error}") from error
+            _dispatch(job, plan, schema, folder, todo, parts.good, engine_factory, outcome)
+            outcome = outcome.without(missing_parts(folder, outcome.committed, plan.num_shards))
+        except BaseException as raised:  # noqa: BLE001 - it is raised again once it is on record
+            error = raised
+        summary = log.close(outcome, error)
+        if summary.error is not None:
+            if on_failure is not None:
+                on_failure(summary)
+            raise summary.error
     return summary
 
 
@@ -107,21 +104,6 @@ def shards_to_do(num_shards: int, parts: Findings[ShardStats], *, retry_errors: 
     return [shard_id for shard_id in range(num_shards) if shard_id not in done]
 
 
-def fail_missing_parts(outcome: Outcome, folder: OutputFolder, num_shards: int) -> None:
-    """Move shards whose part is nowhere to be seen from the committed to the failed ones.
-
-    A worker may have written where only itself can see it: another mount, a local folder of the same name.
-    """
-    patience = time.monotonic() + _LISTING_LAG_S
-    while missing := outcome.committed.keys() - set(folder.finished(num_shards)):
-        if time.monotonic() >= patience:
-            break
-        time.sleep(1)
-    for shard_id in missing:
-        del outcome.committed[shard_id]
-        outcome.failed[shard_id] = "its worker published a part that is not in the output folder"
-
-
 def _dispatch(
     job: JobSpec,
     plan: SamplePlan,
@@ -130,8 +112,9 @@ def _dispatch(
     todo: Sequence[int],
     published: dict[int, ShardStats],
     engine_factory: EngineFactory | None,
-) -> Outcome:
-    """Run shards over Ray workers, with a progress bar."""
+    outcome: Outcome,
+) -> None:
+    """Run shards over Ray workers, with a progress bar; `outcome` is filled as things happen."""
     runtime = job.runtime
     labels = {"model": job.model.preset, "policy": job.policy.name}
 
@@ -167,7 +150,9 @@ def _dispatch(
         done = kept.rows - errors_again
         with closing(ProgressBar(plan.samples.num_rows, done, kept.errors - errors_again)) as bar:
             ledger = ShardLedger(todo, runtime.max_shard_attempts)
-            return Dispatcher(ledger, fleet, LoadGuard(runtime.max_load_failures), make_task, bar).run()
+            guard = LoadGuard(runtime.max_load_failures)
+            watch = EngineWatch(kept.computed_with)
+            Dispatcher(ledger, fleet, guard, make_task, bar, watch, outcome).run()
 
 
 def _on_gpus(job: JobSpec) -> bool:
@@ -194,10 +179,10 @@ def _summarise(
     job: JobSpec,
     plan: SamplePlan,
     parts: Findings[ShardStats],
-    outcome: Outcome,
-    clock: float,
-    *,
     retry_errors: bool,
+    outcome: Outcome,
+    wall_s: float,
+    error: BaseException | None,
 ) -> RunSummary:
     published = parts.good | outcome.committed
     return RunSummary(
@@ -207,34 +192,17 @@ def _summarise(
         dataset=total(published.values()),
         this_run=total(outcome.committed.values()),
         finished_shards=len(published),
-        wall_s=time.monotonic() - clock,
+        wall_s=wall_s,
         num_workers=outcome.num_workers,
         num_lost=sum(incident["kind"] != "load" for incident in outcome.incidents),
+        num_load_failures=sum(incident["kind"] == "load" for incident in outcome.incidents),
         failed=outcome.failed,
         damaged=parts.damaged,
         unreachable=parts.unreachable,
         retry_errors=retry_errors,
         stopped_by=outcome.stopped_by.name if outcome.stopped_by else None,
+        error=error,
     )
-
-
-def _run_record(summary: RunSummary, outcome: Outcome, started: datetime) -> dict[str, Any]:
-    """Put on file what a run did and with what."""
-    return {
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round(summary.wall_s, 3),
-        "images_per_second": round(summary.this_run.generated / summary.wall_s, 4),
-        "stopped_by": summary.stopped_by,
-        "shards": sorted(outcome.committed),
-        "failed_shards": outcome.failed,
-        "workers": summary.num_workers,
-        "bytes": outcome.num_bytes,
-        "totals": stats_record(summary.this_run),
-        "incidents": outcome.incidents,
-        "engines": {
-            name: {"hash": outcome.engine_hashes[name], **engine} for name, engine in outcome.engines.items()
-        },
-    }
 
 
 @click.command()
@@ -250,8 +218,15 @@ def _run_record(summary: RunSummary, outcome: Outcome, started: datetime) -> dic
 @click.option("--retry-errors", is_flag=True, help="Generate the error rows of finished shards again.")
 def submit_command(job: str, output: str | None, overrides: tuple[str, ...], retry_errors: bool) -> None:
     """Generate the dataset of a JOB file; run it again to go on where it stopped."""
-    summary = submit(job, overrides=overrides, output=output, retry_errors=retry_errors)
-    finish(summary, resume_command(job, output, overrides))
+    go_on = resume_command(job, output, overrides)
+    summary = submit(
+        job,
+        overrides=overrides,
+        output=output,
+        retry_errors=retry_errors,
+        on_failure=partial(show, go_on=go_on),
+    )
+    finish(summary, go_on)
 
 
 def resume_command(job: str, output: str | None, overrides: Sequence[str]) -> str:
@@ -263,6 +238,12 @@ def resume_command(job: str, output: str | None, overrides: Sequence[str]) -> st
     return shlex.join(words)
 
 
+def show(summary: RunSummary, go_on: str) -> None:
+    """Print the summary; `go_on` is the command that continues the job."""
+    for line in summary.lines(go_on):
+        click.echo(line)
+
+
 def finish(summary: RunSummary, go_on: str) -> None:
     """Print the summary and leave with the run's exit code.
 
@@ -271,8 +252,7 @@ def finish(summary: RunSummary, go_on: str) -> None:
     Raises:
         RunFailedError: shards were given up, parts are unreadable, or cannot be read now.
     """
-    for line in summary.lines(go_on):
-        click.echo(line)
+    show(summary, go_on)
     if summary.stopped_by:
         sys.exit(128 + signal.Signals[summary.stopped_by])
     if not summary.is_complete:

@@ -16,10 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
-from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.reference.scenes import Wanted
 from toprovar_batch.worker.reference.scoring.verdict import check_wanted
+from toprovar_batch.worker.storage import storage_errors
 
 NEEDED_COLUMNS: Final = ("sample_id", "prompt", "image", "status", "task", "wanted", "relation")
 _SEED: Final = "seed"

@@ -77,7 +77,10 @@ class JobImageSpec(ImageFormatSpec):
 
 
 class RuntimeJobSpec(RuntimeSpec):
-    """Where a job runs and when it gives up; changing it never changes an image."""
+    """Where a job runs and when it gives up.
+
+    None of it is part of the dataset's identity; `docs/job-file.md` says which keys may change how numbers are rounded.
+    """
 
     num_workers: int | None = Field(None, ge=1, description="null: one a GPU, on CPUs a few")
     cpus_per_worker: int = Field(1, ge=1)

@@ -9,8 +9,8 @@ from typing import Any
 import fsspec
 import yaml
 
-from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import JobSpecError
+from toprovar_batch.worker.storage import storage_errors
 
 from .errors import describe_value
 

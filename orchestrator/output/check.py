@@ -6,8 +6,8 @@ from pathlib import Path
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.identity import job_identity
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
-from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import OutputFolderError
+from toprovar_batch.worker.storage import storage_errors
 
 from .folder import (
     OutputFolder,

@@ -4,7 +4,7 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,9 +21,9 @@ from pydantic import BaseModel, ValidationError
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.identity import differing_fields, job_identity
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
-from toprovar_batch.orchestrator.storage import storage_errors
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import publish_bytes
+from toprovar_batch.worker.storage import storage_errors
 
 from .card import dataset_card
 from .run_lock import RunLock
@@ -98,13 +98,15 @@ class OutputFolder:
         publish_bytes(content, self.filesystem, self.inside(*names), self.scratch)
 
     def claim(self, job_record: str) -> None:
-        """Write the job's record, where a store allows it not over one that came a moment ago.
+        """Write the job's record, where the storage allows it not over one that came a moment ago.
 
-        `read_job` tells afterwards whose the folder is. Of two drivers that write at once to a store without
+        `read_job` tells afterwards whose the folder is. Of two drivers that write at once to a storage without
         exclusive writes the later wins, and the earlier may have read its own record already.
         """
-        if self.is_local:  # and locked
-            self.publish(job_record, *JOB_FILE)
+        if self.is_local:
+            with suppress(FileExistsError):
+                path = self.inside(*JOB_FILE)
+                publish_bytes(job_record.encode(), self.filesystem, path, self.scratch, replace=False)
             return
         try:
             self.filesystem.pipe_file(self.inside(*JOB_FILE), job_record.encode(), mode="create")
@@ -159,7 +161,7 @@ def locate_output(url: str) -> OutputFolder:
 def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[OutputFolder]:
     """Begin a job's output folder, or continue it.
 
-    While the block runs, no other driver on this file system gets the same folder.
+    While the block runs, no other driver gets the same folder, if its file system has locks.
 
     Args:
         job: names the folder.
@@ -173,12 +175,13 @@ def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[O
         OutputFolderError: it cannot be written, holds something else or another job, or another driver.
     """
     folder = locate_output(job.output)
+    lock = None
     with ExitStack() as held:
         try:
             refuse_strangers(folder)
             if folder.is_local:
                 Path(folder.inside(JOB_FOLDER)).mkdir(parents=True, exist_ok=True)
-                held.enter_context(RunLock(Path(folder.inside(JOB_FOLDER, "driver.lock"))))
+                lock = held.enter_context(RunLock(Path(folder.inside(JOB_FOLDER, "driver.lock"))))
             identity = job_identity(job, plan)
             record = folder.read_job()
             refuse_other_job(folder, record or _claim(folder, job, plan, identity), identity)
@@ -186,8 +189,9 @@ def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[O
                 _freeze_samples(folder, plan)
             if not folder.filesystem.exists(folder.inside("README.md")):
                 folder.publish(dataset_card(job, schema, plan.samples.num_rows), "README.md")
-            held.callback(_sweep, folder)
-            _sweep(folder)
+            if folder.scratch is not None and lock is not None and lock.held:
+                held.callback(_sweep, folder.scratch)
+                _sweep(folder.scratch)
         except storage_errors() as error:
             raise OutputFolderError(f"{job.output}: cannot be written: {error}") from error
         yield folder
@@ -236,11 +240,10 @@ def refuse_other_job(folder: OutputFolder, record: dict[str, Any], identity: dic
     )
 
 
-def _sweep(folder: OutputFolder) -> None:
-    """Remove the unfinished files of workers that were killed; nobody else is writing under the lock."""
-    if folder.scratch is not None:
-        for leftover in Path(folder.scratch).glob("*.tmp"):
-            leftover.unlink(missing_ok=True)
+def _sweep(scratch: str) -> None:
+    """Remove the unfinished files of workers that were killed; only under the lock is nobody else writing."""
+    for leftover in Path(scratch).glob("*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def _claim(folder: OutputFolder, job: JobSpec, plan: SamplePlan, identity: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What the published parts say: counts from their footers, and a full check of their content."""
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,13 +11,16 @@ from typing import Any, Generic, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from toprovar_batch.worker.errors import OutputFolderError
+from toprovar_batch.worker.errors import OutputFolderError, RunFailedError
 from toprovar_batch.worker.part_file import read_stats
 from toprovar_batch.worker.shard_stats import ShardStats
+from toprovar_batch.worker.storage import storage_errors
 
 from .folder import SAMPLES_FILE, OutputFolder
 
 _READERS = 16  # footers read at once: object stores answer slowly, but many at a time
+# A file server's clients may see a new file late; after this long, in seconds, it is missing.
+_LISTING_LAG_S = 60.0
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
 T = TypeVar("T")
 
@@ -60,6 +64,33 @@ def read_footers(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int
             return stats
 
     return _read_all(read, shard_ids)
+
+
+def missing_parts(folder: OutputFolder, shard_ids: Collection[int], num_shards: int) -> dict[int, str]:
+    """Find shards that were published and whose part is nowhere to be seen.
+
+    A worker may have written where only itself can see it: another mount, a local folder of the same name.
+
+    Args:
+        folder: the output.
+        shard_ids: whose parts must be there.
+        num_shards: of the job.
+
+    Returns:
+        Shard id -> a sentence.
+
+    Raises:
+        RunFailedError: the output cannot be listed.
+    """
+    patience = time.monotonic() + _LISTING_LAG_S
+    try:
+        while missing := set(shard_ids) - set(folder.finished(num_shards)):
+            if time.monotonic() >= patience:
+                break
+            time.sleep(1)
+    except storage_errors() as error:
+        raise RunFailedError(f"{folder.url}: the finished parts cannot be listed: {error}") from error
+    return dict.fromkeys(sorted(missing), "its worker published a part that is not in the output folder")
 
 
 def verify_parts(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int) -> Findings[None]:

@@ -1,6 +1,5 @@
 """One driver at a time on a local output folder."""
 
-import fcntl
 import json
 import os
 import socket
@@ -10,32 +9,37 @@ from types import TracebackType
 from typing import Self
 
 from toprovar_batch.worker.errors import OutputFolderError
+from toprovar_batch.worker.file_aside import lock_file
 
 
 class RunLock:
     """A lock on a file that ends with the process that holds it, however that ends.
 
-    Two drivers in one folder would harm nothing, since parts have fixed names and appear whole; they would
-    only do the same work twice. So a file system without locks is used without one.
+    Two drivers in one folder harm nothing: parts have fixed names and appear whole. They only do the same work
+    twice. So a file system without locks is used without one, and then neither driver is alone.
 
     Args:
         path: of the lock file; it stays behind, and says who held it last.
+
+    Attributes:
+        held: whether no other driver is in the folder; False where the file system has no locks.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.held = False
 
     def __enter__(self) -> Self:
         self._file = self._path.open("a+", encoding="utf-8")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.held = lock_file(self._file.fileno())
         except BlockingIOError:
             holder = self._holder()
             self._file.close()
             raise OutputFolderError(
                 f"{self._path.parents[1]}: another run is writing here ({holder}); wait for it or stop it"
             ) from None
-        except OSError:  # the file system knows no locks
+        if not self.held:
             return self
         self._file.truncate(0)
         now = datetime.now(UTC).isoformat(timespec="seconds")

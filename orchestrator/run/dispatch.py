@@ -4,14 +4,15 @@
 """
 
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from toprovar_batch.worker.actor import Committed, Progress, ShardTask
 from toprovar_batch.worker.errors import RunFailedError, UserError
 from toprovar_batch.worker.shard_stats import ShardStats
 
+from .engine_watch import EngineWatch
 from .fleet import Fleet, FleetEvent, Loaded, LoadFailed, Lost, Reported
 from .ledger import Assignment, LoadGuard, ShardLedger, Trouble
 from .stop_signals import StopSignals
@@ -34,7 +35,7 @@ class Observer(Protocol):
 
 @dataclass
 class Outcome:
-    """What a run came to.
+    """What a run came to, so far or in the end.
 
     Attributes:
         committed: stats of every shard published in this run, by shard id.
@@ -56,6 +57,15 @@ class Outcome:
     num_bytes: int = 0
     num_workers: int = 0
 
+    def without(self, missing: Mapping[int, str]) -> "Outcome":
+        """The same, but for shards that turned out to be not there.
+
+        Args:
+            missing: shard id -> why it counts as given up.
+        """
+        committed = {shard_id: stats for shard_id, stats in self.committed.items() if shard_id not in missing}
+        return replace(self, committed=committed, failed={**self.failed, **missing})
+
 
 class Dispatcher:
     """One run over the shards of a ledger.
@@ -66,6 +76,8 @@ class Dispatcher:
         guard: counts failures to load.
         make_task: turns an assignment into what a worker needs.
         observer: shows what happens.
+        watch: tells what the user should know of the engines.
+        outcome: filled as things happen, so that it is there however the run ends; None makes one.
     """
 
     def __init__(
@@ -75,11 +87,13 @@ class Dispatcher:
         guard: LoadGuard,
         make_task: Callable[[Assignment], ShardTask],
         observer: Observer,
+        watch: EngineWatch,
+        outcome: Outcome | None = None,
     ) -> None:
         self._ledger, self._fleet, self._guard = ledger, fleet, guard
-        self._make_task, self._observer = make_task, observer
+        self._make_task, self._observer, self._watch = make_task, observer, watch
         self._told: set[str] = set()
-        self.outcome = Outcome(failed=ledger.failed)
+        self.outcome = outcome or Outcome()
 
     def run(self) -> Outcome:
         """Work until every shard is published or given up, or the user stops the run.
@@ -147,6 +161,8 @@ class Dispatcher:
                 self.outcome.num_workers = max(self.outcome.num_workers, loaded)
                 self.outcome.engines[worker.name] = description["engine"]
                 self.outcome.engine_hashes[worker.name] = description["engine_hash"]
+                for sentence in self._watch.notice(worker.name, description["engine"]):
+                    self._observer.say(sentence)
             case LoadFailed(_, reason, mistake):
                 self._guard.failed()
                 self._record("load", None, reason)
@@ -165,6 +181,7 @@ class Dispatcher:
                 kind: Trouble = "exception" if raised else "death"
                 self._record(kind, shard_id, reason, worker=worker.name, in_flight=in_flight)
                 self._ledger.fail(shard_id, in_flight, kind, reason)
+                self.outcome.failed = dict(self._ledger.failed)
                 self._observer.restarted(shard_id, reason)
 
     def _record(self, kind: str, shard_id: int | None, reason: str, **more: Any) -> None:

@@ -29,11 +29,13 @@ class RunSummary:
         wall_s: seconds this run generated, its loading included.
         num_workers: most workers that were loaded at one time in this run.
         num_lost: attempts of this run whose worker died, hung or raised.
+        num_load_failures: workers of this run that could not load.
         failed: shard id -> why it was given up.
         damaged: shard id -> why its part cannot be read.
         unreachable: shard id -> why its part could not be read now.
         retry_errors: whether this run generated error rows again.
         stopped_by: name of the signal that ended the run early, or None.
+        error: what ended the run early, or None.
     """
 
     output: str
@@ -45,16 +47,18 @@ class RunSummary:
     wall_s: float
     num_workers: int
     num_lost: int
+    num_load_failures: int = 0
     failed: dict[int, str] = field(default_factory=dict)
     damaged: dict[int, str] = field(default_factory=dict)
     unreachable: dict[int, str] = field(default_factory=dict)
     retry_errors: bool = False
     stopped_by: str | None = None
+    error: BaseException | None = None
 
     @property
     def is_complete(self) -> bool:
         """Every shard has a readable part, and none was given up that was to be done again."""
-        troubles = self.failed or self.damaged or self.unreachable
+        troubles = self.failed or self.damaged or self.unreachable or self.error
         return self.finished_shards == self.num_shards and not troubles
 
     def lines(self, go_on: str) -> Iterator[str]:
@@ -62,6 +66,7 @@ class RunSummary:
         data = self.dataset
         yield f"{data.ok:,} images, {data.errors:,} failed, of {self.num_samples:,} samples; {self.finished_shards} of {self.num_shards} shards"
         yield from error_lines(data)
+        yield from computation_lines(data)
         yield from self._speed_lines()
         troubles = (
             ("given up", self.failed),
@@ -85,17 +90,37 @@ class RunSummary:
 
     def _speed_lines(self) -> Iterator[str]:
         run = self.this_run
-        if not run.generated:
-            return
-        per_worker = (
-            f"{run.generated / run.wall_s:.2f} a worker" if run.wall_s else "too fast to tell a worker"
-        )
-        deaths = f", {self.num_lost} lost attempts" if self.num_lost else ""
-        yield (
-            f"this run: {run.generated:,} samples in {self.wall_s:.0f} s with {self.num_workers} workers: "
-            f"{run.generated / self.wall_s:.2f} images/s, {per_worker}{deaths}"
-        )
-        yield from time_lines(run)
+        troubles = [
+            f", {count} {name}"
+            for name, count in (
+                ("lost attempts", self.num_lost),
+                ("workers that could not load", self.num_load_failures),
+            )
+            if count
+        ]
+        if run.generated:
+            yield (
+                f"this run: {run.generated:,} samples in {self.wall_s:.0f} s with {self.num_workers} workers: "
+                f"{self._speed()}{''.join(troubles)}"
+            )
+            yield from time_lines(run)
+        elif troubles:
+            yield f"this run: no samples in {self.wall_s:.0f} s{''.join(troubles)}"
+
+    def _speed(self) -> str:
+        if not self.wall_s or not self.this_run.wall_s:
+            return "too fast to tell"
+        run = self.this_run
+        return f"{run.generated / self.wall_s:.2f} images/s, {run.generated / run.wall_s:.2f} a worker"
+
+
+def computation_lines(stats: ShardStats) -> Iterator[str]:
+    """Say what the images were computed with; several where the dataset mixes them."""
+    counts = stats.computed_with.items()
+    if len(counts) == 1:
+        yield f"computed in {next(iter(stats.computed_with))}"
+    elif counts:
+        yield "computed in " + ", ".join(f"{computation} ({count:,} images)" for computation, count in counts)
 
 
 def time_lines(stats: ShardStats) -> Iterator[str]:

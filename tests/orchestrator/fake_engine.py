@@ -37,7 +37,14 @@ class FakeEngine:
     """
 
     def __init__(
-        self, folder, seconds_an_image=0.0, batch_size=4, broken=None, refusing=True, in_the_way=None
+        self,
+        folder,
+        seconds_an_image=0.0,
+        batch_size=4,
+        broken=None,
+        refusing=True,
+        in_the_way=None,
+        description=None,
     ):
         self.folder = Path(folder)
         self.seconds_an_image = seconds_an_image
@@ -45,6 +52,7 @@ class FakeEngine:
         self.broken = broken  # how `setup` fails
         self.refusing = refusing  # whether "refuse" is obeyed
         self.in_the_way = in_the_way  # a folder made where a part shall go
+        self.description = description or {}  # more of what `describe` gives
 
     def setup(self):
         if self.broken == "checkpoint":
@@ -85,7 +93,7 @@ class FakeEngine:
         ]
 
     def describe(self):
-        return {"device": "fake", "batch_size": self.batch_size}
+        return {"device": "fake", "batch_size": self.batch_size, **self.description}
 
     def usage(self):
         return {"load_seconds": 0.0}

@@ -1,6 +1,10 @@
 """Weights from local paths, URLs and the hub."""
 
+import errno
+import fcntl
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -108,3 +112,156 @@ def test_workers_that_start_together_fetch_once(memory, monkeypatch):
 def test_a_query_does_not_become_part_of_the_name(memory):
     memory.pipe("/weights/q.safetensors?download=true", b"q")
     assert fetch("memory://weights/q.safetensors?download=true").name == "q.safetensors"
+
+
+class WeightServer(ThreadingHTTPServer):
+    """Serves one file on the loopback; `headers` go with every answer."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), WeightHandler)
+        self.content, self.headers, self.status = b"first", {}, 200
+        self.stated_length = len  # of the content; None: no length is stated
+        self.knows_head = True
+        self.copies = 0
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/model/w.safetensors?download=true"
+
+
+class WeightHandler(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        if self.server.knows_head:
+            self.begin()
+        else:
+            self.send_error(405)
+
+    def do_GET(self):
+        self.server.copies += 1
+        self.begin()
+        self.wfile.write(self.server.content)
+
+    def begin(self):
+        self.send_response(self.server.status)
+        headers = {"Content-Type": "application/octet-stream"} | self.server.headers
+        if self.server.stated_length is not None:
+            headers["Content-Length"] = self.server.stated_length(self.server.content)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = WeightServer()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"ETag": '"a"'}, {"ETag": '"b"'}),
+        (
+            {"Last-Modified": "Sat, 01 Aug 2026 10:00:00 GMT"},
+            {"Last-Modified": "Sat, 01 Aug 2026 10:00:01 GMT"},
+        ),
+        ({"Content-MD5": "a"}, {"Content-MD5": "b"}),
+    ],
+)
+def test_a_file_that_changed_on_its_server_is_copied_anew(server, before, after):
+    server.headers = before
+    first = fetch(server.url)
+    assert (first.name, first.read_bytes()) == ("w.safetensors", b"first")
+    assert fetch(server.url) == first
+    assert server.copies == 1
+    server.content, server.headers = b"other", after  # of the same length
+    assert fetch(server.url).read_bytes() == b"other"
+    assert first.read_bytes() == b"first"  # another worker may be reading it
+
+
+def test_an_unchanged_etag_is_an_unchanged_file(server):
+    server.headers = {"ETag": '"a"', "Last-Modified": "Sat, 01 Aug 2026 10:00:00 GMT"}
+    first = fetch(server.url)
+    server.headers["Last-Modified"] = "Sat, 01 Aug 2026 10:00:01 GMT"  # of another mirror
+    assert fetch(server.url) == first
+
+
+def test_a_length_alone_tells_of_a_change(server):
+    assert fetch(server.url).read_bytes() == b"first"
+    server.content = b"longer"
+    assert fetch(server.url).read_bytes() == b"longer"
+
+
+def test_a_server_that_tells_nothing_is_copied_once(server):
+    server.stated_length = None
+    first = fetch(server.url)
+    server.content = b"other"
+    assert fetch(server.url) == first
+    assert first.read_bytes() == b"first"
+
+
+def test_a_server_without_head_is_asked_by_get(server):
+    server.knows_head, server.headers = False, {"ETag": '"a"'}
+    assert fetch(server.url).read_bytes() == b"first"
+    server.content, server.headers = b"other", {"ETag": '"b"'}
+    assert fetch(server.url).read_bytes() == b"other"
+
+
+def test_a_copy_that_is_cut_off_is_not_kept(server, tmp_path):
+    server.stated_length = lambda content: len(content) + 4
+    with pytest.raises(CheckpointError, match=r"w\.safetensors\?download=true: cannot be fetched \("):
+        fetch(server.url)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != "lock"]
+    server.stated_length = len
+    assert fetch(server.url).read_bytes() == b"first"
+
+
+def test_a_copy_that_is_shorter_than_its_source_is_not_kept(memory, monkeypatch, tmp_path):
+    copy = type(memory).get_file
+
+    def short(self, source, place, **options):
+        copy(self, source, place, **options)
+        Path(place).write_bytes(Path(place).read_bytes()[:-1])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "get_file", short)
+        with pytest.raises(CheckpointError, match=r"shards: cannot be fetched \(\d of \d bytes arrived"):
+            fetch("memory://weights/shards")
+    assert not list((tmp_path / "cache").rglob("*.bin"))
+    assert fetch("memory://weights/shards").is_dir()
+
+
+def test_what_a_server_refuses_is_told_with_its_reason(server):
+    server.status = 403
+    with pytest.raises(CheckpointError, match=r"cannot be fetched \(403, message='Forbidden'"):
+        fetch(server.url)
+
+
+@pytest.mark.parametrize("source", ["shards", "a.bin"])
+def test_without_locks_workers_that_start_together_all_get_a_copy(memory, monkeypatch, tmp_path, source):
+    def refuse(_file, _operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    copy = type(memory).get_file
+    both = threading.Barrier(2)
+
+    def together(self, path, place, **options):
+        copy(self, path, place, **options)
+        both.wait()
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(type(memory), "get_file", together)
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(fetch, [f"memory://weights/{source}"] * 2))
+    assert len(set(paths)) == 1
+    assert not list((tmp_path / "cache").rglob("partial*"))

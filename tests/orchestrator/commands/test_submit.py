@@ -1,4 +1,6 @@
+import functools
 import json
+import tempfile
 from collections import Counter
 
 import datasets
@@ -9,12 +11,12 @@ from click.testing import CliRunner
 from fsspec.implementations.local import LocalFileSystem
 
 from toprovar_batch.orchestrator.cli import main
-from toprovar_batch.orchestrator.commands.submit import finish, submit
+from toprovar_batch.orchestrator.commands.submit import finish, show, submit
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.folder import OutputFolder, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import CheckpointError, JobSpecError, RunFailedError
-from toprovar_batch.worker.part_file import dataset_schema
+from toprovar_batch.worker.part_file import PartWriter, dataset_schema, read_stats
 from toprovar_batch.worker.pruning.pruning_map import read_pruning_map
 
 
@@ -174,7 +176,7 @@ def test_a_retry_of_errors_that_gives_a_shard_up_fails_the_run(
 def test_a_part_that_is_not_where_its_worker_put_it_fails_the_run(
     write_job, tmp_path, make_engine_factory, monkeypatch
 ):
-    monkeypatch.setattr("toprovar_batch.orchestrator.commands.submit._LISTING_LAG_S", 0)
+    monkeypatch.setattr("toprovar_batch.orchestrator.output.parts._LISTING_LAG_S", 0)
     whole = OutputFolder.finished
     monkeypatch.setattr(OutputFolder, "finished", lambda *given: [i for i in whole(*given) if i != 1])
     summary = submit(write_job(), engine_factory=make_engine_factory())
@@ -230,6 +232,138 @@ def test_a_worker_that_dies_loading_ends_the_run(write_job, make_engine_factory)
     job = write_job(max_load_failures=2, num_workers=1)
     with pytest.raises(RunFailedError, match="2 workers in a row could not load: its process died"):
         submit(job, engine_factory=make_engine_factory(broken="exit"))
+
+
+def the_record(tmp_path):
+    (path,) = (tmp_path / "out/_job/runs").iterdir()
+    return json.loads(path.read_text())
+
+
+def test_a_users_mistake_found_by_a_worker_is_on_record(write_job, tmp_path, make_engine_factory):
+    with pytest.raises(CheckpointError):
+        submit(write_job(num_workers=1), engine_factory=make_engine_factory(broken="checkpoint"))
+    record = the_record(tmp_path)
+    assert record["ended"] == "failed"
+    assert record["failure"] == {"type": "CheckpointError", "message": "weights.pth: truncated"}
+    assert [(incident["kind"], incident["reason"]) for incident in record["incidents"]] == [
+        ("load", "CheckpointError: weights.pth: truncated")
+    ]
+
+
+def test_a_run_that_ends_early_is_on_record_and_summed_up(write_job, tmp_path, make_engine_factory, capsys):
+    factory = make_engine_factory(broken="exit")
+    job = write_job(max_load_failures=2, num_workers=1)
+    with pytest.raises(RunFailedError, match="2 workers in a row could not load"):
+        submit(job, engine_factory=factory, on_failure=functools.partial(show, go_on="again"))
+    record = the_record(tmp_path)
+    assert (record["ended"], record["failure"]["type"]) == ("failed", "RunFailedError")
+    assert [incident["kind"] for incident in record["incidents"]] == ["load", "load"]
+    said = capsys.readouterr().out
+    assert "0 images, 0 failed, of 8 samples; 0 of 2 shards" in said
+    assert "2 workers that could not load" in said
+    assert "go on with: again" in said
+    status = CliRunner().invoke(main, ["status", str(tmp_path / "out")])
+    assert "ended by 2 workers in a row could not load: its process died" in status.stdout
+
+
+def test_a_mistake_before_the_first_worker_is_on_record(write_job, tmp_path, run_cli):
+    result = run_cli("submit", write_job(device="cuda"))
+    assert (result.exit_code, result.stderr.count("Error: ")) == (2, 1)
+    assert "0 of 2 shards" in result.stdout
+    assert the_record(tmp_path)["failure"]["type"] == "JobSpecError"
+
+
+def test_an_output_that_cannot_be_listed_at_the_end_leaves_a_record(
+    write_job, tmp_path, make_engine_factory, monkeypatch
+):
+    whole = OutputFolder.finished
+    looks = []
+
+    def finished(*given):
+        looks.append(given)
+        if len(looks) > 1:
+            raise OSError("no answer")
+        return whole(*given)
+
+    monkeypatch.setattr(OutputFolder, "finished", finished)
+    with pytest.raises(RunFailedError, match="the finished parts cannot be listed: no answer"):
+        submit(write_job(["a", "hiccup-once x"]), engine_factory=make_engine_factory())
+    record = the_record(tmp_path)
+    assert (record["ended"], record["shards"]) == ("failed", [0])
+    assert [incident["kind"] for incident in record["incidents"]] == ["exception"]
+
+
+def test_a_record_that_cannot_be_written_does_not_hide_what_ended_the_run(
+    write_job, tmp_path, make_engine_factory, monkeypatch, capsys
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "system"))
+    (tmp_path / "system").mkdir()
+    (tmp_path / "out/_job").mkdir(parents=True)
+    (tmp_path / "out/_job/runs").touch()  # a file where the records' folder should be
+    with pytest.raises(CheckpointError, match=r"^weights.pth: truncated$"):
+        submit(write_job(), engine_factory=make_engine_factory(broken="checkpoint"))
+    (kept,) = (tmp_path / "system").iterdir()
+    assert f"Warning: {tmp_path}/out: the run's record cannot be written: " in capsys.readouterr().err
+    assert json.loads(kept.read_text())["failure"]["type"] == "CheckpointError"
+
+
+@pytest.mark.parametrize(("prompts", "ended"), [(["a"], "complete"), (["hiccup-once x"], "incomplete")])
+def test_a_run_that_comes_to_its_end_says_how(write_job, tmp_path, make_engine_factory, prompts, ended):
+    submit(write_job(prompts, max_shard_attempts=1), engine_factory=make_engine_factory())
+    record = the_record(tmp_path)
+    assert (record["ended"], record["failure"]) == (ended, None)
+
+
+COMPUTED = {"dtype": "float32", "device_type": "cpu", "device": "x86_64", "backend": "torch", "threads": None}
+
+
+def footers(folder):
+    return [read_stats(pq.read_metadata(path)) for path in sorted((folder / "data").iterdir())]
+
+
+def test_every_part_says_what_it_was_computed_with(write_job, tmp_path, make_engine_factory, capsys):
+    job = write_job(["a", "refuse", "b", "c", "d"])
+    submit(job, engine_factory=make_engine_factory(description=COMPUTED))
+    assert [footer["computed_with"] for footer in footers(tmp_path / "out")] == [
+        [COMPUTED | {"images": 3}],
+        [COMPUTED | {"images": 1}],
+    ]
+    other = COMPUTED | {"dtype": "bfloat16"}
+    factory = make_engine_factory(refusing=False, description=other)
+    summary = submit(job, engine_factory=factory, retry_errors=True)
+    assert footers(tmp_path / "out")[0]["computed_with"] == [COMPUTED | {"images": 3}, other | {"images": 1}]
+    assert "dtype bfloat16 instead of float32;" in capsys.readouterr().err
+    mixed = "computed in float32 on x86_64 by torch (4 images), bfloat16 on x86_64 by torch (1 images)"
+    assert mixed in list(summary.lines("again"))
+    assert mixed in CliRunner().invoke(main, ["status", str(tmp_path / "out")]).stdout
+
+
+def test_a_continuation_on_other_hardware_is_warned_of_once(write_job, tmp_path, make_engine_factory, capsys):
+    job = write_job([f"prompt {index}" for index in range(16)])
+    submit(job, engine_factory=make_engine_factory(description=COMPUTED))
+    for shard in (0, 1):
+        (tmp_path / f"out/data/part-0000{shard}-of-00004.parquet").unlink()
+    capsys.readouterr()
+    submit(job, engine_factory=make_engine_factory(description=COMPUTED | {"device": "aarch64"}))
+    said = capsys.readouterr().err
+    assert said.count("differs from other parts of this dataset: device aarch64 instead of x86_64;") == 1
+
+
+def test_parts_of_earlier_versions_continue(write_job, tmp_path, make_engine_factory, capsys):
+    job = write_job()
+    submit(job, engine_factory=make_engine_factory(description=COMPUTED))
+    for path in (tmp_path / "out/data").iterdir():
+        table, stats = pq.read_table(path), read_stats(pq.read_metadata(path))
+        del stats["computed_with"]
+        with PartWriter(str(path), table.schema, str(tmp_path)) as part:
+            part.write(table)
+            part.publish(stats)
+    (tmp_path / "out/data/part-00000-of-00002.parquet").unlink()
+    capsys.readouterr()
+    summary = submit(job, engine_factory=make_engine_factory(description=COMPUTED))
+    assert (summary.is_complete, summary.dataset.ok) == (True, 8)
+    assert list(summary.dataset.computed_with.values()) == [4]
+    assert "Warning" not in capsys.readouterr().err
 
 
 def test_a_gpu_job_without_gpus_says_so(write_job, make_engine_factory):

@@ -1,4 +1,7 @@
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from toprovar_batch.orchestrator.job.load import load_job
-from toprovar_batch.orchestrator.output.folder import PLAN_COLUMNS, locate_output, open_output
+from toprovar_batch.orchestrator.output.folder import PLAN_COLUMNS, OutputFolder, locate_output, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import OutputFolderError
-from toprovar_batch.worker.part_file import dataset_schema
+from toprovar_batch.worker.part_file import PartWriter, dataset_schema
 
 
 def opened(path, *overrides):
@@ -183,3 +186,57 @@ def test_the_lock_of_a_killed_driver_is_free(write_job, tmp_path):
     assert json.loads(lock.read_text())["pid"] > 0
     with opened(path):
         assert json.loads(Path(lock).read_text())["pid"]
+
+
+@pytest.fixture
+def without_locks(monkeypatch):
+    def refuse(_file, _operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_locks_a_second_driver_leaves_the_firsts_unfinished_files_alone(write_job, tmp_path):
+    path = write_job()
+    rows = dataset_schema(()).empty_table()
+    with opened(path) as folder:
+        target = folder.part_url(0, 2)
+        with PartWriter(target, rows.schema, folder.scratch) as part:
+            with opened(path):
+                pass
+            part.publish({})
+        assert folder.finished(2) == [0]
+    assert not list((tmp_path / "out/_job/tmp").iterdir())
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_locks_a_job_that_begins_a_moment_later_is_refused(write_job, tmp_path, monkeypatch):
+    path = write_job()
+    with opened(path):
+        pass
+    (tmp_path / "out/README.md").unlink()  # which the first writes later
+    read = OutputFolder.read_job
+    looks = []
+
+    def read_late(folder):
+        looks.append(folder)
+        return None if len(looks) == 1 else read(folder)
+
+    before = (tmp_path / "out/_job/job.json").read_bytes()
+    monkeypatch.setattr(OutputFolder, "read_job", read_late)
+    with (
+        pytest.raises(OutputFolderError, match=r"sampling\.seed \(0 there, 7 here\)"),
+        opened(path, "sampling.seed=7"),
+    ):
+        pass
+    assert (tmp_path / "out/_job/job.json").read_bytes() == before
+
+
+def test_without_hard_links_a_job_begins_all_the_same(write_job, tmp_path, monkeypatch):
+    def refuse(_source, _target):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with opened(write_job()):
+        assert json.loads((tmp_path / "out/_job/job.json").read_text())["num_shards"] == 2

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from toprovar_batch.orchestrator.run.dispatch import Dispatcher
+from toprovar_batch.orchestrator.run.dispatch import Dispatcher, Outcome
+from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
 from toprovar_batch.orchestrator.run.fleet import Loaded, LoadFailed, Lost, Reported, Worker
 from toprovar_batch.orchestrator.run.ledger import LoadGuard, ShardLedger
 from toprovar_batch.worker.actor import Committed, Progress
@@ -23,6 +24,7 @@ class ScriptedFleet:
         self.started = []
         self.most_workers = 0
         self.missing = None
+        self.engine = {}
         self._room = room
         self._script = script or {}
         self._waits = 0
@@ -54,7 +56,7 @@ class ScriptedFleet:
         for worker in list(self.workers):
             if worker.phase == "loading":
                 worker.phase, worker.name = "idle", f"worker-{self.workers.index(worker)}"
-                yield Loaded(worker, {"worker": worker.name, "engine": {}, "engine_hash": "h"})
+                yield Loaded(worker, {"worker": worker.name, "engine": self.engine, "engine_hash": "h"})
             elif worker.phase == "busy":
                 worker.phase = "idle"
                 yield Reported(worker, worker.shard_id, Progress(1, 0))
@@ -81,7 +83,9 @@ def make_dispatcher(fleet, num_shards=3, max_load_failures=2):
     ledger = ShardLedger(range(num_shards), max_attempts=2)
     observer = Sayings()
     make_task = lambda assignment: SimpleNamespace(shard_id=assignment.shard_id)  # noqa: E731
-    return Dispatcher(ledger, fleet, LoadGuard(max_load_failures), make_task, observer), observer
+    return Dispatcher(
+        ledger, fleet, LoadGuard(max_load_failures), make_task, observer, EngineWatch()
+    ), observer
 
 
 def fail_to_load(mistake=None):
@@ -212,3 +216,34 @@ def test_workers_that_never_load_end_the_run():
     fleet = ScriptedFleet(script={1: fail_to_load(), 2: fail_to_load()})
     with pytest.raises(RunFailedError, match="2 workers in a row could not load: no memory"):
         make_dispatcher(fleet)[0].run()
+
+
+def test_what_happened_is_known_after_a_run_that_raised():
+    fleet = ScriptedFleet(script={2: lose, 3: fail_to_load(), 4: fail_to_load()})
+    dispatcher, _ = make_dispatcher(fleet)
+    with pytest.raises(RunFailedError):
+        dispatcher.run()
+    assert [incident["kind"] for incident in dispatcher.outcome.incidents] == ["death", "load", "load"]
+
+
+def test_an_outcome_shares_nothing_with_the_ledger():
+    fleet = ScriptedFleet(script={2: lose, 6: lose})
+    dispatcher, _ = make_dispatcher(fleet)
+    outcome = dispatcher.run()
+    outcome.failed.clear()
+    assert list(dispatcher._ledger.failed) == [0]
+
+
+def test_shards_that_are_missing_change_a_copy_of_the_outcome():
+    outcome = Outcome(committed={0: ShardStats(), 1: ShardStats()}, failed={2: "dead"})
+    other = outcome.without({1: "gone"})
+    assert (list(other.committed), other.failed) == ([0], {1: "gone", 2: "dead"})
+    assert (list(outcome.committed), outcome.failed) == ([0, 1], {2: "dead"})
+
+
+def test_what_is_odd_about_an_engine_is_said():
+    fleet = ScriptedFleet(room=2)
+    fleet.engine = {"backend_fallback": "no compiler"}
+    dispatcher, observer = make_dispatcher(fleet)
+    dispatcher.run()
+    assert observer.count("Warning: worker worker-0: no compiler") == 1

@@ -1,0 +1,154 @@
+"""The record that every run leaves in `_job/runs`, however it ends."""
+
+import json
+import os
+import posixpath
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from pydantic import BaseModel, ValidationError
+
+from toprovar_batch.orchestrator.output.folder import JOB_FOLDER, OutputFolder
+from toprovar_batch.worker.errors import RunFailedError
+from toprovar_batch.worker.storage import storage_errors
+
+from .dispatch import Outcome
+from .summary import RunSummary, stats_record
+
+RUNS_FOLDER = (JOB_FOLDER, "runs")
+_SENTENCE_LENGTH = 500  # characters of an error that reach the record
+
+
+class Failure(BaseModel):
+    """What ended a run early: the exception's type and its sentence."""
+
+    type: str
+    message: str
+
+
+class RunRecord(BaseModel):
+    """What is read of a run's record; those of earlier versions have no `failure`."""
+
+    started: str
+    workers: int
+    seconds: float
+    images_per_second: float
+    stopped_by: str | None
+    failure: Failure | None = None
+
+
+class RunLog:
+    """A run from its start to its record.
+
+    Args:
+        folder: the output.
+        summarise: makes the summary of an outcome, the seconds since the start, and what ended the run early.
+    """
+
+    def __init__(
+        self,
+        folder: OutputFolder,
+        summarise: Callable[[Outcome, float, BaseException | None], RunSummary],
+    ) -> None:
+        self._folder, self._summarise = folder, summarise
+        self._started, self._clock = datetime.now(UTC), time.monotonic()
+
+    def close(self, outcome: Outcome, error: BaseException | None) -> RunSummary:
+        """Write the record of a run that came to its end, or that `error` ends.
+
+        Returns:
+            The summary. Its `error` is the given one, which goes first: that a record cannot be written is a warning
+            then. Else it is a RunFailedError that names the copy that was kept on this machine, or None.
+        """
+        seconds = time.monotonic() - self._clock
+        summary = self._summarise(outcome, seconds, error)
+        trouble = self._write(run_record(summary, outcome, self._started))
+        if trouble is None:
+            return summary
+        if error is None:
+            return self._summarise(outcome, seconds, RunFailedError(trouble))
+        click.echo(f"Warning: {trouble}", err=True)
+        return summary
+
+    def _write(self, record: dict[str, Any]) -> str | None:
+        """Write a record; gives a sentence where that fails."""
+        text = json.dumps(record, indent=2, ensure_ascii=False)
+        name = f"{self._started:%Y%m%dT%H%M%SZ}-{os.getpid()}.json"
+        try:
+            self._folder.publish(text, *RUNS_FOLDER, name)
+        except storage_errors() as error:
+            return f"{self._folder.url}: the run's record cannot be written: {error}{_kept_here(text, name)}"
+        return None
+
+
+def _kept_here(text: str, name: str) -> str:
+    """Keep a record on this machine; says where."""
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="toprovar-batch-run-", suffix=f"-{name}")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:
+        return ""
+    return f"; it is kept in {path}"
+
+
+def run_record(summary: RunSummary, outcome: Outcome, started: datetime) -> dict[str, Any]:
+    """Put on file what a run did, with what, and how it ended."""
+    seconds = summary.wall_s
+    return {
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(summary.this_run.generated / seconds, 4) if seconds else 0.0,
+        "ended": _ending(summary),
+        "stopped_by": summary.stopped_by,
+        "failure": None if summary.error is None else _describe(summary.error).model_dump(),
+        "shards": sorted(outcome.committed),
+        "failed_shards": outcome.failed,
+        "workers": summary.num_workers,
+        "bytes": outcome.num_bytes,
+        "totals": stats_record(summary.this_run),
+        "incidents": outcome.incidents,
+        "engines": {
+            name: {"hash": outcome.engine_hashes[name], **engine} for name, engine in outcome.engines.items()
+        },
+    }
+
+
+def _ending(summary: RunSummary) -> str:
+    if summary.error is not None:
+        return "failed"
+    if summary.stopped_by is not None:
+        return "stopped"
+    return "complete" if summary.is_complete else "incomplete"
+
+
+def _describe(error: BaseException) -> Failure:
+    line = " ".join(str(error).split())[:_SENTENCE_LENGTH]
+    return Failure(type=type(error).__name__, message=line.encode(errors="backslashreplace").decode())
+
+
+def read_records(folder: OutputFolder) -> list[dict[str, Any]]:
+    """Read the records of past runs, oldest first, without their engines; other files are passed over.
+
+    A record that is none has only `name`, and `error` that says so.
+    """
+    try:
+        names = sorted(folder.filesystem.ls(folder.inside(*RUNS_FOLDER), detail=False))
+    except FileNotFoundError:
+        return []
+    runs = []
+    for path in names:
+        name = posixpath.basename(path)
+        if name.startswith(".") or not name.endswith(".json"):
+            continue
+        try:
+            record = RunRecord.model_validate_json(folder.filesystem.cat_file(path))
+        except (ValidationError, IsADirectoryError):
+            runs.append({"name": name, "error": "not the record of a run"})
+        else:
+            runs.append({"name": name, **record.model_dump()})
+    return runs
