@@ -1,8 +1,8 @@
 """Group norm and swish of channels-last maps in two passes over memory, in Triton.
 
 A tile is BLOCK pixels with all their channels, so that memory is read in its order. The first pass gives each chunk of
-tiles of an image to a program. It follows the mean m and the sum of squares about it, S, of every place of the tile
-(Welford's update for the k-th value x):
+tiles of an image to a program. For every place of the tile it follows the mean m and the sum of squares about it, S,
+by Welford's update for the k-th value x:
 
     d = x - m        m += d / k        S += d (x - m)
 

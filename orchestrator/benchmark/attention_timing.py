@@ -54,7 +54,7 @@ class AttentionCase:
 
 @dataclass
 class CaseTiming:
-    """Milliseconds a call of each contender, one for each repeat.
+    """Milliseconds per call of each contender, one for each repeat.
 
     Attributes:
         case: what was timed.
@@ -71,7 +71,7 @@ class CaseTiming:
     errors: dict[str, str] = field(default_factory=dict)
 
     def median(self, contender: str) -> float | None:
-        """Milliseconds a call."""
+        """Milliseconds per call."""
         values = self.milliseconds.get(contender)
         return statistics.median(values) if values else None
 

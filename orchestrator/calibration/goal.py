@@ -1,4 +1,4 @@
-"""Goals of `calibrate` that only pictures answer: the policy that prunes most and loses no more than is wished.
+"""Goals of `calibrate` that only pictures answer: the policy that prunes most and loses no more than is requested.
 
 The sample is generated dense once and then under one candidate after the other, with the same prompts and seeds.
 """

@@ -52,7 +52,7 @@ _DETAIL_THRESHOLDS: Final = (0.01, 2.0)
 
 @dataclass(frozen=True)
 class Goal:
-    """What is wished for.
+    """What is requested.
 
     Attributes:
         name: "fraction" (token-layers over those of dense), "score_loss" (points) or "ssim_loss" (1 - SSIM to dense).
@@ -70,7 +70,7 @@ class Found:
     Attributes:
         policy: its settings.
         fraction: mean `token_layer_fraction` of the sample.
-        measured: what else the provenance shall tell.
+        measured: what else the provenance must tell.
     """
 
     policy: PolicySpec
@@ -87,7 +87,7 @@ class Calibration:
         Args:
             job: whose policy is calibrated.
             sample: rows of its plan.
-            global_layers: share of the layers that shall run whole, of toprovar.
+            global_layers: share of the layers that must run whole, of toprovar.
         """
         self._base = job.policy if isinstance(job.policy, ToprovarSpec | DetailSpec) else ToprovarSpec()
         self._rows: list[dict[str, Any]] = sample.to_pylist()
@@ -188,7 +188,7 @@ class Calibration:
             least = min(tried, key=lambda each: each.loss)
             raise JobSpecError(
                 f"--{goal.name.replace('_', '-')}: nothing that was tried reaches {goal.limit:g}; the nearest, "
-                f"{least.fraction:.1%} of the token-layers, gives {least.loss:.3g}; wish for more, or calibrate another policy"
+                f"{least.fraction:.1%} of the token-layers, gives {least.loss:.3g}; request more, or calibrate another policy"
             )
         measured = {} if of_fraction else {"loss": best.loss, "standard_error": best.standard_error}
         attempts = [{"fraction": round(each.fraction, 6), "loss": each.loss} for each in tried]
@@ -222,7 +222,7 @@ class Calibration:
         elif isinstance(policy, DetailSpec):
             yield f"detail_threshold {policy.detail_threshold:g}: {found.fraction:.1%} of the dense token-layers"
         if found.fraction == 1:
-            yield "that is nothing pruned; wish for more, or calibrate another policy"
+            yield "that is nothing pruned; request more, or calibrate another policy"
         error = found.measured.get("standard_error")
         if error is not None and error > abs(found.measured["loss"]):
             yield f"{len(self._requests)} pictures tell the loss only to ± {error:.3g}; more --prompts tell it better"

@@ -40,7 +40,7 @@ class BatchTiming:
 
     Attributes:
         policy: as named on the command line.
-        batch: images a batch.
+        batch: images per batch.
         seconds: wall time of a batch, each repeat's.
         images_per_second: from the median.
         text_ms, transformer_ms, decode_ms, encode_ms: the split of a batch.
@@ -208,7 +208,7 @@ def measure(
     Args:
         generator: set up, with the policy.
         policy: its name, for the record.
-        batch: images a batch.
+        batch: images per batch.
         h_div_w: height over width.
         warmup: runs before the timed ones.
         repeats: timed runs.

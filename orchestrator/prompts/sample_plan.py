@@ -26,11 +26,11 @@ class SamplePlan:
     """All samples of a job.
 
     Attributes:
-        samples: one row a sample, in shard order: sample_id, prompt (null where it was no text),
-            negative_prompt (or null), seed (int64), h_div_w (float64), prompt_error (null where the prompt is
-            good), then prompt_id and image_index where a prompt gives several samples, then the columns that
+        samples: one row per sample, in shard order: sample_id, prompt (null where it was no text),
+            negative_prompt (or null), seed (int64), h_div_w (float64). Then prompt_error (null where the prompt is
+            good). Then prompt_id and image_index where a prompt gives several samples. Then the columns that
             are passed through.
-        shard_size: samples a shard; the last one may have fewer.
+        shard_size: samples per shard; the last one may have fewer.
         num_prompts: rows of the prompt source.
         num_bad_prompts: those of them that become error rows.
         warnings: one sentence each, for the user.
@@ -72,7 +72,7 @@ def plan_job(job: JobSpec) -> SamplePlan:
 
 
 def plan_samples(job: JobSpec, table: pa.Table) -> SamplePlan:
-    """SamplePlan every sample of a job.
+    """Plan every sample of a job.
 
     Each prompt is repeated for every `image.h_div_w` and for every one of its images. A sample's seed is the
     first 63 bits of SHA-256 of "<job seed>/<sample id>", so it depends on nothing else. A seed from a column
@@ -92,7 +92,7 @@ def plan_samples(job: JobSpec, table: pa.Table) -> SamplePlan:
         (table.column("sample_id"), {}) if "sample_id" in table.column_names else derived_ids(table)
     )
     num_images, ratios = job.sampling.images_per_prompt, job.image.all_h_div_w
-    # A wished ratio is the outer loop, so that shards and batches hold one image size where they can.
+    # A requested ratio is the outer loop, so that shards and batches hold one image size where they can.
     prompt_index = np.tile(np.repeat(np.arange(table.num_rows), num_images), len(ratios))
     image_index = np.tile(np.arange(num_images, dtype=np.int32), table.num_rows * len(ratios))
     ratio = np.repeat(np.array(ratios), table.num_rows * num_images)

@@ -109,7 +109,7 @@ def study(generator: Generator, scenes: int, batch_size: int) -> dict[str, Any]:
     Args:
         generator: set up.
         scenes: how many.
-        batch_size: pictures a batch.
+        batch_size: pictures per batch.
 
     Returns:
         `complexity` and `roughness` of each scene, `statistics` (name -> [S][n]), `correlation` (name -> scale ->

@@ -86,7 +86,7 @@ def run_policy(
         scorer: on the same device.
         prompts: each with what its picture must show.
         images: a prompt.
-        batch_size: pictures a batch.
+        batch_size: pictures per batch.
         first_seed: of the first picture; the others count on.
     """
     wanted = [prompt for prompt in prompts for _ in range(images)]
@@ -107,7 +107,7 @@ def run_policy(
 
 
 def warm_speed(speeds: Sequence[tuple[int, float]]) -> float | None:
-    """Pictures a second of (pictures, seconds) batches but the first of each size; None where that leaves none."""
+    """Pictures per second of (pictures, seconds) batches but the first of each size; None where that leaves none."""
     sizes = [count for count, _ in speeds]
     warm = [speed for index, speed in enumerate(speeds) if sizes.index(speed[0]) < index]
     if not warm:
@@ -181,7 +181,7 @@ class QualityBench:
             scorer: on the same device.
             prompts: of the evaluation tasks.
             images: a prompt.
-            batch_size: pictures a batch, the same for all, since rounding on a GPU depends on it.
+            batch_size: pictures per batch, the same for all, since rounding on a GPU depends on it.
             first_seed: of the first picture.
         """
         self._generator, self._scorer, self._prompts, self._images = generator, scorer, prompts, images
@@ -217,9 +217,9 @@ class QualityBench:
     "--comparison", "names", multiple=True, type=click.Choice(sorted(COMPARISONS)), help="All by default."
 )
 @click.option(
-    "--prompts", type=click.IntRange(1), default=20, show_default=True, help="Held-out prompts a task."
+    "--prompts", type=click.IntRange(1), default=20, show_default=True, help="Held-out prompts per task."
 )
-@click.option("--images", type=click.IntRange(1), default=4, show_default=True, help="Pictures a prompt.")
+@click.option("--images", type=click.IntRange(1), default=4, show_default=True, help="Pictures per prompt.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--weights", type=click.Path(path_type=Path, exists=True), help="Another training's output.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)

@@ -92,8 +92,8 @@ def model_command(vae_file: Path, output: Path, resume: Path | None, **settings:
     "--vae", "vae_file", type=click.Path(path_type=Path, exists=True), required=True, help="Stage 1's file."
 )
 @click.option("--scorer", "scorer_file", type=click.Path(path_type=Path), default=SCORER_FILE)
-@click.option("--prompts", type=int, default=20, show_default=True, help="Held-out prompts a task.")
-@click.option("--images", type=int, default=1, show_default=True, help="Pictures a prompt.")
+@click.option("--prompts", type=int, default=20, show_default=True, help="Held-out prompts per task.")
+@click.option("--images", type=int, default=1, show_default=True, help="Pictures per prompt.")
 @click.option("--cfg-scale", type=float, default=3.0, show_default=True)
 @click.option("--temperature", type=float, default=1.0, show_default=True)
 def check_command(

@@ -84,8 +84,8 @@ SAMPLINGS = {
 def exact_products(monkeypatch):
     """Products of float64, rounded once.
 
-    A CPU's own round differently with the number of rows, and here it is the batching that shall be told from none, by
-    decisions that take any difference for one.
+    A CPU's own round differently with the number of rows. Here the batching must be told from none, by decisions that take
+    any difference for one.
     """
 
     def exact_linear(x, weight, bias=None):

@@ -68,7 +68,7 @@ class PruningPolicy(Protocol):
     """Decides what runs, from what it has observed in earlier scales."""
 
     def plan(self, scale_index: int) -> ScalePlan:
-        """What runs in a scale; called once a scale, in order. May wait once for the device."""
+        """What runs in a scale; called once per scale, in order. May wait once for the device."""
 
     def observe(self, scale_index: int, layer: int, attn_entropy: Tensor) -> None:
         """Take the entropy maps of a layer, [n, N] float32 nats, of the n prompts of the plan's `entropy_of`."""

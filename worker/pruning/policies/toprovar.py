@@ -92,7 +92,7 @@ class _Reading:
 
 
 class ToprovarPolicy:
-    """One batch under ToProVAR. Statistics stay on the device; `plan` waits for it once a scale.
+    """One batch under ToProVAR. Statistics stay on the device; `plan` waits for it once per scale.
 
     A prompt is *settled* when its pruning start is known: one scale after the first, from the representative scale on,
     whose rho reaches the threshold. Until then it runs whole and its entropy is observed.

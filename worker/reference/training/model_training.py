@@ -41,7 +41,7 @@ class ModelTrainingSettings:
         minutes: of this run.
         start, stop: the part of the whole learning-rate cosine that this run covers.
         scales: train only so many, the coarsest, which decide what is where; None trains all.
-        batch_size: pictures a step and process.
+        batch_size: pictures per step and process.
         peak_rate: learning rate of AdamW at its largest: embeddings, biases and the head.
         matrix_rate: of Muon, which trains the matrices between them, in AdamW's units.
         max_flip: each sample's bits are flipped with a probability drawn from [0, max_flip].
@@ -238,7 +238,7 @@ def train_model(
         resume: the output of an earlier run to go on from.
 
     Returns:
-        The record: settings, steps, seconds, the last losses and the fraction of right bits a scale; empty on all
+        The record: settings, steps, seconds, the last losses and the fraction of right bits per scale; empty on all
         processes but the first.
     """
     training = ModelTraining(preset, settings, vae_file, device, resume)
