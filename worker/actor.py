@@ -1,6 +1,6 @@
 """The process that owns one GPU: takes a shard, tells what it is doing, publishes a part file.
 
-Nothing here knows Ray; `orchestrator/fleet.py` turns the class into an actor and its `run` into a stream.
+Nothing here knows Ray; `orchestrator/run/fleet.py` turns the class into an actor and its `run` into a stream.
 """
 
 import hashlib

@@ -89,7 +89,7 @@ def result_rows(samples: pa.Table, results: Sequence[Mapping[str, Any]], schema:
 
     Args:
         samples: rows of the plan; gives the sample and pass-through columns, whatever their types.
-        results: one mapping a sample; a column it leaves out is null.
+        results: one mapping per sample; a column it leaves out is null.
         schema: of the dataset.
     """
     columns = [
@@ -108,7 +108,7 @@ class PartWriter:
     a file that no reader looks at, and that a later process removes.
 
     Args:
-        target: where the part shall appear: a local path or an fsspec URL.
+        target: where the part appears: a local path or an fsspec URL.
         schema: of the rows, from `dataset_schema`.
         scratch: folder for the unfinished file. For a local target it must be on the target's file system.
             None: the system's temporary folder, for remote targets.

@@ -43,7 +43,7 @@ def make_sheet(output: str, *, columns: int = 6, width: int = 256, limit: int = 
 
     Args:
         output: local path or fsspec URL of the dataset, which need not be finished.
-        columns: pictures a row, at least 1.
+        columns: pictures per row, at least 1.
         width: largest side of a picture in pixels, at least 32; larger pictures are shrunk to it.
         limit: most samples to draw, at least 1.
 
@@ -184,7 +184,7 @@ def write_sheet(sheet: Image.Image, file: Path) -> None:
     required=True,
     help="Image to write: .jpg, .png, .webp.",
 )
-@click.option("--columns", type=click.IntRange(1, 50), default=6, show_default=True, help="Pictures a row.")
+@click.option("--columns", type=click.IntRange(1, 50), default=6, show_default=True, help="Pictures per row.")
 @click.option(
     "--width", type=click.IntRange(32, 2048), default=256, show_default=True, help="Of a picture, in pixels."
 )

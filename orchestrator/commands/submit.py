@@ -95,7 +95,7 @@ def submit(
 
 
 def shards_to_do(num_shards: int, parts: Findings[ShardStats], *, retry_errors: bool) -> list[int]:
-    """Choose the shards of a run: those without a part and, if wished, those whose part has error rows.
+    """Choose the shards of a run: those without a part and, if requested, those whose part has error rows.
 
     Parts that cannot be read are left alone: they may be worth a look, and deleting them is the user's decision.
     """

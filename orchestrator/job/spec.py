@@ -72,7 +72,7 @@ class JobImageSpec(ImageFormatSpec):
 
     @property
     def all_h_div_w(self) -> tuple[float, ...]:
-        """The wished ratios, also when the job gives a single one."""
+        """The requested ratios, also when the job gives a single one."""
         return self.h_div_w if isinstance(self.h_div_w, tuple) else (self.h_div_w,)
 
 
@@ -82,7 +82,7 @@ class RuntimeJobSpec(RuntimeSpec):
     None of it is part of the dataset's identity; `docs/job-file.md` says which keys may change how numbers are rounded.
     """
 
-    num_workers: int | None = Field(None, ge=1, description="null: one a GPU, on CPUs a few")
+    num_workers: int | None = Field(None, ge=1, description="null: one per GPU, on CPUs a few")
     cpus_per_worker: int = Field(1, ge=1)
     max_shard_attempts: int = Field(4, ge=1)
     stall_timeout_s: float = Field(900, gt=0, allow_inf_nan=False)

@@ -101,7 +101,7 @@ class OutputFolder:
         """Write the job's record, where the storage allows it not over one that came a moment ago.
 
         `read_job` tells afterwards whose the folder is. Of two drivers that write at once to a storage without
-        exclusive writes the later wins, and the earlier may have read its own record already.
+        exclusive writes the later wins. The earlier may have read its own record already.
         """
         if self.is_local:
             with suppress(FileExistsError):
