@@ -102,7 +102,7 @@ def test_bad_rows_are_counted_and_named_and_stay_in_the_plan():
 
 
 @pytest.mark.parametrize(
-    ("cfg_scale", "warned"), [(1, True), ((1.0,) * 7, True), ((1.0,) * 6 + (2.0,), False), (None, False)]
+    ("cfg_scale", "warned"), [(1, True), ((1.0,) * 10, True), ((1.0,) * 9 + (2.0,), False), (None, False)]
 )
 def test_negative_prompts_without_guidance_are_warned_of(cfg_scale, warned):
     table = prompts("a", "b", negative_prompt=["blurry", None])
