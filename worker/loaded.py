@@ -44,6 +44,7 @@ class LoadedModel:
             "device": torch.cuda.get_device_name(self.device) if is_gpu else platform.processor() or "cpu",
             "device_type": self.device.type,
             "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": None if is_gpu else torch.get_num_threads(),  # a product is split over them
             "backend": self.backend.name,
             "backend_reason": self.backend.reason,
             "backend_fallback": self.fallback,

@@ -53,7 +53,7 @@ class Computation:
         return cls(**values) if told else None
 
     def __str__(self) -> str:
-        threads = f" with {self.threads} threads" if self.threads else ""
+        threads = f" with {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
         return f"{self.dtype} on {self.device}{threads} by {self.backend}"
 
 

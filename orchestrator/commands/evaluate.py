@@ -1,12 +1,17 @@
 """`toprovar-batch evaluate`: scores of a dataset made from prompts whose meaning is known, alone or against another."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from toprovar_batch.worker.reference.scoring.scorer import Scorer
+
+
+T = TypeVar("T")
 
 
 def evaluate(output: str, against: str | None = None, *, scorer: "Scorer | None" = None) -> dict[str, Any]:
@@ -26,28 +31,39 @@ def evaluate(output: str, against: str | None = None, *, scorer: "Scorer | None"
         CheckpointError: the scorer's weights are missing or damaged.
     """
     from toprovar_batch.orchestrator.evaluation.data import EvaluationData  # noqa: PLC0415 - likewise
-    from toprovar_batch.orchestrator.evaluation.scores import (  # noqa: PLC0415 - imports torch
-        compare_pictures,
-        read_dataset,
-        summarise,
-    )
+    from toprovar_batch.orchestrator.evaluation.pairs import PictureComparison  # noqa: PLC0415 - imports torch
+    from toprovar_batch.orchestrator.evaluation.scores import DatasetReader, summarise  # noqa: PLC0415 - likewise
     from toprovar_batch.worker.reference.scoring.judging import score_difference  # noqa: PLC0415 - likewise
 
-    # Both folders are looked at before the long part begins.
     data = EvaluationData(output)
-    other = None if against is None else EvaluationData(against)
+    if against is None:
+        scorer = scorer or _shipped_scorer()
+        reader = DatasetReader(data, scorer)
+        for group in _progress(data, data.num_groups):
+            reader.add(group)
+        return summarise(output, reader.reading(), scorer)
+    # Both datasets are looked at before the long part begins, which reads each row group once.
+    other = EvaluationData(against)
+    comparison = PictureComparison(data, other)
     scorer = scorer or _shipped_scorer()
-    pictures = None if other is None else compare_pictures(data, other)
-    reading = read_dataset(data, scorer)
-    record = summarise(output, reading, scorer)
-    if other is None:
-        return record
-    other_reading = read_dataset(other, scorer)
-    return record | {
-        "against": summarise(other.output, other_reading, scorer),
+    reader, other_reader = DatasetReader(data, scorer), DatasetReader(other, scorer)
+    num_groups = max(data.num_groups, other.num_groups)
+    for samples, others in _progress(zip_longest(data, other, fillvalue=()), num_groups):
+        reader.add(samples)
+        other_reader.add(others)
+        comparison.add(samples, others)
+    reading, other_reading = reader.reading(), other_reader.reading()
+    return summarise(output, reading, scorer) | {
+        "against": summarise(against, other_reading, scorer),
         "difference": score_difference(reading.judged, other_reading.judged),
-        "pictures": pictures,
+        "pictures": comparison.summary(),
     }
+
+
+def _progress(groups: Iterable[T], num_groups: int) -> Iterable[T]:
+    from tqdm import tqdm  # noqa: PLC0415 - only here
+
+    return tqdm(groups, total=num_groups, desc="scores", unit="group", disable=None)
 
 
 def _shipped_scorer() -> "Scorer":

@@ -4,7 +4,6 @@ import io
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -74,7 +73,6 @@ class EvaluationData:
             raise OutputFolderError(f"{output}: cannot be read: {error}") from error
         if not self._groups:
             raise OutputFolderError(f"{output}: no dataset of a job is here (no data/*.parquet with a row)")
-        self._cached = lru_cache(maxsize=2)(self._read)
 
     def _check_columns(self, schema: pa.Schema) -> None:
         missing = [name for name in NEEDED_COLUMNS if name not in schema.names]
@@ -91,30 +89,27 @@ class EvaluationData:
         """Row groups of all parts."""
         return len(self._groups)
 
-    def samples(self, group: int) -> list[Sample]:
-        """Read one row group; the last two are kept.
+    def __iter__(self) -> Iterator[list[Sample]]:
+        """Read row group by row group.
 
         Raises:
-            OutputFolderError: it cannot be read, or a row does not say what its picture has to show.
+            OutputFolderError: one cannot be read, or a row does not say what its picture has to show.
         """
-        return self._cached(group)
+        for group in range(self.num_groups):
+            yield [self._sample(row) for row in self._table(group, self._columns).to_pylist()]
 
-    def __iter__(self) -> Iterator[list[Sample]]:
-        """Row group by row group; see `samples`."""
-        return (self.samples(group) for group in range(self.num_groups))
-
-    def places(self) -> dict[str, tuple[int, int]]:
-        """Sample id -> row group and row, without reading a picture.
+    def sample_ids(self) -> set[str]:
+        """The ids of all samples, without reading a picture.
 
         Raises:
             OutputFolderError: it cannot be read, or an id is there twice.
         """
-        found: dict[str, tuple[int, int]] = {}
+        found: set[str] = set()
         for group in range(self.num_groups):
-            for row, sample_id in enumerate(self._table(group, ("sample_id",))["sample_id"].to_pylist()):
+            for sample_id in self._table(group, ("sample_id",))["sample_id"].to_pylist():
                 if sample_id in found:
                     raise OutputFolderError(f"{self.output}: sample {sample_id} is there twice")
-                found[sample_id] = group, row
+                found.add(sample_id)
         return found
 
     def _table(self, group: int, columns: Sequence[str]) -> pa.Table:
@@ -124,9 +119,6 @@ class EvaluationData:
                 return part.read_row_group(number, columns=list(columns))
         except (*storage_errors(), pa.ArrowException) as error:
             raise OutputFolderError(f"{path}: cannot be read: {error}") from error
-
-    def _read(self, group: int) -> list[Sample]:
-        return [self._sample(row) for row in self._table(group, self._columns).to_pylist()]
 
     def _sample(self, row: dict[str, Any]) -> Sample:
         try:

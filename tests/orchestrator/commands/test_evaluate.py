@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -156,6 +157,26 @@ def test_against_a_worse_run_says_by_how_much_and_how_alike_pictures_are(made, t
     assert result.exit_code == 0
     assert "+0.333" in result.stdout
     assert "6 pairs of pictures, 4 identical" in result.stdout
+
+
+def test_each_row_group_with_pictures_is_read_once_whatever_the_order(made, tmp_path, monkeypatch):
+    reads = Counter()
+    read = pq.ParquetFile.read_row_group
+
+    def counted(part, group, columns=None):
+        table = read(part, group, columns=columns)
+        if "image" in columns:
+            reads[tuple(table["sample_id"].to_pylist()), table["seed"][0].as_py() < 10] += 1
+        return table
+
+    shuffled = [made[0][row] | {"seed": 10 + made[0][row]["seed"]} for row in (5, 1, 3, 0, 4, 2)]
+    first = write(tmp_path / "a", made[0])
+    second = write(tmp_path / "b", shuffled, part_size=3)
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    record = evaluate(first, second, scorer=made[1])
+    assert record["pictures"]["skipped"] == {"other seed": 6}
+    assert set(reads.values()) == {1}
+    assert len(reads) == 3 + 4
 
 
 def test_a_run_against_itself_is_identical(made, tmp_path):

@@ -52,6 +52,14 @@ def test_prompts_in_images_out_with_the_real_engine(write_job, tmp_path, run_cli
     assert [rows[start]["prompt_truncated"] for start in ("a c", "wor")] == [False, True]
     assert [rows[start]["status"] for start in ("", "Non")] == ["error", "error"]
     assert rows["wor"]["sample_ms"] > 0
+    [computed] = footers(tmp_path / "out")[0]["computed_with"]
+    assert {name: computed[name] for name in ("dtype", "device_type", "backend", "threads")} == {
+        "dtype": "float32",
+        "device_type": "cpu",
+        "backend": "torch",
+        "threads": 1,
+    }
+    assert f"computed in float32 on {computed['device']} with 1 thread by torch" in result.output
 
 
 @pytest.mark.slow
@@ -144,6 +152,9 @@ def test_the_run_is_on_record(write_job, tmp_path, make_engine_factory):
     assert [incident["kind"] for incident in record["incidents"]] == ["exception"] * 3
     assert all(engine["device"] == "fake" for engine in record["engines"].values())
     assert record["images_per_second"] > 0
+    hashes = {engine["hash"] for engine in record["engines"].values()}
+    assert hashes == {footer["engine"] for footer in footers(tmp_path / "out")}
+    assert len(hashes) == 1  # equal engines, whatever loading took
 
 
 def test_a_shard_that_cannot_be_published_fails_the_run_after_the_others(
