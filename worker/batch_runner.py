@@ -16,7 +16,6 @@ from .guidance import guide_states
 from .head_tokens import HeadTokens, head_tokens
 from .infinity.bsq import ResidualSum, tokens_to_bit_maps
 from .infinity.kv_cache import KVCache
-from .infinity.residual import Residual
 from .infinity.schedule import ScaleSchedule
 from .infinity.text_context import TextContext
 from .infinity.transformer import Block, Infinity
@@ -25,6 +24,7 @@ from .pruning.packing import LayerTokens, PackedScale
 from .pruning.plan import ScalePlan
 from .pruning.restoration import LayerChanges
 from .sampling_settings import SamplingSettings
+from .scale_states import ScaleStates
 
 
 @dataclass
@@ -125,16 +125,16 @@ class BatchRunner:
         rotation = model.rotations.of(size, self._largest_map, model.device)
         if scale_index == len(self.schedule) - 1:
             self.cache.enter_last_scale()
-        residual = Residual(self._embed(scale_index, packed), packed.whole.layout, self.cache.backend)
+        states = ScaleStates(self._embed(scale_index, packed), packed.whole.layout, self.cache.backend)
         cfg = self.settings.cfg_scale[scale_index]
         # A prompt's conditional row has its number.
         entropy_rows = tuple(range(self.num_rows)) if with_entropy else plan.entropy_of
         entropies, run = [], []
         for layer in range(model.sizes.depth):
-            chosen_by = residual.settled() if packed.chooses_by_state(layer) else None
+            chosen_by = states.whole() if packed.chooses_by_state(layer) else None
             tokens = packed.layer_tokens(layer, chosen_by)
             run.append(tokens)
-            entropy = self._run_layer(layer, residual, size, packed, tokens, rotation, entropy_rows)
+            entropy = self._run_layer(layer, states, size, packed, tokens, rotation, entropy_rows)
             if entropy is not None:
                 maps = entropy.unflatten(0, (len(entropy_rows), -1))
                 if with_entropy:
@@ -142,82 +142,50 @@ class BatchRunner:
                 elif observe is not None:
                     observe(scale_index, layer, maps)
             if cfg != 1 and layer - model.sizes.depth in self.settings.cfg_insertion_layers:
-                residual.replace(guide_states(residual.settled(), packed, cfg))
+                states.replace(guide_states(states.whole(), packed, cfg))
         counted = self._count_layers or plan.code_layers > 0
         layers_run = count_layers(packed, run) if counted else None
         taken = head_tokens(packed, run, both_branches=self.settings.guides_logits[scale_index])
         modulation = taken.of_rows(self.text.head_modulation)
-        logits = model.logits(
-            taken.of_states(residual.settled()), modulation, taken.layout, self.cache.backend
-        )
+        logits = model.logits(taken.of_states(states.whole()), modulation, taken.layout, self.cache.backend)
         return ScaleOutput(logits, taken, packed, layers_run, entropies)
 
     def _run_layer(
         self,
         layer: int,
-        residual: Residual,
+        states: ScaleStates,
         size: tuple[int, int],
         packed: PackedScale,
         tokens: LayerTokens | None,
         rotation: Tensor,
         entropy_rows: Sequence[int],
     ) -> Tensor | None:
-        """Run a block on some tokens of the hidden state [A * N, C]; the others pass, or are restored.
+        """Run a block on some tokens of the scale; the others pass, or are restored.
 
         Returns:
             The entropy of the tokens of `entropy_rows`, or None.
         """
-        before = residual.settled() if packed.plan.changes_of else None
-        if tokens is not None and tokens.positions is None:
-            entropy = self._advance(layer, residual, packed, rotation, entropy_rows)
-        else:
-            entropy = self._run_some(layer, residual, size, packed, tokens, rotation, entropy_rows)
-        if before is not None:
-            self._changes.keep(layer, size, packed, before, residual.settled())
-        return entropy
-
-    def _run_some(
-        self,
-        layer: int,
-        residual: Residual,
-        size: tuple[int, int],
-        packed: PackedScale,
-        tokens: LayerTokens | None,
-        rotation: Tensor,
-        entropy_rows: Sequence[int],
-    ) -> Tensor | None:
-        """The same where some tokens do not run."""
-        x, entropy = residual.settled(), None
-        if packed.plan.restore:
-            others = self._changes.restore(layer, size, packed, tokens, x)
-        else:
-            others = x.clone() if packed.plan.changes_of else x  # x is compared with the output afterwards
+        plan, entropy = packed.plan, None
+        some_pass = tokens is None or tokens.positions is not None
+        before = None
+        if plan.changes_of:  # where some pass, the whole is changed in place
+            before = states.whole().clone() if some_pass else states.whole()
         if tokens is not None:
-            assert tokens.positions is not None
-            running = Residual(x[tokens.positions], tokens.layout, residual.backend)
-            entropy = self._advance(layer, running, packed, rotation, entropy_rows)
-            others.index_copy_(0, tokens.positions, running.settled())
-        residual.replace(others)
+            text = self._text_of(packed)
+            entropy = cast("Block", self.model.blocks[layer]).advance(
+                states.running(tokens),
+                text.blocks[layer],
+                text.text_lengths,
+                rotation,
+                self.cache,
+                layer,
+                entropy_rows=entropy_rows,
+            )
+        if plan.restore and some_pass:
+            self._changes.restore(layer, size, packed, tokens, states.beside(tokens))
+        if before is not None:
+            self._changes.keep(layer, size, packed, before, states.whole())
         return entropy
-
-    def _advance(
-        self,
-        layer: int,
-        residual: Residual,
-        packed: PackedScale,
-        rotation: Tensor,
-        entropy_rows: Sequence[int],
-    ) -> Tensor | None:
-        text = self._text_of(packed)
-        return cast("Block", self.model.blocks[layer]).advance(
-            residual,
-            text.blocks[layer],
-            text.text_lengths,
-            rotation,
-            self.cache,
-            layer,
-            entropy_rows=entropy_rows,
-        )
 
     def _text_of(self, packed: PackedScale) -> TextContext:
         """The text of the rows of the scale's layouts."""

@@ -57,20 +57,17 @@ class LayerChanges:
 
     def restore(
         self, layer: int, size: tuple[int, int], packed: PackedScale, tokens: LayerTokens | None, x: Tensor
-    ) -> Tensor:
-        """Add a layer's kept changes to every token of the prompts that do not run it whole.
+    ) -> None:
+        """Add a layer's kept changes in place to every token of the prompts that do not run it whole.
 
-        The tokens that do run are overwritten by the caller afterwards.
+        The tokens that do run are written over by the caller afterwards.
 
         Args:
             layer: counted from 0.
             size: (H, W) of the scale.
             packed: of the scale.
             tokens: what the layer runs; None: nothing.
-            x: [A * N, C] float32, its input, left as it is.
-
-        Returns:
-            [A * N, C] float32, always in memory of its own: the caller writes into it and may compare `x` with it later.
+            x: [A * N, C] float32, contiguous, the layer's input; it is changed.
         """
         rows = packed.rows
         pruned = [
@@ -88,11 +85,10 @@ class LayerChanges:
             source = packed.on_device(tuple(places[row] for row in of_scale))
             resized = _area_resize(change[source].to(x.dtype), size).flatten(1, 2)  # [rows, N, C]
             if of_scale == list(rows):
-                states = states + resized
+                states += resized
             else:
                 target = packed.on_device(tuple(rows.index(row) for row in of_scale))
-                states = states.index_add(0, target, resized)
-        return states.reshape(x.shape) if latest else x.clone()
+                states.index_add_(0, target, resized)
 
 
 def _area_resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

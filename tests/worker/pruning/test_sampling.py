@@ -19,12 +19,13 @@ from toprovar_batch.worker.infinity import transformer
 from toprovar_batch.worker.infinity.config import TransformerArchitecture
 from toprovar_batch.worker.infinity.flops import transformer_flops
 from toprovar_batch.worker.infinity.kv_cache import KVCache
+from toprovar_batch.worker.infinity.residual import Residual
 from toprovar_batch.worker.infinity.rope import rope_2d
 from toprovar_batch.worker.infinity.schedule import scale_schedule
 from toprovar_batch.worker.models import random_transformer
 from toprovar_batch.worker.pruning.draw import pruning_noise
 from toprovar_batch.worker.pruning.packing import PackedScale
-from toprovar_batch.worker.pruning.plan import ScalePlan, token_sets
+from toprovar_batch.worker.pruning.plan import ScalePlan, TokenSet, token_sets
 from toprovar_batch.worker.pruning.policies.base import BatchContext, Unobserving
 from toprovar_batch.worker.pruning.policies.build import policy_factory
 from toprovar_batch.worker.pruning.policies.specs import (
@@ -327,11 +328,11 @@ def test_pruned_hidden_states_agree_with_a_loop_over_rows(model, monkeypatch, re
     inputs, outputs = {}, {}
     original = BatchRunner._run_layer
 
-    def record(self, layer, residual, size, *rest):
+    def record(self, layer, states, size, *rest):
         at = SCHEDULE.index(size), layer
-        inputs[at] = residual.settled().clone()
-        entropy = original(self, layer, residual, size, *rest)
-        outputs[at] = residual.settled().clone()
+        inputs[at] = states.whole().clone()
+        entropy = original(self, layer, states, size, *rest)
+        outputs[at] = states.whole().clone()
         return entropy
 
     monkeypatch.setattr(BatchRunner, "_run_layer", record)
@@ -368,6 +369,48 @@ def test_pruned_hidden_states_agree_with_a_loop_over_rows(model, monkeypatch, re
                 for layer in range(DEPTH)
             ]  # fmt: skip
             assert lengths == counted
+
+
+class _SharedSets(Unobserving):
+    """At two scales half of the layers run some tokens, a few none and one others; all as one object or each its own."""
+
+    def __init__(self, context, *, restore, shared):
+        super().__init__(context)
+        self.restore, self.shared = restore, shared
+
+    def plan(self, scale_index):
+        dense = self.context.dense(scale_index)
+        if scale_index < 5:
+            return replace(dense, changes_of=dense.prompts if scale_index == 4 else ())
+        count = dense.num_tokens
+        keys = torch.rand(2, 3, count, generator=torch.Generator().manual_seed(scale_index))
+        some, others = token_sets([[count // 3, count, 5], [2, 0, count // 2]], keys, count, CPU)
+        (none,) = token_sets([[0, 0, 0]], None, count, CPU)
+        layers = [some, some, none, some, others, others, None, some]
+        if not self.shared:
+            layers = [each and TokenSet(each.counts, each.mask.clone()) for each in layers]
+        return replace(dense, layers=tuple(layers), restore=self.restore)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("restore", [False, True])
+def test_layers_that_share_their_tokens_gather_them_once_and_give_the_same(restore, sampling, monkeypatch):
+    deep = random_transformer(replace(SIZES, depth=8), 3, CPU, torch.float32)
+    seeds, codes, gathered = torch.arange(3), [], []
+    start = Residual.__init__
+    monkeypatch.setattr(Residual, "__init__", lambda *given: [gathered[-1].append(1), start(*given)][1])
+    for shared in (True, False):
+        gathered.append([])
+        with torch.inference_mode():
+            state = _state(deep, range(3), sampling)
+            sample_codes(
+                state, seeds, _SharedSets(BatchContext(SCHEDULE, 8, seeds), restore=restore, shared=shared)
+            )
+        codes.append(state.codes.summed_codes)
+    assert torch.equal(*codes)
+    # Of each scale its whole, and of the last two every run of equal sets. Restored, a layer that runs nothing ends one.
+    runs = 4 if restore else 3
+    assert [len(each) for each in gathered] == [7 + 2 * runs, 7 + 2 * 6]
 
 
 class _PrunesOneKeepsAnother(Unobserving):

@@ -1,0 +1,60 @@
+"""The hidden state of a scale, of which each layer takes the tokens that it runs."""
+
+from torch import Tensor
+
+from toprovar_batch.kernels.layout import TokenLayout
+from toprovar_batch.kernels.ops import Backend
+
+from .infinity.residual import Residual
+from .pruning.packing import LayerTokens
+
+
+class ScaleStates:
+    """The states of all tokens of a scale, and a compact copy of those that run just now.
+
+    Layers that run the same tokens one after the other go on with one compact copy. It is put back when other tokens run,
+    and when the whole is asked for; so layers that share their tokens gather and scatter them once, not in every layer.
+    """
+
+    def __init__(self, x: Tensor, layout: TokenLayout, backend: Backend) -> None:
+        """Start a scale.
+
+        Args:
+            x: [A * N, C] float32, packed by `layout`; it may be changed from here on.
+            layout: of all tokens.
+            backend: of the additions and norms.
+        """
+        self._all = Residual(x, layout, backend)
+        self._some: tuple[LayerTokens, Residual] | None = None
+
+    def whole(self) -> Tensor:
+        """[A * N, C] float32, with everything put back; what runs later may change it in place."""
+        if self._some is not None:
+            tokens, running = self._some
+            assert tokens.positions is not None
+            self._all.settled().index_copy_(0, tokens.positions, running.settled())
+            self._some = None
+        return self._all.settled()
+
+    def running(self, tokens: LayerTokens) -> Residual:
+        """The states of the tokens that a layer runs; what becomes of them is theirs."""
+        if tokens.positions is None:
+            self.whole()
+            return self._all
+        if self._some is None or self._some[0] is not tokens:
+            states = self.whole()[tokens.positions]
+            self._some = tokens, Residual(states, tokens.layout, self._all.backend)
+        return self._some[1]
+
+    def beside(self, tokens: LayerTokens | None) -> Tensor:
+        """[A * N, C] float32, to change the states of what does not run in place.
+
+        Args:
+            tokens: what runs and has been taken; their states here are written over when they are put back.
+        """
+        return self.whole() if tokens is None else self._all.settled()
+
+    def replace(self, x: Tensor) -> None:
+        """Go on with another state of all tokens, which may be changed from here on."""
+        self._some = None
+        self._all.replace(x)
