@@ -17,7 +17,9 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Allowed beyond twice PyTorch's error of logits around 1: a GPU makes a float32 product of three tf32 ones.
 ROUNDING = 2e-6 if torch.cuda.is_available() else 0.0
 TRITON = Backend("triton", "for this test")
-SIZES = [(2048, 64), (3584, 112), (320, 64), (200, 12), (64, 260)]  # width, outputs
+SIZES = [(320, 64), (200, 12), (64, 260)]  # width, outputs
+if DEVICE.type == "cuda":  # the interpreter takes minutes for these, and has one below
+    SIZES += [(2048, 64), (3584, 112)]
 LENGTHS = [(1,), (63,), (111,), (0,), (0, 0), (40, 40), (63, 0, 1, 111)]
 
 
@@ -101,7 +103,7 @@ def test_narrow_states_are_widened(dtype):
     _agree(launch.bit_logits(x, *rest), launch.bit_logits(x.float(), *rest))
 
 
-@pytest.mark.parametrize(("width", "outputs"), [(2048, 64), (3584, 112), (200, 12)])
+@pytest.mark.parametrize(("width", "outputs"), SIZES)
 def test_a_token_is_the_same_alone_and_in_any_batch(width, outputs):
     lengths = (63, 0, 5, 130, 1)
     x, modulation, weight, bias, layout = _inputs(width, outputs, lengths)
