@@ -47,17 +47,33 @@ def _inputs(shape=(2, 64, 9, 5), dtype=torch.float32, memory_format=torch.channe
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("shape", [(1, 64, 63, 5), (3, 64, 1, 3), (2, 96, 16, 16)])
 @pytest.mark.parametrize("swish", [True, False])
-def test_both_forms_of_the_twin_agree_with_float64(swish, shape, dtype, tolerance, memory_format):
+def test_all_forms_of_the_twin_agree_with_float64(swish, shape, dtype, tolerance, memory_format):
     x, weight, bias = _inputs(shape, dtype, memory_format)
     before = x.clone()
     exact = group_norm(x.double(), 32, weight.double(), bias.double(), EPS)
     exact = silu(exact) if swish else exact
     reduced = by_reductions(x, weight.float(), bias.float(), 32, EPS, swish=swish)
     plain = ops.group_norm_swish(x, weight, bias, 32, EPS, swish=swish, backend=PYTORCH)
+    with torch.no_grad():
+        without_gradient = ops.group_norm_swish(x, weight, bias, 32, EPS, swish=swish, backend=PYTORCH)
     assert torch.equal(x, before)  # the residual connection still needs it
-    for out in (reduced, plain):
+    for out in (reduced, plain, without_gradient):
         assert out.dtype == dtype
         assert torch.allclose(out.double(), exact, atol=tolerance * (1 + exact.abs().max().item()))
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_a_large_map_keeps_its_digits_on_any_number_of_threads(num_threads):
+    x, weight, bias = _inputs((1, 32, 320, 256))
+    exact = silu(group_norm(x.double(), 32, weight.double(), bias.double(), EPS))
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        with torch.no_grad():
+            out = ops.group_norm_swish(x, weight, bias, 32, EPS, backend=PYTORCH)
+    finally:
+        torch.set_num_threads(before)
+    assert (out - exact).abs().max() < 2e-5
 
 
 def test_the_twin_has_a_gradient():

@@ -2,10 +2,13 @@
 
 import functools
 import importlib.util
+import itertools
 import sys
 from pathlib import Path
 
 import pytest
+
+from .permitted_driver import PermittedDriver
 
 
 def _load_fake_engine():
@@ -46,6 +49,21 @@ def make_engine_factory(tmp_path, ray_cluster):
         return functools.partial(module.FakeEngine, tmp_path, **settings)
 
     return make
+
+
+@pytest.fixture
+def start_driver(tmp_path):
+    """Starts drivers of a job whose engines wait for permits."""
+    numbers, drivers = itertools.count(), []
+
+    def start(job, engine="fake"):
+        driver = PermittedDriver(job, tmp_path, tmp_path / f"driver-{next(numbers)}", engine)
+        drivers.append(driver)
+        return driver
+
+    yield start
+    for driver in drivers:
+        driver.kill()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""`toprovar-batch submit` with the engine of fake_engine.py, as a process of its own that a test can kill.
+"""`toprovar-batch submit` with engines that wait for permits, as a process of its own that a test can kill.
 
-Arguments: JOB FOLDER SECONDS_AN_IMAGE
+Arguments: JOB, the FOLDER of FakeEngine's notes, a folder of this driver's OWN, and "fake" or "real" for the ENGINE.
 """
 
 import functools
@@ -12,14 +12,20 @@ import ray
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_engine
 
-from toprovar_batch.orchestrator.commands.submit import finish, resume_command, submit
+from toprovar_batch.orchestrator.commands.submit import _engine_factory, finish, resume_command, submit
+from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.worker.errors import ToprovarError
 
 if __name__ == "__main__":
-    job, folder, seconds = sys.argv[1:]
+    job, folder, own, engine = sys.argv[1:]
     ray.cloudpickle.register_pickle_by_value(fake_engine)
-    factory = functools.partial(fake_engine.FakeEngine, folder, float(seconds))
+    if engine == "real":
+        make = _engine_factory(load_job(job), on_gpus=False)
+    else:
+        make = functools.partial(fake_engine.FakeEngine, folder)
+    factory = functools.partial(fake_engine.PermittedEngine, make, own)
     try:
         finish(submit(job, engine_factory=factory), resume_command(job, None, []))
     except ToprovarError as error:
+        print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -6,7 +6,6 @@ Its module is shipped to Ray workers by value, so it imports nothing of the test
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 from toprovar_batch.worker.errors import CheckpointError
@@ -32,22 +31,12 @@ class FakeEngine:
     """Gives a red pixel for every prompt, and obeys prompts that name a disaster.
 
     `exit`: the process ends at once, every time. `raise`: an exception, every time. `refuse`: an error result.
-    `hang`: it never answers. `kill-once NAME`: SIGKILL, the first time only (a file in `folder` remembers).
+    `hang`: it never answers, and says so in `hangs.log`. `kill-once NAME`: SIGKILL, the first time only (a file in `folder` remembers).
     `hiccup-once NAME`: an exception, the first time only. `lock`: an exception that cannot be pickled.
     """
 
-    def __init__(
-        self,
-        folder,
-        seconds_an_image=0.0,
-        batch_size=4,
-        broken=None,
-        refusing=True,
-        in_the_way=None,
-        description=None,
-    ):
+    def __init__(self, folder, batch_size=4, broken=None, refusing=True, in_the_way=None, description=None):
         self.folder = Path(folder)
-        self.seconds_an_image = seconds_an_image
         self.batch_size = batch_size
         self.broken = broken  # how `setup` fails
         self.refusing = refusing  # whether "refuse" is obeyed
@@ -70,7 +59,6 @@ class FakeEngine:
         for request in batch:
             self._note(request.sample_id)
             self._obey(request.prompt)
-        time.sleep(self.seconds_an_image * len(batch))
         return [
             GenerationResult(request.sample_id, "error", "refused")
             if request.prompt == "refuse" and self.refusing
@@ -96,7 +84,7 @@ class FakeEngine:
         return {"device": "fake", "batch_size": self.batch_size, **self.description}
 
     def usage(self):
-        return {"load_seconds": time.monotonic()}
+        return {"load_seconds": float(os.getpid())}  # another in each worker, as a real one
 
     def _note(self, sample_id):
         """Leave a line for every generation, so that a test can count them."""
@@ -112,6 +100,8 @@ class FakeEngine:
         if order == "lock":
             raise HoldsALockError("many\nlines")
         if order == "hang":
+            with (self.folder / "hangs.log").open("a") as log:
+                log.write(f"{name}\n")
             signal.pause()
         if order == "kill-once" and self._first(name):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -124,3 +114,26 @@ class FakeEngine:
         except FileExistsError:
             return False
         return True
+
+
+class PermittedEngine:
+    """An engine that takes a permit for each image before it makes it: a byte of a pipe.
+
+    `taken.log` beside the pipe gets the process id for each permit.
+    """
+
+    def __init__(self, make_engine, folder):
+        self.engine = make_engine()
+        self.folder = Path(folder)
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    def generate(self, batch):
+        for _ in batch:
+            with (self.folder / "permits").open("rb", buffering=0) as permits:
+                if not permits.read(1):
+                    raise RuntimeError("the driver was killed")
+            with (self.folder / "taken.log").open("a") as log:
+                log.write(f"{os.getpid()}\n")
+        return self.engine.generate(batch)

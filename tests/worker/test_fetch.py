@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from toprovar_batch.worker import fetch as fetch_module
 from toprovar_batch.worker.errors import CheckpointError
 from toprovar_batch.worker.fetch import fetch
 from toprovar_batch.worker.reference.scoring import scorer
@@ -94,7 +95,8 @@ def test_hub_files_come_through_the_hub_cache(monkeypatch, tmp_path):
     assert asked == {"FoundationVision/Infinity": ["infinity_8b_weights", "infinity_8b_weights/*"]}
 
 
-def test_workers_that_start_together_fetch_once(memory, monkeypatch):
+def test_workers_that_start_together_fetch_once(memory, monkeypatch, lock_after_all):
+    asked = lock_after_all(fetch_module, 8)
     calls = []
     copy = type(memory).get_file
 
@@ -105,6 +107,7 @@ def test_workers_that_start_together_fetch_once(memory, monkeypatch):
     monkeypatch.setattr(type(memory), "get_file", counted)
     with ThreadPoolExecutor(8) as pool:
         paths = set(pool.map(fetch, ["memory://weights/shards"] * 8))
+    assert len(asked) == 8
     assert len(paths) == 1
     assert len(calls) == 2  # its two files
 

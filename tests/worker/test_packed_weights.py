@@ -79,11 +79,13 @@ def test_other_content_gets_another_copy(folder, tmp_path):
     assert (first / "a.safetensors").read_bytes() == _numbers(1000)
 
 
-def test_processes_that_start_together_unpack_once(folder, tmp_path, monkeypatch):
+def test_processes_that_start_together_unpack_once(folder, tmp_path, monkeypatch, lock_after_all):
+    asked = lock_after_all(packed_weights, 8)
     calls = []
     monkeypatch.setattr(packed_weights, "unpack", lambda *paths: calls.append(1) or unpack(*paths))
     with ThreadPoolExecutor(8) as pool:
         copies = set(pool.map(lambda _: unpacked(folder, tmp_path / "cache"), range(8)))
+    assert len(asked) == 8
     assert len(copies) == 1
     assert len(calls) == 2  # its two weight files
 

@@ -1,11 +1,7 @@
 """A job whose dataset goes to S3: a server on this machine's loopback stands in for it."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,8 +16,6 @@ from toprovar_batch.orchestrator.output.folder import OutputFolder, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema
-
-FAKE_DRIVER = Path(__file__).parents[1] / "fake_driver.py"
 
 
 @pytest.fixture
@@ -46,29 +40,24 @@ def s3(monkeypatch):
     server.stop()
 
 
-def run_driver(job, folder, **options):
-    command = [sys.executable, str(FAKE_DRIVER), job, str(folder), "0.02"]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ, **options
-    )
-
-
 @pytest.mark.slow
-def test_a_job_drains_and_goes_on_in_object_storage(write_job, tmp_path, s3):
+def test_a_job_drains_and_goes_on_in_object_storage(write_job, s3, start_driver):
     job = write_job([f"prompt {index}" for index in range(40)], output="s3://bucket/out")
-    driver = run_driver(job, tmp_path)
-    while not s3.exists("bucket/out/data"):
-        with pytest.raises(subprocess.TimeoutExpired):  # it must not end by itself
-            driver.wait(timeout=0.2)
+
+    def has_parts():
         s3.invalidate_cache()
-    driver.send_signal(signal.SIGINT)
-    driver.communicate(timeout=60)
-    assert driver.returncode == 130
+        return s3.exists("bucket/out/data")
+
+    driver = start_driver(job)
+    driver.permit(7)  # of two workers one finishes a shard
+    driver.wait_until(has_parts)
+    driver.process.send_signal(signal.SIGINT)
+    driver.wait_until(lambda: "draining: finishing" in driver.said)
+    assert driver.finish() == 130, driver.said
     s3.invalidate_cache()
     first = {path: s3.info(path)["LastModified"] for path in s3.ls("bucket/out/data")}
-    driver = run_driver(job, tmp_path)
-    said = driver.communicate(timeout=60)[0]
-    assert driver.returncode == 0, said
+    driver = start_driver(job)
+    assert driver.finish() == 0, driver.said
     s3.invalidate_cache()
     parts = s3.ls("bucket/out/data")
     assert 0 < len(first) < len(parts) == 10

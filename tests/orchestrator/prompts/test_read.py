@@ -4,7 +4,6 @@ import bz2
 import gzip
 import json
 import lzma
-import socket
 
 import fsspec
 import pyarrow as pa
@@ -472,13 +471,11 @@ def s3_bucket():
     """A bucket of an S3 server on this machine."""
     from moto.server import ThreadedMotoServer
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
+    host, port = server.get_host_and_port()
     patch = pytest.MonkeyPatch()
-    patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     patch.setenv("AWS_ACCESS_KEY_ID", "test")
     patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     patch.setenv("AWS_DEFAULT_REGION", "us-east-1")

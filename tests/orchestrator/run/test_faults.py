@@ -1,14 +1,13 @@
 """Whatever dies, every sample ends up in the dataset once."""
 
-import contextlib
-import functools
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
-from pathlib import Path
+from types import SimpleNamespace
 
 import duckdb
 import pyarrow.parquet as pq
@@ -18,36 +17,14 @@ from datasets import load_dataset
 from toprovar_batch.orchestrator.commands.submit import submit
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
+from toprovar_batch.orchestrator.run import fleet
 
-FAKE_DRIVER = Path(__file__).parents[1] / "fake_driver.py"
 NUM_PROMPTS = 200
-
-
-def start_driver(job, folder):
-    """Start a driver in a session of its own, as a shell would."""
-    return subprocess.Popen(
-        [sys.executable, str(FAKE_DRIVER), job, str(folder), "0.02"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def count_generated(folder):
     log = folder / "generated.log"
     return len(log.read_text().splitlines()) if log.exists() else 0
-
-
-def wait_until_generated(driver, folder, count):
-    """Let the driver run until its engines saw `count` samples more, or it ended."""
-    goal = count_generated(folder) + count
-    while count_generated(folder) < goal:
-        try:
-            driver.wait(timeout=0.05)
-        except subprocess.TimeoutExpired:
-            continue
-        pytest.fail(f"the driver ended early: {driver.stderr.read()}")
 
 
 def check_dataset(job, output, num_errors=0):
@@ -71,23 +48,29 @@ def published(output):
     return {path.name: path.stat().st_ino for path in (output / "data").glob("*.parquet")}
 
 
+def wait_for_a_part(driver, output, known):
+    """Let a driver run until there is a part that was not known."""
+    driver.wait_until(lambda: published(output).keys() - known.keys())
+
+
 @pytest.mark.slow
-def test_a_driver_killed_five_times_loses_and_repeats_nothing(write_job, tmp_path):
+def test_a_driver_killed_five_times_loses_and_repeats_nothing(write_job, tmp_path, start_driver):
     job = write_job([f"prompt {index}" for index in range(NUM_PROMPTS)], shard_size=10)
     output = tmp_path / "out"
-    rng = random.Random(20)
     before = {}
-    for _ in range(5):
-        driver = start_driver(job, tmp_path)
-        wait_until_generated(driver, tmp_path, rng.randint(5, 35))
+    for permits in (5, 19, 12, 35, 27):
+        driver = start_driver(job)
+        driver.permit(permits)
+        driver.wait_until_taken(permits)
+        if permits >= 19:  # of two workers one has finished a shard
+            wait_for_a_part(driver, output, before)
         before |= published(output)
         driver.kill()
-        driver.communicate()
-    driver = start_driver(job, tmp_path)
-    _, said = driver.communicate(timeout=120)
-    assert driver.returncode == 0, said
+    driver = start_driver(job)
+    assert driver.finish() == 0, driver.said
     check_dataset(job, output)
     after = published(output)
+    assert len(before) >= 3
     assert len(after) == 20
     assert {name: after[name] for name in before} == before
     assert not list((output / "_job/tmp").iterdir())
@@ -105,109 +88,82 @@ def test_workers_killed_five_times_lose_and_repeat_nothing(write_job, tmp_path, 
     assert all(rows[prompt]["attempt"] > 1 for prompt in prompts if prompt.startswith("kill-once"))
 
 
-def workers_of(driver):
-    """Process ids of a driver's workers: Ray names the processes of actors, and they descend from the driver."""
-    parents, names = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                names[int(entry.name)] = (entry / "cmdline").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            parents[int(entry.name)] = int(fields[1])
-
-    def descends(pid):
-        while pid and pid != driver.pid:
-            pid = parents.get(pid, 0)
-        return pid == driver.pid
-
-    return [pid for pid, name in names.items() if name.startswith(b"ray::GenerationWorker") and descends(pid)]
-
-
-def wait_for_parts(driver, output, count):
-    """Let the driver run until `count` parts more are there; give its workers."""
-    goal = len(published(output)) + count
-    while len(published(output)) < goal:
-        try:
-            driver.wait(timeout=0.05)
-        except subprocess.TimeoutExpired:
-            continue
-        pytest.fail(f"the driver ended early: {driver.stderr.read()}")
-    return workers_of(driver)
-
-
 @pytest.mark.slow
-def test_the_real_engine_survives_five_killed_drivers_and_five_killed_workers(write_job, tmp_path):
-    job = write_job([f"prompt {index}" for index in range(NUM_PROMPTS)], shard_size=8)
+def test_the_real_engine_survives_five_killed_drivers_and_five_killed_workers(
+    write_job, tmp_path, start_driver
+):
+    job = write_job([f"prompt {index}" for index in range(80)], shard_size=8)
     output = tmp_path / "out"
-    rng = random.Random(22)
-    command = [sys.executable, "-m", "toprovar_batch", "submit", job]
-    start = functools.partial(
-        subprocess.Popen,
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
     before = {}
-    for _ in range(5):
-        driver = start()
-        workers = wait_for_parts(driver, output, 1)
-        os.kill(rng.choice(workers), signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            driver.wait(timeout=rng.uniform(0.1, 2.0))
+    for round_ in range(5):
+        driver = start_driver(job, "real")
+        driver.permit(15)  # of two workers one finishes one shard
+        driver.wait_until_taken(15)
+        wait_for_a_part(driver, output, before)
+        os.kill(driver.takers[-1], signal.SIGKILL)
+        if round_ % 2:  # the driver dies before or after it hears of it
+            driver.wait_until(lambda driver=driver: "begins again" in driver.said)
         before |= published(output)
         driver.kill()
-        driver.communicate()
-    driver = start()
-    said, errors = driver.communicate(timeout=200)
-    assert driver.returncode == 0, errors
-    assert f"{NUM_PROMPTS} images, 0 failed" in said
+    assert len(before) == 5
+    command = [sys.executable, "-m", "toprovar_batch", "submit", job]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "80 images, 0 failed" in done.stdout
     check_dataset(job, output)
     after = published(output)
     assert {name: after[name] for name in before} == before
 
 
 @pytest.mark.slow
-def test_poison_hangs_and_exceptions_become_rows_and_cost_nothing_else(
-    write_job, tmp_path, make_engine_factory
-):
+def test_poison_and_exceptions_become_rows_and_cost_nothing_else(write_job, tmp_path, make_engine_factory):
     prompts = [f"prompt {index}" for index in range(40)]
-    prompts[3], prompts[7], prompts[15], prompts[22], prompts[31] = (
-        "exit 1",
-        "exit 2",
-        "hang",
-        "raise",
-        "hiccup-once",
-    )
-    job = write_job(prompts, shard_size=10, stall_timeout_s=3)
+    prompts[3], prompts[7], prompts[22], prompts[31] = ("exit 1", "exit 2", "raise", "hiccup-once")
+    job = write_job(prompts, shard_size=10)
     summary = submit(job, engine_factory=make_engine_factory())
     assert summary.is_complete
-    rows = check_dataset(job, tmp_path / "out", num_errors=4)
+    rows = check_dataset(job, tmp_path / "out", num_errors=3)
     killed = "killed its worker twice when generated alone"
     assert rows["exit 1"]["error"] == rows["exit 2"]["error"] == f"{killed}: its process died"
-    assert rows["hang"]["error"] == f"{killed}: it gave no sign of life for 3 seconds"
     assert rows["raise"]["error"] == "ValueError: no such colour"
     assert rows["hiccup-once"]["status"] == "ok"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_drains_and_a_second_run_goes_on(write_job, tmp_path, number, exit_code):
-    job = write_job([f"prompt {index}" for index in range(60)], shard_size=10)
-    driver = start_driver(job, tmp_path)
-    wait_until_generated(driver, tmp_path, 3)
-    driver.send_signal(number)
-    _, said = driver.communicate(timeout=60)
-    assert driver.returncode == exit_code
-    assert "draining: finishing" in said
-    assert count_generated(tmp_path) == sum(
-        pq.read_metadata(path).num_rows for path in (tmp_path / "out/data").iterdir()
+def test_a_hang_becomes_a_row_and_costs_nothing_else(write_job, tmp_path, make_engine_factory, monkeypatch):
+    hangs = tmp_path / "hangs.log"
+
+    def clock():
+        """Time passes only when a worker hangs: five seconds each time."""
+        return 5.0 * len(hangs.read_text().splitlines()) if hangs.exists() else 0.0
+
+    monkeypatch.setattr(fleet, "time", SimpleNamespace(monotonic=clock, sleep=time.sleep))
+    prompts = [f"prompt {index}" for index in range(20)]
+    prompts[5] = "hang"
+    # A second worker would be killed too, for the clock says that it is silent for as long.
+    job = write_job(prompts, shard_size=10, num_workers=1, stall_timeout_s=3)
+    summary = submit(job, engine_factory=make_engine_factory())
+    assert (summary.is_complete, summary.num_lost) == (True, 3)  # in a batch, then twice alone
+    rows = check_dataset(job, tmp_path / "out", num_errors=1)
+    assert rows["hang"]["error"] == (
+        "killed its worker twice when generated alone: it gave no sign of life for 3 seconds"
     )
-    driver = start_driver(job, tmp_path)
-    driver.communicate(timeout=60)
-    assert driver.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_drains_and_a_second_run_goes_on(write_job, tmp_path, start_driver, number, exit_code):
+    job = write_job([f"prompt {index}" for index in range(60)], shard_size=10)
+    driver = start_driver(job)
+    driver.permit(3)
+    driver.wait_until_taken(3)
+    driver.process.send_signal(number)
+    driver.wait_until(lambda: "draining: finishing" in driver.said)
+    assert driver.finish() == exit_code, driver.said
+    rows = sum(pq.read_metadata(path).num_rows for path in (tmp_path / "out/data").iterdir())
+    assert rows == count_generated(tmp_path)
+    assert 0 < rows <= 20
+    driver = start_driver(job)
+    assert driver.finish() == 0, driver.said
     assert count_generated(tmp_path) == 60
     check_dataset(job, tmp_path / "out")

@@ -1,6 +1,5 @@
 """How long a worker may be silent, and what its exceptions are told as. Ray itself stays out of it."""
 
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -8,10 +7,13 @@ import pytest
 from toprovar_batch.orchestrator.run import fleet as fleet_module
 from toprovar_batch.orchestrator.run.fleet import Fleet, LoadFailed, Lost, Worker
 
+NOW = 50_000.0  # seconds, on a clock that stands
+
 
 @pytest.fixture
 def silent_fleet(monkeypatch):
     """A fleet with one worker in a given phase that last answered some seconds ago."""
+    monkeypatch.setattr(fleet_module, "time", SimpleNamespace(monotonic=lambda: NOW))
     monkeypatch.setattr(fleet_module.ray, "wait", lambda sources, **_: ([], sources))
     monkeypatch.setattr(fleet_module.ray, "kill", lambda _actor: None)
 
@@ -24,7 +26,7 @@ def silent_fleet(monkeypatch):
             stall_timeout_s=100,
             load_timeout_s=1000,
         )
-        fleet.workers.append(Worker(None, "source", phase, shard_id=3, last_sign=time.monotonic() - silent_s))
+        fleet.workers.append(Worker(None, "source", phase, shard_id=3, last_sign=NOW - silent_s))
         return fleet
 
     return make

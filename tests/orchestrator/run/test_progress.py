@@ -1,6 +1,20 @@
-import io
+"""What a terminal and a log get to see of a run."""
 
+import io
+from types import SimpleNamespace
+
+import pytest
+
+from toprovar_batch.orchestrator.run import progress
 from toprovar_batch.orchestrator.run.progress import ProgressBar
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """The clock of the lines that a log gets; it stands unless a test moves it."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
 
 
 class Terminal(io.StringIO):
@@ -19,6 +33,16 @@ def test_a_log_gets_plain_lines():
     assert "6/10" in last
     assert "failed=2" in last
     assert "\r" not in log.getvalue()
+
+
+def test_a_log_gets_a_line_every_half_minute(clock):
+    log = io.StringIO()
+    bar = ProgressBar(total=10, done=0, errors=0, stream=log)
+    for seconds in (29, 2, 29, 2):
+        clock.now += seconds
+        bar.progress(0, 1, 0)
+    assert ["2/10" in line or "4/10" in line for line in log.getvalue().splitlines()] == [True, True]
+    bar.close()
 
 
 def test_a_shard_that_begins_again_takes_its_rows_back():

@@ -58,12 +58,12 @@ def test_equal_first_values_have_the_ratio_one():
 @pytest.mark.parametrize(
     "maps",
     [
-        torch.rand(1, 1),
+        _random(1, 1),
         torch.zeros(4, 4),
         torch.full((5, 5), 0.1),
         torch.full((6, 3), 1e-30),
         torch.outer(torch.arange(1.0, 8), torch.arange(3.0, 9)),
-        torch.rand(1, 9),
+        _random(1, 9),
         torch.tensor([[NAN, 1.0], [1.0, 2.0]]),
         torch.tensor([[float("inf"), 1.0], [1.0, 2.0]]),
     ],

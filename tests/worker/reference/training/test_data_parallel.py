@@ -1,18 +1,12 @@
 """Training in several processes: one time for all, and the mean of everyone's gradients."""
 
 import os
-import socket
 
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from toprovar_batch.worker.reference.training import data_parallel
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _run(rank, port, results):
@@ -22,6 +16,7 @@ def _run(rank, port, results):
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the meeting place is there already, as torchrun's is
         "GLOO_SOCKET_IFNAME": "lo",
     }
     data_parallel.join()
@@ -41,9 +36,11 @@ def _run(rank, port, results):
 
 
 def test_two_processes_agree():
+    # On whatever port is free when it is taken: one that is only looked up may be gone when it is needed.
+    meeting_place = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_run, (_free_port(), results), nprocs=2)
+        mp.spawn(_run, (meeting_place.port, results), nprocs=2)
         expected = ([[1.5, 1.5]] * 3, [4.0] * 4, 5.0, 2)
         assert dict(results) == {0: expected, 1: expected}
 
