@@ -241,9 +241,13 @@ def refuse_other_job(folder: OutputFolder, record: dict[str, Any], identity: dic
 
 
 def _sweep(scratch: str) -> None:
-    """Remove the unfinished files of workers that were killed; only under the lock is nobody else writing."""
+    """Remove the unfinished files of workers that were killed; only under the lock is nobody else writing.
+
+    What cannot be removed now is left to the next run.
+    """
     for leftover in Path(scratch).glob("*.tmp"):
-        leftover.unlink(missing_ok=True)
+        with suppress(OSError):
+            leftover.unlink()
 
 
 def _claim(folder: OutputFolder, job: JobSpec, plan: SamplePlan, identity: dict[str, Any]) -> dict[str, Any]:

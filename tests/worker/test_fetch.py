@@ -256,10 +256,11 @@ def test_without_locks_workers_that_start_together_all_get_a_copy(memory, monkey
         raise OSError(errno.ENOLCK, "No locks available")
 
     copy = type(memory).get_file
-    both = threading.Barrier(2)
+    both, one_reader = threading.Barrier(2), threading.Lock()
 
     def together(self, path, place, **options):
-        copy(self, path, place, **options)
+        with one_reader:  # a file in memory has one position for all who read it
+            copy(self, path, place, **options)
         both.wait()
 
     monkeypatch.setattr(fcntl, "flock", refuse)

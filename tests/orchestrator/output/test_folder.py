@@ -188,6 +188,14 @@ def test_the_lock_of_a_killed_driver_is_free(write_job, tmp_path):
         assert json.loads(Path(lock).read_text())["pid"]
 
 
+def test_what_cannot_be_swept_ends_no_run(write_job, tmp_path):
+    with opened(write_job()) as folder:
+        (tmp_path / "out/_job/tmp/folder.tmp").mkdir()
+        (tmp_path / "out/_job/tmp/part.tmp").touch()
+        assert folder.finished(2) == []
+    assert [path.name for path in (tmp_path / "out/_job/tmp").iterdir()] == ["folder.tmp"]
+
+
 @pytest.fixture
 def without_locks(monkeypatch):
     def refuse(_file, _operation):
