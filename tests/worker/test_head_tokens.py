@@ -7,7 +7,7 @@ import torch
 
 from toprovar_batch.kernels.ops import PYTORCH
 from toprovar_batch.worker.batch_runner import BatchRunner
-from toprovar_batch.worker.engine import Engine
+from toprovar_batch.worker.generator import Generator
 from toprovar_batch.worker.guidance import text_rows
 from toprovar_batch.worker.head_tokens import head_tokens
 from toprovar_batch.worker.infinity.config import TransformerArchitecture
@@ -18,6 +18,7 @@ from toprovar_batch.worker.pruning.packing import PackedScale
 from toprovar_batch.worker.pruning.plan import ScalePlan, token_sets
 from toprovar_batch.worker.pruning.policies.base import BatchContext, Unobserving
 from toprovar_batch.worker.request import GenerationRequest
+from toprovar_batch.worker.resolved import resolve
 from toprovar_batch.worker.sampler import sample_codes
 from toprovar_batch.worker.sampling_settings import SamplingSettings
 from toprovar_batch.worker.specs import (
@@ -153,9 +154,9 @@ def test_flops_count_the_head_once_where_a_hidden_state_is_guided():
             image=ImageSpec(resolution="0.06M"),
             sampling=SamplingSpec(**sampling),
         )
-        engine = Engine(spec, RuntimeSpec(device="cpu"))
-        engine.setup()
-        return engine.generate([GenerationRequest("s", "a red cube", None, 1)])[0].flops
+        generator = Generator(resolve(spec), RuntimeSpec(device="cpu"))
+        generator.setup()
+        return generator.generate([GenerationRequest("s", "a red cube", None, 1)]).statistics[0].flops
 
     tokens = sum(height * width for height, width in SCHEDULE)
     bits = 32
