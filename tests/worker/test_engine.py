@@ -83,16 +83,16 @@ def test_without_guidance_a_negative_prompt_has_no_effect():
 
 
 def test_the_decoder_runs_on_the_engines_backend_image_by_image(engine, monkeypatch):
-    seen = []
-    vae = engine.model.vae
+    seen, generator = [], engine.generator
+    vae = generator.model.vae
     real = vae.decode
     monkeypatch.setattr(
         vae, "decode", lambda codes, backend: seen.append((len(codes), backend)) or real(codes)
     )
     with torch.inference_mode():
-        pixels = engine._decode(torch.zeros(3, vae.sizes.codebook_dim, 2, 2))
+        pixels = generator._decode(torch.zeros(3, vae.sizes.codebook_dim, 2, 2))
     assert pixels.shape == (3, 32, 32, 3)
-    assert seen == [(1, engine.backend)] * 3
+    assert seen == [(1, generator._ready.backend)] * 3
 
 
 def test_results_carry_size_latency_and_work(engine):
