@@ -39,8 +39,9 @@ class ScaleStates:
     def running(self, tokens: LayerTokens) -> Residual:
         """The states of the tokens that a layer runs; what becomes of them is theirs."""
         if tokens.positions is None:
-            self.whole()
-            return self._all
+            if self._some is not None:
+                self.whole()
+            return self._all  # not settled: its last addition rides on the layer's first norm
         if self._some is None or self._some[0] is not tokens:
             states = self.whole()[tokens.positions]
             self._some = tokens, Residual(states, tokens.layout, self._all.backend)
