@@ -1,25 +1,25 @@
 """What tests of the worker share."""
 
-import fcntl
 import threading
-from types import SimpleNamespace
 
 import pytest
+
+from toprovar_batch.worker import cached_copy
 
 
 @pytest.fixture
 def lock_after_all(monkeypatch):
-    """Lets nobody have a module's file lock before `count` threads ask for it; gives the list of who asked."""
+    """Lets nobody have the lock of a cached copy before `count` threads ask for it; gives the list of who asked."""
 
-    def patch(module, count):
-        all_ask, asked = threading.Barrier(count), []
+    def patch(count):
+        all_ask, asked, real = threading.Barrier(count), [], cached_copy.lock_file
 
-        def flock(file, kind):
+        def lock_file(descriptor, **options):
             asked.append(threading.get_ident())
             all_ask.wait()
-            fcntl.flock(file, kind)
+            return real(descriptor, **options)
 
-        monkeypatch.setattr(module, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=fcntl.LOCK_EX))
+        monkeypatch.setattr(cached_copy, "lock_file", lock_file)
         return asked
 
     return patch

@@ -10,7 +10,6 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from toprovar_batch.worker import fetch as fetch_module
 from toprovar_batch.worker.errors import CheckpointError
 from toprovar_batch.worker.fetch import fetch
 from toprovar_batch.worker.reference.scoring import scorer
@@ -96,7 +95,7 @@ def test_hub_files_come_through_the_hub_cache(monkeypatch, tmp_path):
 
 
 def test_workers_that_start_together_fetch_once(memory, monkeypatch, lock_after_all):
-    asked = lock_after_all(fetch_module, 8)
+    asked = lock_after_all(8)
     calls = []
     copy = type(memory).get_file
 

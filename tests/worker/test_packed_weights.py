@@ -80,7 +80,7 @@ def test_other_content_gets_another_copy(folder, tmp_path):
 
 
 def test_processes_that_start_together_unpack_once(folder, tmp_path, monkeypatch, lock_after_all):
-    asked = lock_after_all(packed_weights, 8)
+    asked = lock_after_all(8)
     calls = []
     monkeypatch.setattr(packed_weights, "unpack", lambda *paths: calls.append(1) or unpack(*paths))
     with ThreadPoolExecutor(8) as pool:
