@@ -1,5 +1,6 @@
 """Which query belongs to which row of a ragged batch, and how many keys each row sees."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -108,6 +109,18 @@ class TokenLayout:
             self._slots[starts] = tokens + self.slot_shifts(starts)[self.row_ids]
         return self._slots[starts]
 
+    def check_slots(self, starts: tuple[int, ...], slots: int) -> None:
+        """Refuse rows that a cache of `slots` has no room for from `starts` on.
+
+        Raises:
+            ValueError: naming the row.
+        """
+        if len(starts) != self.num_rows:
+            raise ValueError(f"{len(starts)} starts do not fit {self.num_rows} rows")
+        for row, (start, new) in enumerate(zip(starts, self.row_lengths, strict=True)):
+            if start < 0 or start + new > slots:
+                raise ValueError(f"row {row}: {new} tokens from slot {start} on do not fit {slots} slots")
+
     def of_rows(self, packed: Tensor, rows: Sequence[int]) -> Tensor:
         """The packed tokens of some rows, in the order given; a view where they are the first rows."""
         if list(rows) == list(range(len(rows))):
@@ -122,11 +135,50 @@ class TokenLayout:
         """`block_table` on the device, made once for equal lengths of keys."""
         key = (key_lengths.lengths, block_m)
         if key not in self._blocks:
-            table = torch.from_numpy(block_table(self.row_lengths, key_lengths.lengths, block_m))
+            table = torch.tensor(block_table(self.row_lengths, key_lengths.lengths, block_m))
             if self.device.type == "cuda":  # from pinned memory the copy does not stop the host
                 table = table.pin_memory().to(self.device, non_blocking=True)
             self._blocks[key] = table
         return self._blocks[key]
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceLayout:
+    """Packed queries whose rows are known on the device alone, so that work queued once serves any rows.
+
+    Its tensors are filled before that work runs, with rows that fit.
+
+    Attributes:
+        num_tokens: T, padding included.
+        num_rows: R.
+        row_ids: [T] int64, the row of each query; -1 is padding, for which kernels read and write nothing.
+        token_indices: [T] int64, each query's place in its scale's token map; 0 for padding.
+        shifts: [R] int64, see `TokenLayout.slot_shifts`.
+    """
+
+    num_tokens: int
+    num_rows: int
+    row_ids: Tensor
+    token_indices: Tensor
+    shifts: Tensor
+
+    @property
+    def uniform_length(self) -> None:
+        """Nobody knows whether the rows are equally long."""
+
+    def slot_shifts(self, starts: tuple[int, ...]) -> Tensor:  # noqa: ARG002 - the device has them
+        """[R] int64, whatever the starts."""
+        return self.shifts
+
+    def check_slots(self, starts: tuple[int, ...], slots: int) -> None:
+        """Nothing to check: who fills the tensors has done so."""
+
+    def of_rows(self, packed: Tensor, rows: Sequence[int]) -> Tensor:  # noqa: ARG002 - see below
+        """All packed tokens: only who filled the tensors can tell the rows apart."""
+        return packed
+
+
+PackedRows = TokenLayout | DeviceLayout
 
 
 @dataclass(frozen=True)
@@ -135,6 +187,11 @@ class KeyLengths:
 
     lengths: tuple[int, ...]
     device: torch.device
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return len(self.lengths)
 
     def first_rows(self, rows: int) -> "KeyLengths":
         """The first `rows` rows."""
@@ -150,8 +207,26 @@ class KeyLengths:
         return (torch.arange(longest, device=self.device) < lengths[:, None])[:, None, None, :]
 
 
+@dataclass(frozen=True, eq=False)
+class DeviceBlocks:
+    """How many keys each block of queries sees, on the device alone: stands in for the lengths of keys.
+
+    Attributes:
+        table: [4, B] int32 as of `block_table`. A block without queries is padding; it has one key.
+        block_m: queries of a block.
+        num_rows: R, of the keys.
+    """
+
+    table: Tensor
+    block_m: int
+    num_rows: int
+
+
+@functools.lru_cache(maxsize=1024)
 def block_table(row_lengths: tuple[int, ...], key_lengths: tuple[int, ...], block_m: int) -> np.ndarray:
     """The blocks of queries of a ragged batch, those with most keys first, so that the last to run are short.
+
+    The same array every time, so it cannot be changed.
 
     Returns:
         [4, B] int32: row, first packed query, queries left of the row, keys.
@@ -163,4 +238,6 @@ def block_table(row_lengths: tuple[int, ...], key_lengths: tuple[int, ...], bloc
     within = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     first = (np.cumsum(queries) - queries)[row] + within * block_m
     table = np.stack((row, first, queries[row] - within * block_m, keys[row]))
-    return np.ascontiguousarray(table, dtype=np.int32)
+    table = np.ascontiguousarray(table, dtype=np.int32)
+    table.flags.writeable = False  # it is kept for the next who asks
+    return table

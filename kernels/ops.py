@@ -1,19 +1,18 @@
 """One place that decides which implementation of each operation runs, and says so."""
 
 import warnings
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from toprovar_batch.kernels.layout import TokenLayout
+from toprovar_batch.kernels.layout import PackedRows, TokenLayout
 
 from . import bit_head, bit_sampling, residual_norm
 from . import group_norm_swish as group_norm
 from .backend import PYTORCH, Backend, fastest_attention, resolve_backend
 from .bit_sampling import BitDraw, DrawnBits, sample_bits
-from .flash_attention import AttentionInputs, attention, attention_entropy
-from .flash_attention.config import beats_cudnn, capability_of
+from .flash_attention import AttentionInputs, attention
+from .flash_attention.attend import attend
 from .linear_gelu import fused_linear_gelu, fuses_tanh_form
 from .linear_gelu import linear_gelu as plain_linear_gelu
 from .qk_norm_rope import naive as naive_qk_norm_rope
@@ -49,7 +48,7 @@ def qk_norm_rope_append(
     qkv: Tensor,
     q_scale: Tensor,
     rotation: Tensor,
-    layout: TokenLayout,
+    layout: PackedRows,
     starts: tuple[int, ...],
     keys: Tensor,
     values: Tensor,
@@ -75,54 +74,9 @@ def qk_norm_rope_append(
         from .qk_norm_rope import launch  # noqa: PLC0415 - imports Triton
 
         return launch.qk_norm_rope_append(qkv, q_scale, rotation, layout, starts, keys, values)
-    return naive_qk_norm_rope.qk_norm_rope_append(qkv, q_scale, rotation, layout, starts, keys, values)
-
-
-def attend(
-    inputs: AttentionInputs, *, entropy_rows: Sequence[int], backend: Backend
-) -> tuple[Tensor, Tensor | None]:
-    """Softmax attention of packed queries over each row's own keys and, if asked for, its entropy.
-
-    Rows that are all alike go to PyTorch on any backend, whose cuDNN is the fastest exact attention for them, unless our
-    kernel was measured to be faster. Other rows would need a mask or a loop in PyTorch, so the Triton kernel takes them.
-    The output is the same, bit for bit, whether the entropy is measured or not.
-
-    Args:
-        inputs: queries, keys and values.
-        entropy_rows: also measure the entropy of these rows: in the pass that attends, where that is the Triton
-            kernel's, in one of its own otherwise.
-        backend: as resolved.
-
-    Returns:
-        [T, H, D] in the dtype of `q`; the entropy of the queries of `entropy_rows`, row after row, float32 in nats, mean
-        over heads, or None where there are no such rows.
-    """
-    if backend.name == "triton" and not _is_fastest_in_pytorch(inputs):
-        return _attend_by_kernel(inputs, entropy_rows)
-    out = attention(inputs)
-    if not entropy_rows:
-        return out, None
-    if backend.name == "torch":
-        return out, attention_entropy(inputs, entropy_rows)
-    # The kernel's own output would differ in rounding, and watching a prompt must not change its picture. It need not
-    # see the rows behind the last watched one: conditional rows come first, so these are mostly half of all.
-    return out, _attend_by_kernel(inputs.first_rows(max(entropy_rows) + 1), entropy_rows)[1]
-
-
-def _attend_by_kernel(inputs: AttentionInputs, entropy_rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-    """By the Triton kernel, with the entropy of all rows or of none: a launch for each kind of row takes longer."""
-    from .flash_attention.launch import flash_attention  # noqa: PLC0415 - imports Triton
-
-    out, entropy = flash_attention(inputs, with_entropy=bool(entropy_rows))
-    return out, None if entropy is None else inputs.layout.of_rows(entropy, entropy_rows)
-
-
-def _is_fastest_in_pytorch(inputs: AttentionInputs) -> bool:
-    """Whether PyTorch has one call for these rows, and our kernel is not known to be faster."""
-    length, seen = inputs.layout.uniform_length, inputs.key_lengths.lengths
-    if length is None or not inputs.is_uniform:
-        return False
-    return not beats_cudnn(capability_of(inputs.q.device), inputs.q.shape[2], inputs.q.dtype, length, seen[0])
+    return naive_qk_norm_rope.qk_norm_rope_append(
+        qkv, q_scale, rotation, _on_host(layout), starts, keys, values
+    )
 
 
 def bit_logits(
@@ -250,7 +204,7 @@ def _fit_group_norm(maps: Tensor, num_groups: int) -> bool:
 
 
 def modulated_norm(
-    x: Tensor, modulation: Modulation, layout: TokenLayout, dtype: torch.dtype, *, backend: Backend
+    x: Tensor, modulation: Modulation, layout: PackedRows, dtype: torch.dtype, *, backend: Backend
 ) -> Tensor:
     """LN(x) * scale + shift, with the scale and the shift of each token's row.
 
@@ -268,7 +222,7 @@ def modulated_norm(
         normed = _residual_norm(x, None, None, modulation, layout, dtype)[1]
         assert normed is not None
         return normed
-    return residual_norm.modulated_norm(x, modulation, layout, dtype)
+    return residual_norm.modulated_norm(x, modulation, _on_host(layout), dtype)
 
 
 def add_and_norm(
@@ -276,50 +230,65 @@ def add_and_norm(
     update: Tensor,
     gate: Tensor | None,
     modulation: Modulation,
-    layout: TokenLayout,
+    layout: PackedRows,
     dtype: torch.dtype,
     *,
+    out: Tensor | None = None,
     backend: Backend,
 ) -> tuple[Tensor, Tensor]:
     """X + gate * update in float32, and LN of that * scale + shift, in one pass over a row.
 
     Args:
-        x: [T, C] float32 packed by `layout`; it stays as it is on every backend.
+        x: [T, C] float32 packed by `layout`; it stays as it is on every backend, unless it is `out`.
         update: [T, C] in the compute dtype.
         gate: [R, C] float32; None: 1.
         modulation: scale and shift, [R, C] float32 each; or [C] in any dtype, the same for all rows.
         layout: rows of the packed tokens.
         dtype: of the normed result.
+        out: takes the sum.
         backend: as resolved.
 
     Returns:
         The sum [T, C] float32, and its norm [T, C] in `dtype`.
     """
     if backend.name == "triton":
-        added, normed = _residual_norm(x, update, gate, modulation, layout, dtype)
+        added, normed = _residual_norm(x, update, gate, modulation, layout, dtype, out)
         assert normed is not None
         return added, normed
-    return residual_norm.add_and_norm(x, update, gate, modulation, layout, dtype)
+    return residual_norm.add_and_norm(x, update, gate, modulation, _on_host(layout), dtype, out)
+
+
+def _on_host(layout: PackedRows) -> TokenLayout:
+    """The layout of a twin in PyTorch, which needs to know the rows on the host."""
+    assert isinstance(layout, TokenLayout)
+    return layout
 
 
 def gated_add(
-    x: Tensor, update: Tensor, gate: Tensor | None, layout: TokenLayout, *, backend: Backend
+    x: Tensor,
+    update: Tensor,
+    gate: Tensor | None,
+    layout: PackedRows,
+    *,
+    out: Tensor | None = None,
+    backend: Backend,
 ) -> Tensor:
     """X + gate * update in float32: what `add_and_norm` does where no norm follows.
 
     Args:
-        x: [T, C] float32 packed by `layout`; it stays as it is on every backend.
+        x: [T, C] float32 packed by `layout`; it stays as it is on every backend, unless it is `out`.
         update: [T, C] in the compute dtype.
         gate: [R, C] float32; None: 1.
         layout: rows of the packed tokens.
+        out: takes the sum.
         backend: as resolved.
 
     Returns:
         [T, C] float32.
     """
     if backend.name == "triton":
-        return _residual_norm(x, update, gate, None, layout, None)[0]
-    return residual_norm.gated_add(x, update, gate, layout)
+        return _residual_norm(x, update, gate, None, layout, None, out)[0]
+    return residual_norm.gated_add(x, update, gate, _on_host(layout), out)
 
 
 def _residual_norm(
@@ -327,12 +296,13 @@ def _residual_norm(
     update: Tensor | None,
     gate: Tensor | None,
     modulation: Modulation | None,
-    layout: TokenLayout,
+    layout: PackedRows,
     dtype: torch.dtype | None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     from .residual_norm.launch import residual_norm as by_kernel  # noqa: PLC0415 - imports Triton
 
-    return by_kernel(x, update, gate, modulation, layout, dtype)
+    return by_kernel(x, update, gate, modulation, layout, dtype, out)
 
 
 def linear_gelu(layer: nn.Linear, x: Tensor, *, backend: Backend) -> Tensor:

@@ -5,26 +5,28 @@ The steps stand alone, so that a verification can feed recorded bits.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from toprovar_batch.kernels.ops import Backend, BitDraw, DrawnBits, draw_bits
 
+from .graphed_states import GraphedStates
 from .guidance import guide_states
 from .head_tokens import HeadTokens, head_tokens
-from .infinity.bsq import ResidualSum, tokens_to_bit_maps
+from .infinity.bsq import ResidualSum, code_size, tokens_to_bit_maps
 from .infinity.kv_cache import KVCache
 from .infinity.schedule import ScaleSchedule
 from .infinity.text_context import TextContext
-from .infinity.transformer import Block, Infinity
+from .infinity.transformer import Infinity
 from .pruning.history import BatchHistory, count_layers
 from .pruning.packing import LayerTokens, PackedScale
 from .pruning.plan import ScalePlan
 from .pruning.restoration import LayerChanges
 from .sampling_settings import SamplingSettings
 from .scale_states import ScaleStates
+from .static_batch import BatchShape, StaticBatch, text_capacity
+from .workspace import Workspace
 
 
 @dataclass
@@ -51,6 +53,15 @@ class ScaleOutput:
         return self.tokens.layout.by_row(self.logits)
 
 
+@dataclass(frozen=True)
+class _Ran:
+    """A scale whose layers have run: its rows, the tokens of each layer, and what became of the hidden state."""
+
+    packed: PackedScale
+    tokens: list[LayerTokens | None]
+    states: ScaleStates | GraphedStates
+
+
 class BatchRunner:
     """Runs the transformer on a batch, scale by scale, and keeps its caches and the sum of its codes.
 
@@ -71,6 +82,7 @@ class BatchRunner:
         spatial_patchify: bool,
         backend: Backend,
         count_layers: bool = False,
+        workspace: Workspace | None = None,
     ) -> None:
         """Reserve the caches of a batch.
 
@@ -84,22 +96,35 @@ class BatchRunner:
             spatial_patchify: whether a token holds 2 x 2 codes.
             backend: of the kernels.
             count_layers: count for the history how many layers each token runs.
+            workspace: memory that the batch takes over from the one before, with graphs of the work; None: its own.
         """
-        self.model, self.text, self.schedule, self.settings = model, text, schedule, settings
+        self.model, self.schedule, self.settings = model, schedule, settings
         self.spatial_patchify = spatial_patchify
         self.num_rows = text.cond.shape[0]
         self.batch = self.num_rows // 2 if settings.guided else self.num_rows
-        *earlier, last = (h * w for h, w in schedule)
-        self.cache = KVCache(
-            model.sizes, self.num_rows, sum(earlier), last, model.device, model.dtype, backend
-        )
-        self.codes = ResidualSum(schedule, self.batch, codebook_dim, spatial_patchify, model.device)
-        self.finite = torch.ones(self.batch, dtype=torch.bool, device=model.device)
         self.history = BatchHistory(schedule, guided=settings.guided)
         self._count_layers = count_layers
         self._changes = LayerChanges(model.sizes.depth, self.batch, model.dtype)
         self._largest_map = largest_map
-        self._texts = {self.num_rows: text}  # views of its first rows, by their number
+        self._static: StaticBatch | None = None
+        self._graphs = None if workspace is None else workspace.graphs
+        size = code_size(schedule[-1], spatial_patchify)
+        if workspace is None:
+            *earlier, last = (h * w for h, w in schedule)
+            self.cache = KVCache(
+                model.sizes, self.num_rows, sum(earlier), last, model.device, model.dtype, backend
+            )
+            self.text, storage = text, None
+            self.finite = torch.ones(self.batch, dtype=torch.bool, device=model.device)
+        else:
+            room = text_capacity(max(text.text_lengths.lengths))
+            shape = BatchShape(schedule, self.num_rows, room, codebook_dim, size, self.batch)
+            self._static = workspace.batch(shape)
+            self._static.start(text)
+            self.cache, self.text = self._static.cache, self._static.text
+            self.finite, storage = self._static.finite, self._static.codes
+        self.codes = ResidualSum(schedule, self.batch, codebook_dim, spatial_patchify, model.device, storage)
+        self._texts = {self.num_rows: self.text}  # views of its first rows, by their number
 
     def run_scale(
         self,
@@ -117,47 +142,74 @@ class BatchRunner:
             observe: takes (scale, layer, entropy [n, N]) of the prompts in the plan's `entropy_of`.
             with_entropy: give every row's entropies, for which the plan must be dense.
         """
-        model = self.model
         size = self.schedule[scale_index]
         if plan is None:
-            plan = ScalePlan.dense(size[0] * size[1], model.sizes.depth, self.batch)
-        packed = PackedScale(plan, self.num_rows, model.device)
-        rotation = model.rotations.of(size, self._largest_map, model.device)
-        if scale_index == len(self.schedule) - 1:
-            self.cache.enter_last_scale()
-        states = ScaleStates(self._embed(scale_index, packed), packed.whole.layout, self.cache.backend)
-        cfg = self.settings.cfg_scale[scale_index]
+            plan = ScalePlan.dense(size[0] * size[1], self.model.sizes.depth, self.batch)
         # A prompt's conditional row has its number.
         entropy_rows = tuple(range(self.num_rows)) if with_entropy else plan.entropy_of
-        entropies, run = [], []
+        entropies: list[Tensor] = []
+
+        def keep(_scale_index: int, _layer: int, maps: Tensor) -> None:
+            entropies.append(maps)
+
+        ran = self._run_layers(scale_index, plan, keep if with_entropy else observe, entropy_rows)
+        return self._output(scale_index, ran, entropies)
+
+    def _run_layers(
+        self,
+        scale_index: int,
+        plan: ScalePlan,
+        observe: Callable[[int, int, Tensor], None] | None,
+        entropy_rows: Sequence[int],
+    ) -> _Ran:
+        model, size = self.model, self.schedule[scale_index]
+        packed = PackedScale(plan, self.num_rows, model.device)
+        if scale_index == len(self.schedule) - 1:
+            self.cache.enter_last_scale()
+        states = self._start_states(scale_index, packed)
+        cfg = self.settings.cfg_scale[scale_index]
+        run = []
         for layer in range(model.sizes.depth):
             chosen_by = states.whole() if packed.chooses_by_state(layer) else None
             tokens = packed.layer_tokens(layer, chosen_by)
             run.append(tokens)
-            entropy = self._run_layer(layer, states, size, packed, tokens, rotation, entropy_rows)
-            if entropy is not None:
-                maps = entropy.unflatten(0, (len(entropy_rows), -1))
-                if with_entropy:
-                    entropies.append(maps)
-                elif observe is not None:
-                    observe(scale_index, layer, maps)
+            entropy = self._run_layer(layer, states, size, packed, tokens, entropy_rows)
+            if entropy is not None and observe is not None:
+                observe(scale_index, layer, entropy.unflatten(0, (len(entropy_rows), -1)))
             if cfg != 1 and layer - model.sizes.depth in self.settings.cfg_insertion_layers:
                 states.replace(guide_states(states.whole(), packed, cfg))
-        counted = self._count_layers or plan.code_layers > 0
-        layers_run = count_layers(packed, run) if counted else None
-        taken = head_tokens(packed, run, both_branches=self.settings.guides_logits[scale_index])
+        return _Ran(packed, run, states)
+
+    def _start_states(self, scale_index: int, packed: PackedScale) -> ScaleStates | GraphedStates:
+        """The hidden state at the input of the first layer."""
+        rotation = self.model.rotations.of(self.schedule[scale_index], self._largest_map, self.model.device)
+        if self._static is None or self._graphs is None:
+            x, layout = self._embed(scale_index, packed), packed.whole.layout
+            return ScaleStates(x, layout, self.model, self._text_of(packed), rotation, self.cache)
+        states = GraphedStates(scale_index, packed, self._static, self.model, rotation, self._graphs)
+        states.start(lambda: self._embed(scale_index, packed))
+        return states
+
+    def _output(self, scale_index: int, ran: _Ran, entropies: list[Tensor]) -> ScaleOutput:
+        """The logits of what ran."""
+        packed = ran.packed
+        layers_run = count_layers(packed, ran.tokens) if self._counts_layers(packed.plan) else None
+        taken = head_tokens(packed, ran.tokens, both_branches=self.settings.guides_logits[scale_index])
         modulation = taken.of_rows(self.text.head_modulation)
-        logits = model.logits(taken.of_states(states.whole()), modulation, taken.layout, self.cache.backend)
+        x = taken.of_states(ran.states.whole())
+        logits = self.model.logits(x, modulation, taken.layout, self.cache.backend)
         return ScaleOutput(logits, taken, packed, layers_run, entropies)
+
+    def _counts_layers(self, plan: ScalePlan) -> bool:
+        return self._count_layers or plan.code_layers > 0
 
     def _run_layer(
         self,
         layer: int,
-        states: ScaleStates,
+        states: ScaleStates | GraphedStates,
         size: tuple[int, int],
         packed: PackedScale,
         tokens: LayerTokens | None,
-        rotation: Tensor,
         entropy_rows: Sequence[int],
     ) -> Tensor | None:
         """Run a block on some tokens of the scale; the others pass, or are restored.
@@ -167,25 +219,49 @@ class BatchRunner:
         """
         plan, entropy = packed.plan, None
         some_pass = tokens is None or tokens.positions is not None
-        before = None
-        if plan.changes_of:  # where some pass, the whole is changed in place
-            before = states.whole().clone() if some_pass else states.whole()
+        before = states.snapshot() if plan.changes_of else None
         if tokens is not None:
-            text = self._text_of(packed)
-            entropy = cast("Block", self.model.blocks[layer]).advance(
-                states.running(tokens),
-                text.blocks[layer],
-                text.text_lengths,
-                rotation,
-                self.cache,
-                layer,
-                entropy_rows=entropy_rows,
-            )
+            entropy = states.advance(layer, tokens, entropy_rows)
         if plan.restore and some_pass:
             self._changes.restore(layer, size, packed, tokens, states.beside(tokens))
         if before is not None:
             self._changes.keep(layer, size, packed, before, states.whole())
         return entropy
+
+    def sample_scale(
+        self,
+        scale_index: int,
+        plan: ScalePlan,
+        seeds: Tensor,
+        observe: Callable[[int, int, Tensor], None] | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Run a scale, draw its bits and add their codes.
+
+        Args:
+            scale_index: counted from 0.
+            plan: what runs, of at least one prompt.
+            seeds: [B] int64 on the model's device, the same at every scale.
+            observe: takes (scale, layer, entropy [n, N]) of the prompts in the plan's `entropy_of`.
+
+        Returns:
+            The guided logits where the plan wants them, and [P, L] int64, how many layers each token ran, where counted.
+        """
+        if self._static is not None:
+            seeds = self._static.seeds.copy_(seeds)
+        ran = self._run_layers(scale_index, plan, observe, plan.entropy_of)
+
+        def finish() -> tuple[Tensor | None, Tensor | None]:
+            output = self._output(scale_index, ran, [])
+            drawn = self.draw_bits(scale_index, output, seeds, with_guided=plan.observe_logits)
+            self.add_bits(scale_index, drawn.bits, output)
+            return drawn.guided, output.layers_run
+
+        everything = len(ran.packed.prompts) == self.batch and all(
+            each is ran.packed.whole for each in ran.tokens
+        )
+        if not everything or self._counts_layers(plan) or plan.observe_logits:
+            return finish()
+        return ran.states.finish(finish, self.settings)
 
     def _text_of(self, packed: PackedScale) -> TextContext:
         """The text of the rows of the scale's layouts."""

@@ -91,6 +91,7 @@ class Engine:
         except torch.OutOfMemoryError:
             self._out_of_memory.append({"batch_size": len(chunk)})
         # Only here, past the handler, are the failed attempt's tensors free.
+        self.generator.release()
         if self.generator.device.type == "cuda":
             torch.cuda.empty_cache()
         if len(chunk) > 1:

@@ -31,6 +31,7 @@ from .request import GenerationRequest
 from .resolved import ResolvedSpec
 from .sampler import sample_codes
 from .specs import RuntimeSpec
+from .workspace import Workspace
 
 # One image fills a GPU in the decoder, whose activations are the largest tensors of all; and decoded alone, an
 # image does not depend on its batch even in the last digit.
@@ -149,7 +150,7 @@ class Generator:
         self, batch: Sequence[GenerationRequest], times: PhaseTimes, on_scale: Callable[[int], None] | None
     ) -> GeneratedBatch:
         with torch.inference_mode(), fastest_attention(self.device):
-            sampled = self._sample(batch, self._policy_factory, times, on_scale)
+            sampled = self._sample(batch, self._policy_factory, times, on_scale, self._ready.workspace)
             codes = sampled.runner.codes.summed_codes
             pixels = self._timed(times, "decode", lambda: self._decode(codes))
         return GeneratedBatch(pixels, sampled.runner.finite.tolist(), self._statistics(sampled), times)
@@ -166,7 +167,7 @@ class Generator:
         """
         common_h_div_w(batch)
         with torch.inference_mode(), fastest_attention(self.device):
-            return self._sample(batch, make_policy, PhaseTimes(), None).runner
+            return self._sample(batch, make_policy, PhaseTimes(), None, None).runner
 
     def decode(self, runner: BatchRunner) -> np.ndarray:
         """The pictures of a batch that `observe` ran: [B, H, W, 3] uint8 RGB."""
@@ -179,6 +180,7 @@ class Generator:
         make_policy: PolicyFactory,
         times: PhaseTimes,
         on_scale: Callable[[int], None] | None,
+        workspace: Workspace | None,
     ) -> _Sampled:
         """Encode the text and generate the codes."""
         prompts, negatives = self._timed(times, "text", lambda: self._encode_text(batch))
@@ -189,7 +191,9 @@ class Generator:
         def sample() -> BatchRunner:
             if on_scale is not None:
                 on_scale(-1)
-            runner = self._fresh_runner(prompts, negatives, schedule, largest_map(batch[0].h_div_w))
+            runner = self._fresh_runner(
+                prompts, negatives, schedule, largest_map(batch[0].h_div_w), workspace
+            )
             sample_codes(runner, seeds, policy, on_scale)
             return runner
 
@@ -206,6 +210,7 @@ class Generator:
         negatives: Sequence[EncodedText | None],
         schedule: ScaleSchedule,
         largest: tuple[int, int],
+        workspace: Workspace | None,
     ) -> BatchRunner:
         transformer, vae = self.model.transformer, self.model.vae
         features = [text.features for text in prompts]
@@ -221,6 +226,7 @@ class Generator:
             spatial_patchify=vae.sizes.spatial_patchify,
             backend=self._ready.backend,
             count_layers=self._spec.policy.pruning_map,
+            workspace=workspace,
         )
 
     def _encode_text(
@@ -270,6 +276,11 @@ class Generator:
             torch.cuda.synchronize(self.device)
         setattr(times, phase, getattr(times, phase) + time.perf_counter() - start)
         return result
+
+    def release(self) -> None:
+        """Give back the memory that is kept from batch to batch, as after one that did not fit."""
+        if self._ready.workspace is not None:
+            self._ready.workspace.release()
 
     def describe(self) -> dict[str, Any]:
         """What this generator is, JSON-able: equal for all that make the same in the same way.

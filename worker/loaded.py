@@ -13,6 +13,7 @@ from .models import Model, build_model
 from .resolved import ResolvedModel
 from .runtime import backend_fallback, resolve_device, resolve_dtype, resolve_kernels
 from .specs import RuntimeSpec
+from .workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class LoadedModel:
         fallback: one sentence for the user where faster kernels were expected to run and do not; else None.
         free_bytes: of the GPU's memory, with the model in it; None on a CPU.
         seconds: that loading took.
+        workspace: where batches run whose work is captured in CUDA graphs; None where none is.
     """
 
     model: Model
@@ -36,6 +38,7 @@ class LoadedModel:
     fallback: str | None
     free_bytes: int | None
     seconds: float
+    workspace: Workspace | None = None
 
     def describe(self) -> dict[str, Any]:
         """What decides the rounding and the speed, JSON-able; equal for equal models on equal devices."""
@@ -58,6 +61,7 @@ class LoadedModel:
         return {
             "load_seconds": round(self.seconds, 3),
             "peak_memory_bytes": torch.cuda.max_memory_allocated(self.device) if is_gpu else None,
+            "cuda_graphs": None if self.workspace is None else self.workspace.usage(),
         }
 
 
@@ -80,4 +84,7 @@ def load_model(model: ResolvedModel, runtime: RuntimeSpec) -> LoadedModel:
         torch.cuda.empty_cache()  # what loading left behind counts as free
         free_bytes = torch.cuda.mem_get_info(device)[0]
     fallback = backend_fallback(runtime.backend, device, backend)
-    return LoadedModel(parts, device, dtype, backend, fallback, free_bytes, time.perf_counter() - start)
+    captures = device.type == "cuda" and backend.name == "triton" and runtime.cuda_graphs
+    workspace = Workspace(parts.transformer, backend) if captures else None
+    seconds = time.perf_counter() - start
+    return LoadedModel(parts, device, dtype, backend, fallback, free_bytes, seconds, workspace)

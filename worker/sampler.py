@@ -45,10 +45,8 @@ def _run_planned(
     runner: BatchRunner, seeds: Tensor, policy: PruningPolicy, scale_index: int, plan: ScalePlan
 ) -> Tensor | None:
     """Run one scale, draw its bits and show the policy what it asked for; gives the layers each token ran."""
-    output = runner.run_scale(scale_index, plan, policy.observe)
-    drawn = runner.draw_bits(scale_index, output, seeds, with_guided=plan.observe_logits)
-    runner.add_bits(scale_index, drawn.bits, output)
+    guided, layers_run = runner.sample_scale(scale_index, plan, seeds, policy.observe)
     if plan.observe_logits or plan.observe_codes:
         codes = runner.codes.summed_codes if plan.observe_codes else None
-        policy.observe_scale(scale_index, drawn.guided, codes, plan.prompts)
-    return output.layers_run
+        policy.observe_scale(scale_index, guided, codes, plan.prompts)
+    return layers_run

@@ -1,12 +1,19 @@
 """The hidden state of a scale, of which each layer takes the tokens that it runs."""
 
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
+
 from torch import Tensor
 
 from toprovar_batch.kernels.layout import TokenLayout
-from toprovar_batch.kernels.ops import Backend
 
+from .infinity.kv_cache import KVCache
 from .infinity.residual import Residual
+from .infinity.text_context import TextContext
+from .infinity.transformer import Block, Infinity
 from .pruning.packing import LayerTokens
+
+T = TypeVar("T")
 
 
 class ScaleStates:
@@ -16,15 +23,27 @@ class ScaleStates:
     and when the whole is asked for; so layers that share their tokens gather and scatter them once, not in every layer.
     """
 
-    def __init__(self, x: Tensor, layout: TokenLayout, backend: Backend) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        layout: TokenLayout,
+        model: Infinity,
+        text: TextContext,
+        rotation: Tensor,
+        cache: KVCache,
+    ) -> None:
         """Start a scale.
 
         Args:
             x: [A * N, C] float32, packed by `layout`; it may be changed from here on.
             layout: of all tokens.
-            backend: of the additions and norms.
+            model: the transformer.
+            text: of the rows of the scale's layouts.
+            rotation: [N, D / 2] complex64 of the scale.
+            cache: of the batch.
         """
-        self._all = Residual(x, layout, backend)
+        self._all = Residual(x, layout, cache.backend)
+        self._model, self._text, self._rotation, self._cache = model, text, rotation, cache
         self._some: tuple[LayerTokens, Residual] | None = None
 
     def whole(self) -> Tensor:
@@ -35,6 +54,24 @@ class ScaleStates:
             self._all.settled().index_copy_(0, tokens.positions, running.settled())
             self._some = None
         return self._all.settled()
+
+    def snapshot(self) -> Tensor:
+        """[A * N, C] float32: the state as it is now, whatever comes after."""
+        return self.whole().clone()
+
+    def advance(self, layer: int, tokens: LayerTokens, entropy_rows: Sequence[int]) -> Tensor | None:
+        """Run a block on its tokens; see `Block.advance`."""
+        block = self._model.blocks[layer]
+        assert isinstance(block, Block)
+        return block.advance(
+            self.running(tokens),
+            self._text.blocks[layer],
+            self._text.text_lengths,
+            self._rotation,
+            self._cache,
+            layer,
+            entropy_rows=entropy_rows,
+        )
 
     def running(self, tokens: LayerTokens) -> Residual:
         """The states of the tokens that a layer runs; what becomes of them is theirs."""
@@ -54,6 +91,10 @@ class ScaleStates:
             tokens: what runs and has been taken; their states here are written over when they are put back.
         """
         return self.whole() if tokens is None else self._all.settled()
+
+    def finish(self, body: Callable[[], T], settings: Hashable) -> T:  # noqa: ARG002 - nothing is replayed
+        """Do what makes codes of the states."""
+        return body()
 
     def replace(self, x: Tensor) -> None:
         """Go on with another state of all tokens, which may be changed from here on."""

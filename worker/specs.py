@@ -92,3 +92,6 @@ class RuntimeSpec(FrozenSpec):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["auto", "torch", "triton"] = "auto"
     batch_size: int | None = Field(None, ge=1, description="images per batch; None fits it to the memory")
+    cuda_graphs: bool = Field(
+        True, description="on GPUs with Triton's kernels: capture the work of layers, and replay it"
+    )

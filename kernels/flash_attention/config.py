@@ -74,6 +74,11 @@ def choose_config(capability: tuple[int, int], head_dim: int, dtype: torch.dtype
     return portable_config(capability, head_dim, dtype)
 
 
+def queries_per_block(device: torch.device, head_dim: int, dtype: torch.dtype) -> int:
+    """Queries of a tile, where keys can be described to bulk copies; arguments as of `choose_config`."""
+    return choose_config(capability_of(device), head_dim, dtype).block_m
+
+
 def beats_cudnn(
     capability: tuple[int, int], head_dim: int, dtype: torch.dtype, queries: int, keys: int
 ) -> bool:

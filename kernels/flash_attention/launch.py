@@ -9,6 +9,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from toprovar_batch.kernels.layout import DeviceBlocks
+
 from .config import DTYPES, MAX_HEAD_DIM, KernelConfig, capability_of, choose_config, padded_head_dim
 from .hopper_kernel import GROUP, hopper_attention_kernel
 from .inputs import AttentionInputs
@@ -78,7 +80,8 @@ class _Work:
     """The arguments of one call, as both kernels take them."""
 
     def __init__(self, inputs: AttentionInputs, out: Tensor, by_head: Tensor, *, with_entropy: bool) -> None:
-        self.q, self.keys, self.values, self.layout, self.key_lengths, softmax_scale = inputs
+        self.inputs = inputs
+        self.q, self.keys, self.values, _, self.key_lengths, softmax_scale = inputs
         self.out, self.by_head = out, by_head
         self.scale = softmax_scale * math.log2(math.e)
         self.with_entropy = with_entropy
@@ -87,11 +90,26 @@ class _Work:
 
     def _blocks(self, block_m: int) -> tuple[Tensor, int, int]:
         """The table of blocks (any tensor where rows are alike), blocks of a row, blocks of all rows."""
+        if isinstance(self.key_lengths, DeviceBlocks):
+            if self.key_lengths.block_m != block_m:
+                raise ValueError(
+                    f"blocks of {self.key_lengths.block_m} queries, where the kernel takes {block_m}"
+                )
+            return self.key_lengths.table, 1, self.key_lengths.table.shape[1]
+        layout, key_lengths = self.inputs.host_rows
         if not self.is_ragged:
-            per_row = -(-self.layout.row_lengths[0] // block_m)
-            return self.by_head, per_row, per_row * self.layout.num_rows
-        table = self.layout.blocks(self.key_lengths, block_m)
+            per_row = -(-layout.row_lengths[0] // block_m)
+            return self.by_head, per_row, per_row * layout.num_rows
+        table = layout.blocks(key_lengths, block_m)
         return table, 1, table.shape[1]
+
+    @property
+    def _row(self) -> tuple[int, int]:
+        """Queries and keys of a row, where all are alike."""
+        if self.is_ragged:
+            return 0, 0
+        layout, key_lengths = self.inputs.host_rows
+        return layout.row_lengths[0], key_lengths.lengths[0]
 
     def launch_triton(self, config: KernelConfig) -> None:
         """Run the Triton kernel: one program per tile."""
@@ -105,7 +123,7 @@ class _Work:
             rows = [TensorDescriptor(*_flat(each), [config.block_n, block_d]) for each in rows]
         attention_kernel[num_blocks * heads,](
             q, keys, values, *rows, out, self.by_head, blocks,
-            self.layout.row_lengths[0], self.key_lengths.lengths[0], per_row, num_blocks, tokens, self.scale,
+            *self._row, per_row, num_blocks, tokens, self.scale,
             *q.stride()[:2], *keys.stride()[:3], *values.stride()[:3], *out.stride()[:2],
             HEAD_DIM=head_dim, BLOCK_D=block_d, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
             ENTROPY=self.with_entropy, RAGGED=self.is_ragged, DESCRIPTORS=descriptors,
@@ -129,7 +147,7 @@ class _Work:
             describe(*_flat(self.keys), config.block_n),
             describe(*_flat(self.values), config.block_n),
             self.out, self.by_head, blocks,
-            self.layout.row_lengths[0], self.key_lengths.lengths[0], per_row, num_blocks, tiles, tokens, self.scale,
+            *self._row, per_row, num_blocks, tiles, tokens, self.scale,
             *(stride // self.keys.stride(2) for stride in self.keys.stride()[:2]),
             *(stride // self.values.stride(2) for stride in self.values.stride()[:2]),
             *self.out.stride()[:2],
@@ -193,10 +211,10 @@ def _check(inputs: AttentionInputs) -> None:
         raise ValueError(
             f"keys {tuple(keys.shape)} and values {tuple(values.shape)} must be [R, {heads}, N, {head_dim}]"
         )
-    if tokens != layout.num_tokens or rows != layout.num_rows or rows != len(key_lengths.lengths):
+    if tokens != layout.num_tokens or rows != layout.num_rows or rows != key_lengths.num_rows:
         raise ValueError(
             f"{tokens} queries and {rows} rows of keys do not fit {layout.num_tokens} queries of "
-            f"{layout.num_rows} rows with {len(key_lengths.lengths)} lengths of keys"
+            f"{layout.num_rows} rows with {key_lengths.num_rows} lengths of keys"
         )
     if head_dim > MAX_HEAD_DIM:
         raise ValueError(f"the kernel takes heads of up to {MAX_HEAD_DIM} channels, not {head_dim}")
@@ -209,6 +227,9 @@ def _check(inputs: AttentionInputs) -> None:
         raise ValueError("the channels of a head must lie side by side (a last stride of 1)")
     if softmax_scale <= 0:
         raise ValueError(f"softmax_scale must be positive, not {softmax_scale}")
+    if isinstance(key_lengths, DeviceBlocks):
+        return  # who filled the table knows
+    layout, key_lengths = inputs.host_rows
     for row, (queries, seen) in enumerate(zip(layout.row_lengths, key_lengths.lengths, strict=True)):
         if seen > longest or (queries and not seen):
             raise ValueError(f"row {row} has {queries} queries over {seen} of {longest} keys")

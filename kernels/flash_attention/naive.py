@@ -20,7 +20,8 @@ def attention(inputs: AttentionInputs) -> Tensor:
     Returns:
         [T, H, D] in the dtype of the queries.
     """
-    q, keys, values, layout, key_lengths, softmax_scale = inputs
+    q, keys, values, _, _, softmax_scale = inputs
+    layout, key_lengths = inputs.host_rows
     if layout.uniform_length is not None:
         out = scaled_dot_product_attention(
             layout.by_row(q).transpose(1, 2), keys, values, attn_mask=key_lengths.mask, scale=softmax_scale
@@ -52,7 +53,8 @@ def attention_entropy(inputs: AttentionInputs, rows: Sequence[int] | None = None
     Returns:
         [T] float32, nats, of the queries of these rows, row after row.
     """
-    q, keys, _values, layout, key_lengths, softmax_scale = inputs
+    q, keys, _values, _, _, softmax_scale = inputs
+    layout, key_lengths = inputs.host_rows
     measured_rows = range(layout.num_rows) if rows is None else rows
     measured = [q.new_empty(0, dtype=torch.float32)]
     for row in measured_rows:

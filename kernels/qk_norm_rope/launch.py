@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.layout import TokenLayout
+from toprovar_batch.kernels.layout import PackedRows
 
 from .triton_kernel import qk_norm_rope_append_kernel
 
@@ -18,7 +18,7 @@ def qk_norm_rope_append(
     qkv: Tensor,
     q_scale: Tensor,
     rotation: Tensor,
-    layout: TokenLayout,
+    layout: PackedRows,
     starts: tuple[int, ...],
     keys: Tensor,
     values: Tensor,
@@ -32,7 +32,7 @@ def qk_norm_rope_append(
         q_scale: [H] float32.
         rotation: [N, D / 2] complex64.
         layout: rows of the packed tokens.
-        starts: the slot of each row's first token.
+        starts: the slot of each row's first token; a `DeviceLayout` has its own.
         keys: [R, H, S, D] of the dtype of `qkv`, with any strides but a last one of 1.
         values: [R, H, S, D] likewise.
 
@@ -50,8 +50,9 @@ def qk_norm_rope_append(
     block_d = max(16, 1 << (head_dim - 1).bit_length())
     block_t = max(1, _TILE // block_d)
     group = next(n for n in range(_HEADS_PER_PROGRAM, 0, -1) if heads % n == 0)
-    length, start = layout.uniform_length, starts[0]
+    length = layout.uniform_length
     listed_rows = length is None or len(set(starts)) > 1
+    start = 0 if listed_rows else starts[0]
     listed_places = layout.token_indices is not None
     # Any tensor stands where nothing is read.
     row_ids = layout.row_ids if listed_rows else q_scale
@@ -72,7 +73,7 @@ def _check(
     qkv: Tensor,
     q_scale: Tensor,
     rotation: Tensor,
-    layout: TokenLayout,
+    layout: PackedRows,
     starts: tuple[int, ...],
     keys: Tensor,
     values: Tensor,
@@ -85,10 +86,9 @@ def _check(
         raise ValueError(
             f"keys {tuple(keys.shape)} and values {tuple(values.shape)} must be [R, {heads}, S, {head_dim}]"
         )
-    if tokens != layout.num_tokens or rows != layout.num_rows or rows != len(starts):
+    if tokens != layout.num_tokens or rows != layout.num_rows:
         raise ValueError(
-            f"{tokens} tokens and {rows} rows of a cache do not fit {layout.num_tokens} tokens of "
-            f"{layout.num_rows} rows with {len(starts)} starts"
+            f"{tokens} tokens and {rows} rows of a cache do not fit {layout.num_tokens} tokens of {layout.num_rows} rows"
         )
     if qkv.dtype not in DTYPES or keys.dtype != qkv.dtype or values.dtype != qkv.dtype:
         raise ValueError(
@@ -98,12 +98,10 @@ def _check(
     if any(tensor.stride(-1) != 1 for tensor in (qkv, keys, values)):
         raise ValueError("the channels of a head must lie side by side (a last stride of 1)")
     _check_turns(q_scale, rotation, layout, heads, head_dim // 2)
-    for row, (start, new) in enumerate(zip(starts, layout.row_lengths, strict=True)):
-        if start < 0 or start + new > slots:
-            raise ValueError(f"row {row}: {new} tokens from slot {start} on do not fit {slots} slots")
+    layout.check_slots(starts, slots)
 
 
-def _check_turns(q_scale: Tensor, rotation: Tensor, layout: TokenLayout, heads: int, half: int) -> None:
+def _check_turns(q_scale: Tensor, rotation: Tensor, layout: PackedRows, heads: int, half: int) -> None:
     if q_scale.shape != (heads,) or q_scale.dtype != torch.float32 or not q_scale.is_contiguous():
         raise ValueError(f"q_scale must be [{heads}] contiguous float32, not {q_scale.dtype} {q_scale.shape}")
     if rotation.dtype != torch.complex64 or rotation.shape[1:] != (half,) or not rotation.is_contiguous():
@@ -112,5 +110,5 @@ def _check_turns(q_scale: Tensor, rotation: Tensor, layout: TokenLayout, heads: 
         )
     if layout.token_indices is None and layout.uniform_length != rotation.shape[0]:
         raise ValueError(
-            f"rows of {layout.row_lengths} tokens without places do not fit a map of {rotation.shape[0]}"
+            f"rows of {layout.uniform_length} tokens without places do not fit a map of {rotation.shape[0]}"
         )

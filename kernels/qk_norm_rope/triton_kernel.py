@@ -57,7 +57,8 @@ def qk_norm_rope_append_kernel(
     """From qkv [T, 3, H, D], q_scale [H] float32 and rotation [N, D] (cos, sin, ...) to q [T, H, D] and the caches.
 
     keys and values are [R, H, S, D]. Without LISTED_ROWS, each row holds `length` tokens and its slots begin at `start`;
-    with it, token t belongs to row `row_ids[t]` and goes to slot t + `shifts[row]`. A token's place in the token map is
+    with it, token t belongs to row `row_ids[t]` and goes to slot t + `shifts[row]`;
+    a row of -1 is padding. A token's place in the token map is
     `token_indices[t]` with LISTED_PLACES, otherwise its place among those of its row.
     """
     # Neighbouring programs share tokens, so that their turns stay in the L2 cache.
@@ -68,7 +69,8 @@ def qk_norm_rope_append_kernel(
     d = tl.arange(0, BLOCK_D)
     real = token < num_tokens
     if LISTED_ROWS:
-        row = tl.load(row_ids + token, mask=real, other=0)
+        row = tl.load(row_ids + token, mask=real, other=-1)
+        real = row >= 0
         slot = token + tl.load(shifts + row, mask=real, other=0)
     else:
         row = token // length

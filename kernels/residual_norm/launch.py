@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.layout import TokenLayout
+from toprovar_batch.kernels.layout import PackedRows
 
 from .naive import EPS, Modulation
 from .triton_kernel import residual_norm_kernel
@@ -47,12 +47,13 @@ def residual_norm(
     update: Tensor | None,
     gate: Tensor | None,
     modulation: Modulation | None,
-    layout: TokenLayout,
+    layout: PackedRows,
     dtype: torch.dtype | None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The sum x + gate * update, and its modulated layer norm; each only where it is asked for.
 
-    No input is changed. A row's results depend on that row alone, bit for bit.
+    No input is changed, unless it is `out`. A row's results depend on that row alone, bit for bit.
 
     Args:
         x: [T, C] float32 packed by `layout`.
@@ -61,6 +62,7 @@ def residual_norm(
         modulation: of the norm, in any floating dtype; None: no norm.
         layout: rows of the packed tokens.
         dtype: of the normed result, where there is one.
+        out: takes the sum; may be `x`.
 
     Returns:
         The sum [T, C] float32, which is `x` itself where nothing is added; and the norm [T, C] in `dtype`, or None.
@@ -70,7 +72,7 @@ def residual_norm(
     """
     _check(x, update, gate, modulation, layout)
     tokens, width = x.shape
-    added = x if update is None else x.new_empty(x.shape)
+    added = x if update is None else x.new_empty(x.shape) if out is None else out
     normed = None if modulation is None else x.new_empty(x.shape, dtype=dtype)
     if not tokens:
         return added, normed
@@ -108,7 +110,7 @@ def residual_norm(
 
 
 def _check(
-    x: Tensor, update: Tensor | None, gate: Tensor | None, modulation: Modulation | None, layout: TokenLayout
+    x: Tensor, update: Tensor | None, gate: Tensor | None, modulation: Modulation | None, layout: PackedRows
 ) -> None:
     if x.dtype != torch.float32 or x.dim() != 2 or not x.is_contiguous():
         raise ValueError(f"the residual must be contiguous [T, C] float32, not {tuple(x.shape)} {x.dtype}")

@@ -1,6 +1,6 @@
 """Gated additions and modulated layer norms of a float32 residual stream, in plain PyTorch.
 
-Nothing is written in place, so that autograd can follow.
+Nothing is written in place unless asked for, so that autograd can follow.
 """
 
 from typing import NamedTuple
@@ -51,7 +51,9 @@ def modulated_norm(x: Tensor, modulation: Modulation, layout: TokenLayout, dtype
     return torch.addcmul(shift, layout.by_row(normed), scale).reshape(x.shape).to(dtype)
 
 
-def gated_add(x: Tensor, update: Tensor, gate: Tensor | None, layout: TokenLayout) -> Tensor:
+def gated_add(
+    x: Tensor, update: Tensor, gate: Tensor | None, layout: TokenLayout, out: Tensor | None = None
+) -> Tensor:
     """X + gate * update in float32.
 
     Args:
@@ -59,14 +61,18 @@ def gated_add(x: Tensor, update: Tensor, gate: Tensor | None, layout: TokenLayou
         update: [T, C] in any dtype.
         gate: [R, C] float32; None: 1.
         layout: rows of the packed tokens.
+        out: takes the result; may be `x`.
 
     Returns:
         [T, C] float32.
     """
     update = update.to(x.dtype)
     if gate is None:
-        return x + update
-    return torch.addcmul(layout.by_row(x), layout.per_token(gate), layout.by_row(update)).reshape(x.shape)
+        added = x + update
+    else:
+        rows, changes = layout.by_row(x), layout.by_row(update)
+        added = torch.addcmul(rows, layout.per_token(gate), changes).reshape(x.shape)
+    return added if out is None else out.copy_(added)
 
 
 def add_and_norm(
@@ -76,6 +82,7 @@ def add_and_norm(
     modulation: Modulation,
     layout: TokenLayout,
     dtype: torch.dtype,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`gated_add`, and `modulated_norm` of its result.
 
@@ -86,9 +93,10 @@ def add_and_norm(
         modulation: of the rows, in float32; or of all, in any dtype.
         layout: rows of the packed tokens.
         dtype: of the normed result.
+        out: takes the sum; may be `x`.
 
     Returns:
         The sum [T, C] float32, and its norm [T, C] in `dtype`.
     """
-    x = gated_add(x, update, gate, layout)
+    x = gated_add(x, update, gate, layout, out)
     return x, modulated_norm(x, modulation, layout, dtype)

@@ -36,16 +36,20 @@ def residual_norm_kernel(
     """ROWS tokens of x [T, C]: `added` = x + gate * update (ADD), `normed` = LN of that * scale + shift (NORM).
 
     Gate, scale and shift are [R, C] with a stride per row, which is 0 where one row serves all. A token's row is
-    `row_ids[token]` where RAGGED is set, else token // row_length. Without GATED the gate is 1. What a flag leaves out
+    `row_ids[token]` where RAGGED is set (-1: padding), else token // row_length. Without GATED the gate is 1. What a flag leaves out
     is any tensor.
     """
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, BLOCK_C)
     real = token < num_tokens
+    if RAGGED:
+        row = tl.load(row_ids + token, mask=real, other=-1)
+        real = row >= 0
+    else:
+        row = (token // row_length).to(tl.int64)
     used = (channel < C)[None, :]
     inside = real[:, None] & used
     at = token.to(tl.int64)[:, None] * C + channel[None, :]
-    row = tl.load(row_ids + token, mask=real, other=0) if RAGGED else (token // row_length).to(tl.int64)
     row = row[:, None]
     y = tl.load(x + at, mask=inside, other=0.0)
     if ADD:

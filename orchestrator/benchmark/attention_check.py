@@ -54,7 +54,7 @@ def find_fault(
     """
     inputs = make_inputs(3, head_dim, _QUERIES, _KEYS, dtype, device)
     out, entropy = _run(inputs, config)
-    for row, part in enumerate(inputs.layout.row_slices):
+    for row, part in enumerate(inputs.host_rows[0].row_slices):
         if part.start == part.stop:
             continue
         name = f"{_QUERIES[row]} queries over {_KEYS[row]} keys"
@@ -80,7 +80,7 @@ def find_fault(
 def find_fault_at(inputs: AttentionInputs, out: Tensor, entropy: Tensor) -> str | None:
     """What is wrong with the answers to up to 64 queries of the first and of the last row."""
     for row in {0, inputs.layout.num_rows - 1}:
-        part, alone = inputs.layout.row_slices[row], inputs.row(row)
+        part, alone = inputs.host_rows[0].row_slices[row], inputs.row(row)
         few = slice(part.start, min(part.start + 64, part.stop))
         layout = TokenLayout((few.stop - few.start,), inputs.q.device)
         sample = AttentionInputs(

@@ -162,7 +162,7 @@ def _contenders(
         return lambda: flash_attention(inputs, with_entropy=with_entropy, config=config)
 
     def pytorch(backend: SDPBackend) -> _Call:
-        q = inputs.layout.by_row(inputs.q).transpose(1, 2)  # [R, H, L, D]
+        q = inputs.host_rows[0].by_row(inputs.q).transpose(1, 2)  # [R, H, L, D]
 
         def call() -> tuple[Tensor, None]:
             with sdpa_kernel(backend):

@@ -43,13 +43,17 @@ class ResidualSum:
         codebook_dim: int,
         spatial_patchify: bool,
         device: torch.device,
+        storage: Tensor | None = None,
     ) -> None:
+        """Start with zeros, in `storage` ([B, z, H, W] float32, channels last, zero) where it is given."""
         self._sizes = [code_size(scale, spatial_patchify) for scale in schedule]
         self._spatial_patchify = spatial_patchify
         # PyTorch's resizing gives a GPU one thread per pixel, unless the channels come last.
-        self.summed_codes = torch.zeros(batch, codebook_dim, *self._sizes[-1], device=device).contiguous(
-            memory_format=torch.channels_last
-        )
+        if storage is None:
+            storage = torch.zeros(batch, codebook_dim, *self._sizes[-1], device=device).contiguous(
+                memory_format=torch.channels_last
+            )
+        self.summed_codes = storage
 
     def add(
         self,

@@ -1,11 +1,12 @@
 """Preallocated keys and values of earlier scales, each layer and row with its own length."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
+from toprovar_batch.kernels.layout import KeyLengths, PackedRows, TokenLayout
 from toprovar_batch.kernels.ops import AttentionInputs, Backend, attend, qk_norm_rope_append
 
 from .config import TransformerArchitecture
@@ -42,6 +43,7 @@ class KVCache:
         device: torch.device,
         dtype: torch.dtype,
         backend: Backend,
+        storage: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Reserve room.
 
@@ -53,6 +55,7 @@ class KVCache:
             device: of the storage.
             dtype: of the storage.
             backend: of the attention.
+            storage: flat tensors of `dtype` on `device` that hold the keys and the values; None: new ones.
         """
         self.backend = backend
         self._kept, self._last = kept, last
@@ -60,11 +63,18 @@ class KVCache:
         # PyTorch gives a masked key the weight 0, and 0 times whatever memory held may be NaN. The Triton kernel reads
         # nothing behind a row's keys, and takes rows of different lengths itself, so there zeros would be wasted time.
         reserve = torch.zeros if backend.name == "torch" else torch.empty
-        self._keys = reserve(shape, device=device, dtype=dtype)
-        self._values = reserve(shape, device=device, dtype=dtype)
+        size = math.prod(shape)
+        if storage is None:
+            storage = reserve(size, device=device, dtype=dtype), reserve(size, device=device, dtype=dtype)
+        self._keys, self._values = (flat[:size].view(shape) for flat in storage)
         self._lengths = [(0,) * rows for _ in range(sizes.depth)]
         self._in_last_scale = False
         self._next_layer = 0
+
+    def empty(self) -> None:
+        """Start anew, with the next batch."""
+        self._lengths = [(0,) * len(row) for row in self._lengths]
+        self._in_last_scale, self._next_layer = False, 0
 
     def enter_last_scale(self) -> None:
         """From here on new keys and values live only while their layer runs, and each layer runs at most once."""
@@ -86,21 +96,38 @@ class KVCache:
             The queries [T, H, D]; all keys and values that these rows now see in the layer, [n, H, N, D] padded to the
             longest row; and their lengths.
         """
-        rows = layout.num_rows
-        before = self._lengths[layer][:rows]
-        after = tuple(old + new for old, new in zip(before, layout.row_lengths, strict=True))
-        first = (len(self._lengths) - 1 - layer) * self._kept
-        room = self._kept
+        starts, ends = self.reserve(layer, layout.row_lengths)
+        keys, values = self.room(layer, layout.num_rows)
+        q = qk_norm_rope_append(qkv, q_scale, rotation, layout, starts, keys, values, backend=self.backend)
+        longest = max(ends)
+        return q, keys[:, :, :longest], values[:, :, :longest], KeyLengths(ends, qkv.device)
+
+    def reserve(self, layer: int, row_lengths: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Take room for new keys and values of a layer's first rows.
+
+        Args:
+            layer: index of the layer; in the last scale above all that ran in it before.
+            row_lengths: new tokens of each row.
+
+        Returns:
+            For each of these rows the slot of its first new token, and its length with the new ones.
+        """
+        rows = len(row_lengths)
+        starts = self._lengths[layer][:rows]
+        ends = tuple(old + new for old, new in zip(starts, row_lengths, strict=True))
         if self._in_last_scale:
             assert layer >= self._next_layer, "the keys of this layer have been overwritten"
             self._next_layer = layer + 1
-            room += self._last
         else:
-            self._lengths[layer] = after + self._lengths[layer][rows:]
-        keys, values = (tensor[:rows, :, first : first + room] for tensor in (self._keys, self._values))
-        q = qk_norm_rope_append(qkv, q_scale, rotation, layout, before, keys, values, backend=self.backend)
-        longest = max(after)
-        return q, keys[:, :, :longest], values[:, :, :longest], KeyLengths(after, qkv.device)
+            self._lengths[layer] = ends + self._lengths[layer][rows:]
+        return starts, ends
+
+    def room(self, layer: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [rows, H, S, D] of a layer's first rows, all slots that it may use in the scale that runs."""
+        first = (len(self._lengths) - 1 - layer) * self._kept
+        slots = self._kept + (self._last if self._in_last_scale else 0)
+        keys, values = (tensor[:rows, :, first : first + slots] for tensor in (self._keys, self._values))
+        return keys, values
 
     def attend(
         self,
@@ -108,7 +135,7 @@ class KVCache:
         qkv: Tensor,
         q_scale: Tensor,
         rotation: Tensor,
-        layout: TokenLayout,
+        layout: PackedRows,
         *,
         entropy_rows: Sequence[int],
     ) -> tuple[Tensor, Tensor | None]:
@@ -126,6 +153,7 @@ class KVCache:
             The attended values [T, H, D], and the entropy of the tokens of `entropy_rows`, float32 in nats (mean over
             heads), or None.
         """
+        assert isinstance(layout, TokenLayout)
         q, keys, values, lengths = self.append(layer, qkv, q_scale, rotation, layout)
         inputs = AttentionInputs(q, keys, values, layout, lengths, 1.0)
         return attend(inputs, entropy_rows=entropy_rows, backend=self.backend)

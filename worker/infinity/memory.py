@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from toprovar_batch.kernels.layout import TokenLayout
+from toprovar_batch.kernels.layout import PackedRows
 from toprovar_batch.kernels.ops import Backend
 
 
@@ -24,7 +24,7 @@ class SelfAttentionMemory(Protocol):
         qkv: Tensor,
         q_scale: Tensor,
         rotation: Tensor,
-        layout: TokenLayout,
+        layout: PackedRows,
         *,
         entropy_rows: Sequence[int],
     ) -> tuple[Tensor, Tensor | None]:

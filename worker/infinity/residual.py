@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.layout import TokenLayout
+from toprovar_batch.kernels.layout import PackedRows
 from toprovar_batch.kernels.ops import Backend, Modulation, add_and_norm, gated_add, modulated_norm
 
 
@@ -11,17 +11,18 @@ class Residual:
     """A hidden state whose last addition may be still to make, so that the norm that follows makes it in its own pass.
 
     It is float32 whatever the compute dtype: every sublayer adds a little to it, and bfloat16 would round each sum.
-    No tensor is changed by what is done here.
+    No tensor is changed by what is done here, unless the state is to stay in its place.
 
     Attributes:
         layout: rows of the packed tokens.
         backend: of the additions and norms.
     """
 
-    def __init__(self, x: Tensor, layout: TokenLayout, backend: Backend) -> None:
-        """Start with [T, C] float32 packed by `layout`."""
+    def __init__(self, x: Tensor, layout: PackedRows, backend: Backend, *, in_place: bool = False) -> None:
+        """Start with [T, C] float32 packed by `layout`; `in_place` keeps every sum in the tensor given."""
         self.layout, self.backend = layout, backend
         self._x = x
+        self._out = x if in_place else None
         self._update: Tensor | None = None
         self._gate: Tensor | None = None
 
@@ -33,7 +34,9 @@ class Residual:
     def settled(self) -> Tensor:
         """[T, C] float32, with nothing left to add."""
         if self._update is not None:
-            self._x = gated_add(self._x, self._update, self._gate, self.layout, backend=self.backend)
+            self._x = gated_add(
+                self._x, self._update, self._gate, self.layout, out=self._out, backend=self.backend
+            )
             self._update = None
         return self._x
 
@@ -46,7 +49,14 @@ class Residual:
         if self._update is None:
             return modulated_norm(self._x, modulation, self.layout, dtype, backend=self.backend)
         self._x, normed = add_and_norm(
-            self._x, self._update, self._gate, modulation, self.layout, dtype, backend=self.backend
+            self._x,
+            self._update,
+            self._gate,
+            modulation,
+            self.layout,
+            dtype,
+            out=self._out,
+            backend=self.backend,
         )
         self._update = None
         return normed

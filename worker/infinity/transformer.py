@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
+from toprovar_batch.kernels.layout import DeviceBlocks, KeyLengths, PackedRows, TokenLayout
 from toprovar_batch.kernels.ops import (
     AttentionInputs,
     Backend,
@@ -84,17 +84,17 @@ class CrossAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        layout: TokenLayout,
+        layout: PackedRows,
         keys: Tensor,
         values: Tensor,
-        lengths: KeyLengths,
+        lengths: KeyLengths | DeviceBlocks,
         backend: Backend,
     ) -> Tensor:
         """[T, C] to [T, C], over text keys and values [R, H, N, D]."""
         q = self.mat_q(x).unflatten(-1, (self.num_heads, -1))
         scale = q.shape[-1] ** -0.5
         inputs = AttentionInputs(q, keys, values, layout, lengths, scale)
-        out, _ = attend(inputs, entropy_rows=(), backend=backend)
+        out, _ = attend(inputs, entropy_rows=(), chance_alike=True, backend=backend)
         return self.proj(out.flatten(1))
 
 
@@ -106,9 +106,12 @@ class FeedForward(nn.Module):
         self.fc1 = nn.Linear(sizes.width, sizes.mlp_width)
         self.fc2 = nn.Linear(sizes.mlp_width, sizes.width)
 
-    def forward(self, x: Tensor, backend: Backend) -> Tensor:
-        """[T, C] to [T, C]."""
-        return self.fc2(linear_gelu(self.fc1, x, backend=backend))
+    def forward(self, x: Tensor, backend: Backend, out: Tensor | None = None) -> Tensor:
+        """[T, C] to [T, C], into `out` where it is given."""
+        hidden = linear_gelu(self.fc1, x, backend=backend)
+        if out is None:
+            return self.fc2(hidden)
+        return torch.addmm(self.fc2.bias, hidden, self.fc2.weight.t(), out=out)
 
 
 class Block(nn.Module):
@@ -169,12 +172,13 @@ class Block(nn.Module):
         self,
         residual: Residual,
         context: BlockContext,
-        text_lengths: KeyLengths,
+        text_lengths: KeyLengths | DeviceBlocks,
         rotation: Tensor,
         memory: SelfAttentionMemory,
         layer: int,
         *,
         entropy_rows: Sequence[int],
+        out: Tensor | None = None,
     ) -> Tensor | None:
         """Run the block on packed tokens, and leave its last addition to whatever comes next.
 
@@ -186,6 +190,7 @@ class Block(nn.Module):
             memory: attends over the scale's own and all earlier tokens.
             layer: index of this block in the memory.
             entropy_rows: also measure the entropy of the self-attention of these rows.
+            out: [T, C] in the compute dtype, takes the last addition; without gradients.
 
         Returns:
             The entropy of the tokens of `entropy_rows`, float32 in nats (mean over heads), or None.
@@ -203,7 +208,7 @@ class Block(nn.Module):
         text = (context.text_keys, context.text_values, text_lengths)
         residual.add(self.ca(normed, layout, *text, memory.backend))
         normed = residual.normed(Modulation(scale2, shift2), dtype)
-        residual.add(self.ffn(normed, memory.backend), gamma2)
+        residual.add(self.ffn(normed, memory.backend, out), gamma2)
         return entropy
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, scaled_dot_product_attention
 
-from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
+from toprovar_batch.kernels.layout import KeyLengths, PackedRows, TokenLayout
 from toprovar_batch.kernels.ops import Backend, qk_norm_rope
 from toprovar_batch.worker.infinity.bsq import ResidualSum, code_maps_to_tokens
 from toprovar_batch.worker.infinity.rope import rope_2d
@@ -31,11 +31,12 @@ class TeacherForcing:
         qkv: Tensor,
         q_scale: Tensor,
         rotation: Tensor,
-        layout: TokenLayout,
+        layout: PackedRows,
         *,
         entropy_rows: Sequence[int],
     ) -> tuple[Tensor, Tensor | None]:
         """See `SelfAttentionMemory`; every row holds all tokens of all scales, and no entropy is measured."""
+        assert isinstance(layout, TokenLayout)
         assert not entropy_rows
         q, k = qk_norm_rope(qkv, q_scale, rotation, layout)
         q, k, v = (layout.by_row(x).transpose(1, 2) for x in (q, k, qkv[:, 2]))  # [R, H, L, D]

@@ -1,0 +1,73 @@
+"""Memory that the batches of a model use one after the other, with the graphs captured over it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toprovar_batch.kernels.flash_attention.config import queries_per_block
+from toprovar_batch.kernels.ops import Backend
+
+from .cuda_graphs import CudaGraphs, Replay
+from .infinity.transformer import Infinity
+from .static_batch import BatchShape, StaticBatch, sizes_of
+
+
+class Workspace:
+    """Hands out the tensors of a batch shape, always the same ones.
+
+    Shapes share their memory, so only the batch that was started last is whole. Memory that grows for a larger shape
+    moves, which ends all graphs.
+
+    Attributes:
+        graphs: over these tensors.
+    """
+
+    def __init__(self, model: Infinity, backend: Backend, graphs: Replay | None = None) -> None:
+        """Start without memory.
+
+        Args:
+            model: the transformer.
+            backend: of the kernels.
+            graphs: replay the work; None: CUDA graphs of the model's device.
+        """
+        self._model, self._backend = model, backend
+        self.graphs = CudaGraphs(model.device) if graphs is None else graphs
+        self._flat: dict[str, Tensor] = {}
+        self._batches: dict[BatchShape, StaticBatch] = {}
+
+    def batch(self, shape: BatchShape) -> StaticBatch:
+        """The tensors of a shape; `StaticBatch.start` comes next."""
+        if shape not in self._batches:
+            head_dim, device = self._model.sizes.head_dim, self._model.device
+            block_m = queries_per_block(device, head_dim, self._model.dtype)
+            self._grow(sizes_of(shape, self._model, block_m))
+            self._batches[shape] = StaticBatch(shape, self._model, self._backend, block_m, self._flat)
+        return self._batches[shape]
+
+    def _grow(self, wanted: dict[str, tuple[int, torch.dtype]]) -> None:
+        small = [
+            name
+            for name, (size, _) in wanted.items()
+            if name not in self._flat or len(self._flat[name]) < size
+        ]
+        if not small:
+            return
+        self._batches.clear()
+        self.graphs.clear()
+        for name in small:
+            self._flat.pop(name, None)
+        for name in small:
+            size, dtype = wanted[name]
+            self._flat[name] = torch.empty(size, dtype=dtype, device=self._model.device)
+
+    def release(self) -> None:
+        """Give all memory back, as after a batch that did not fit."""
+        self._batches.clear()
+        self.graphs.clear()
+        self._flat.clear()
+
+    def usage(self) -> dict[str, Any]:
+        """Bytes held, and what the graphs took; JSON-able."""
+        held = sum(tensor.numel() * tensor.element_size() for tensor in self._flat.values())
+        return {"bytes": held, **self.graphs.usage()}
