@@ -25,7 +25,8 @@ from .pruning.plan import ScalePlan
 from .pruning.restoration import LayerChanges
 from .sampling_settings import SamplingSettings
 from .scale_states import ScaleStates
-from .static_batch import BatchShape, StaticBatch, text_capacity
+from .static_batch import BatchShape, StaticBatch
+from .text_chunks import text_capacity
 from .workspace import Workspace
 
 

@@ -13,15 +13,8 @@ from toprovar_batch.kernels.ops import Backend
 from .infinity.kv_cache import KVCache
 from .infinity.schedule import ScaleSchedule
 from .infinity.text_context import BlockContext, TextContext
-from .infinity.transformer import Block, Infinity
+from .infinity.transformer import Infinity
 from .static_tables import TABLES, StaticTables, most_blocks, table_sizes
-
-_TEXT_STEPS = (64, 128, 256, 512)
-
-
-def text_capacity(longest: int) -> int:
-    """Text tokens that a batch has room for, whose longest text has so many."""
-    return next(step for step in _TEXT_STEPS if longest <= step)
 
 
 class BatchShape(NamedTuple):
@@ -108,9 +101,7 @@ class StaticBatch:
         keys = _view(flat["text_keys"], sizes.depth, rows, *heads)
         values = _view(flat["text_values"], sizes.depth, rows, *heads)
         blocks = []
-        for layer, block in enumerate(model.blocks):
-            assert isinstance(block, Block)
-            constants = block.constants()
+        for layer, constants in enumerate(model.constants):
             bias = constants.qkv_bias.to(model.dtype)
             blocks.append(BlockContext(adaln[layer], keys[layer], values[layer], bias, constants.q_scale))
         return TextContext(

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from toprovar_batch.kernels.backend import Backend
 
-from .config import beats_cudnn, capability_of
+from .config import capability_of, takes_rows_alike
 from .inputs import AttentionInputs
 from .naive import attention, attention_entropy
 
@@ -20,8 +20,8 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax attention of packed queries over each row's own keys and, if asked for, its entropy.
 
-    Rows that are all alike go to PyTorch on any backend, whose cuDNN is the fastest exact attention for them, unless our
-    kernel was measured to be faster. Other rows would need a mask or a loop in PyTorch, so the Triton kernel takes them.
+    Rows that are all alike go to PyTorch on any backend, whose cuDNN is the fastest exact attention for them, but not where
+    our kernel takes them as well. Other rows would need a mask or a loop in PyTorch, so the Triton kernel takes them.
     The output is the same, bit for bit, whether the entropy is measured or not.
 
     Args:
@@ -57,9 +57,6 @@ def _attend_by_kernel(inputs: AttentionInputs, entropy_rows: Sequence[int]) -> t
 
 
 def _is_fastest_in_pytorch(inputs: AttentionInputs) -> bool:
-    """Whether PyTorch has one call for these rows, and our kernel is not known to be faster."""
-    if not inputs.is_uniform:
-        return False
-    layout, key_lengths = inputs.host_rows
-    length, seen = layout.row_lengths[0], key_lengths.lengths[0]
-    return not beats_cudnn(capability_of(inputs.q.device), inputs.q.shape[2], inputs.q.dtype, length, seen)
+    """Whether PyTorch has one call for these rows, and our kernel does not take them anyway."""
+    q = inputs.q
+    return inputs.is_uniform and not takes_rows_alike(capability_of(q.device), q.shape[2], q.dtype)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from toprovar_batch.kernels import ops
 from toprovar_batch.kernels.flash_attention import AttentionInputs, attention, attention_entropy
 from toprovar_batch.kernels.flash_attention.config import choose_config, shared_memory_room, variants
 from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
@@ -131,22 +130,31 @@ def test_the_kernel_takes_rows_that_differ_and_of_others_those_that_are_watched(
 
 
 @pytest.mark.parametrize(
-    ("capability", "lengths", "by_kernel"),
-    [((9, 0), (1024, 1024), True), ((9, 0), (1023, 2000), False), ((8, 9), (1024, 1024), False)],
+    ("capability", "dtype", "chance_alike", "by_kernel"),
+    [
+        ((9, 0), torch.bfloat16, False, True),
+        ((9, 0), torch.float32, False, False),
+        ((8, 9), torch.bfloat16, False, False),
+        ((8, 9), torch.bfloat16, True, True),
+    ],
 )
-def test_long_rows_that_are_alike_go_to_the_hopper_kernel(monkeypatch, capability, lengths, by_kernel):
+def test_rows_that_are_alike_go_to_the_hopper_kernel_or_where_they_are_so_by_chance(
+    monkeypatch, capability, dtype, chance_alike, by_kernel
+):
     launch = pytest.importorskip("toprovar_batch.kernels.flash_attention.launch")
     calls = []
     monkeypatch.setattr(
         launch, "flash_attention", lambda inputs, **_options: calls.append(1) or (inputs.q, None)
     )
-    monkeypatch.setattr(ops, "capability_of", lambda _device: capability)
-    queries, keys = lengths
-    q, k, v = (torch.zeros(*shape, 128).bfloat16() for shape in ((queries, 1), (1, 1, keys), (1, 1, keys)))
-    layout, lengths = TokenLayout((queries,), CPU), KeyLengths((keys,), CPU)
+    monkeypatch.setattr(
+        "toprovar_batch.kernels.flash_attention.attend.capability_of", lambda _device: capability
+    )
+    q, k, v = (torch.zeros(*shape, 128, dtype=dtype) for shape in ((4, 1), (2, 1, 6), (2, 1, 6)))
+    layout, lengths = TokenLayout((2, 2), CPU), KeyLengths((6, 6), CPU)
     attend(
         AttentionInputs(q, k, v, layout, lengths, 0.5),
         entropy_rows=(),
+        chance_alike=chance_alike,
         backend=Backend("triton", "for this test"),
     )
     assert calls == [1] * by_kernel

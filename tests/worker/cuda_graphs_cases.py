@@ -48,7 +48,9 @@ POLICIES = {
     "fastvar": FastvarSpec(skipped_scales=0, first_layer=1, last_layer=2),
     "skipvar": SkipvarSpec(skip_below=0.0, conditional_below=0.9),
 }
-BATCHES = ((0, 1, 2), (3, 4, 5), (1, 3), (2, 0, 4), (4, 1), (5, 2, 1), (0, 1), (0, 1, 2))[: 8 if IS_GPU else 4]
+BATCHES = ((0, 1, 2), (3, 4, 5), (1, 3), (2, 0, 4), (4, 1), (5, 2, 1), (0, 1), (0, 1, 2))[
+    : 8 if IS_GPU else 4
+]
 LENGTHS = (3, 9, 5, 70, 2, 4)
 
 

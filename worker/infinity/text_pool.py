@@ -2,9 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-
-from toprovar_batch.kernels.layout import KeyLengths, TokenLayout
-from toprovar_batch.kernels.ops import AttentionInputs, attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from .config import TransformerArchitecture
 
@@ -35,21 +33,17 @@ class TextPool(nn.Module):
         self.v_bias = nn.Parameter(torch.empty(sizes.width))
         self.proj = nn.Linear(sizes.width, sizes.width)
 
-    def forward(self, features: Tensor, lengths: KeyLengths) -> Tensor:
-        """[R, N, Ct5] padded features to [R, C]."""
+    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        """[R, N, Ct5] padded features to [R, C]; `mask` as of `KeyLengths`."""
         keys, values = self.mat_kv(features).unflatten(-1, (2, self.num_heads, -1)).unbind(2)  # [R, N, H, D]
         values = values + self.v_bias.unflatten(0, (self.num_heads, -1))
-        rows = features.shape[0]
-        layout = TokenLayout.dense(rows, 1, features.device)
-        pooled = attention(
-            AttentionInputs(
-                self.mat_q.expand(rows, -1, -1),
-                keys.transpose(1, 2),
-                values.transpose(1, 2),
-                layout,
-                lengths,
-                self.mat_q.shape[-1] ** -0.5,
-            )
+        queries = self.mat_q.expand(features.shape[0], -1, -1)[:, :, None]  # [R, H, 1, D]
+        pooled = scaled_dot_product_attention(
+            queries,
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+            attn_mask=mask,
+            scale=self.mat_q.shape[-1] ** -0.5,
         )
         return self.proj(pooled.flatten(1))
 

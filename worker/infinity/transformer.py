@@ -25,6 +25,7 @@ from .config import MAX_LEVELS, MAX_TEXT_TOKENS, TransformerArchitecture
 from .memory import SelfAttentionMemory
 from .residual import Residual
 from .rope import RotationTables
+from .row_linear import RowLinear, pad_rows
 from .text_context import BlockConstants, BlockContext, TextContext
 from .text_pool import SosProjection, TextNorm
 
@@ -49,8 +50,8 @@ class SelfAttention(nn.Module):
         self.scale_mul_1H11 = nn.Parameter(torch.empty(1, sizes.num_heads, 1, 1))
         self.q_bias = nn.Parameter(torch.empty(sizes.width))
         self.v_bias = nn.Parameter(torch.empty(sizes.width))
-        self.mat_qkv = nn.Linear(sizes.width, 3 * sizes.width, bias=False)
-        self.proj = nn.Linear(sizes.width, sizes.width)
+        self.mat_qkv = RowLinear(sizes.width, 3 * sizes.width, bias=False)
+        self.proj = RowLinear(sizes.width, sizes.width)
 
     def q_scale(self) -> Tensor:
         """[H] float32: the factor on the unit queries."""
@@ -67,10 +68,10 @@ class CrossAttention(nn.Module):
     def __init__(self, sizes: TransformerArchitecture) -> None:
         super().__init__()
         self.num_heads = sizes.num_heads
-        self.mat_q = nn.Linear(sizes.width, sizes.width)
+        self.mat_q = RowLinear(sizes.width, sizes.width)
         self.mat_kv = nn.Linear(sizes.width, 2 * sizes.width, bias=False)
         self.v_bias = nn.Parameter(torch.empty(sizes.width))
-        self.proj = nn.Linear(sizes.width, sizes.width)
+        self.proj = RowLinear(sizes.width, sizes.width)
 
     def kv_bias(self) -> Tensor:
         """[2C]: keys have none."""
@@ -103,15 +104,13 @@ class FeedForward(nn.Module):
 
     def __init__(self, sizes: TransformerArchitecture) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(sizes.width, sizes.mlp_width)
-        self.fc2 = nn.Linear(sizes.mlp_width, sizes.width)
+        self.fc1 = RowLinear(sizes.width, sizes.mlp_width)
+        self.fc2 = RowLinear(sizes.mlp_width, sizes.width)
 
     def forward(self, x: Tensor, backend: Backend, out: Tensor | None = None) -> Tensor:
         """[T, C] to [T, C], into `out` where it is given."""
-        hidden = linear_gelu(self.fc1, x, backend=backend)
-        if out is None:
-            return self.fc2(hidden)
-        return torch.addmm(self.fc2.bias, hidden, self.fc2.weight.t(), out=out)
+        hidden = linear_gelu(self.fc1, pad_rows(x, self.fc1.least_rows), backend=backend)[: len(x)]
+        return self.fc2(hidden) if out is None else self.fc2.into(hidden, out)
 
 
 class Block(nn.Module):
@@ -198,7 +197,7 @@ class Block(nn.Module):
         gamma1, gamma2, scale1, scale2, shift1, shift2 = context.adaln
         layout, dtype = residual.layout, self.sa.mat_qkv.weight.dtype
         normed = residual.normed(Modulation(scale1, shift1), dtype)
-        qkv = linear(normed, self.sa.mat_qkv.weight, context.qkv_bias)
+        qkv = self.sa.mat_qkv.with_bias(normed, context.qkv_bias)
         qkv = qkv.unflatten(-1, (3, self.sa.num_heads, -1))  # [T, 3, H, D]
         attended, entropy = memory.attend(
             layer, qkv, context.q_scale, rotation, layout, entropy_rows=entropy_rows
@@ -261,6 +260,11 @@ class Infinity(nn.Module):
         for block in self.blocks:
             cast("Block", block).freeze()
 
+    @property
+    def constants(self) -> tuple[BlockConstants, ...]:
+        """What follows from the weights alone, of every block."""
+        return tuple(cast("Block", block).constants() for block in self.blocks)
+
     def encode_text(self, features: list[Tensor]) -> TextContext:
         """Precompute all that depends on the text alone.
 
@@ -273,10 +277,16 @@ class Infinity(nn.Module):
         lengths = KeyLengths(tuple(len(row) for row in features), self.device)
         return self.encode_padded(nn.utils.rnn.pad_sequence(features, batch_first=True), lengths)
 
-    def encode_padded(self, features: Tensor, lengths: KeyLengths) -> TextContext:
-        """Precompute from features [R, N, Ct5] float32, of which each row's first are its own."""
+    def encode_padded(self, features: Tensor, lengths: KeyLengths, mask: Tensor | None = None) -> TextContext:
+        """Precompute from features [R, N, Ct5] float32, of which each row's first are its own.
+
+        Args:
+            features: padded.
+            lengths: of the rows' own.
+            mask: [R, 1, 1, N] boolean of the same; None: that of `lengths`.
+        """
         normed = self.text_norm(features)
-        cond = self.text_proj_for_sos.ca(normed, lengths)
+        cond = self.text_proj_for_sos.ca(normed, lengths.mask if mask is None else mask)
         text = self.text_proj_for_ca(normed.to(self.dtype))
         shared = self.shared_ada_lin(cond).unflatten(-1, (6, -1))
         contexts = (cast("Block", block).context(shared, text) for block in self.blocks)
