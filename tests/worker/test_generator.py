@@ -80,7 +80,7 @@ def test_all_requests_are_generated_in_batches_of_one_size_each(generator):
     requests = [_request(index, h_div_w=(1.0, 1.5, 1.04)[index % 3]) for index in range(9)]
     marks = []
     found = list(generate_all(generator, requests, 4, marks.append))
-    assert [len(batch) for batch, _ in found] == [4, 2, 3]
+    assert [len(batch) for batch, _ in found] == [3, 3, 3]
     assert sorted(r.sample_id for batch, _ in found for r in batch) == sorted(r.sample_id for r in requests)
     for batch, made in found:
         height, width = (16 * side for side in scale_schedule(batch[0].h_div_w, "0.06M")[-1])
