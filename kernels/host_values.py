@@ -37,7 +37,10 @@ def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def send(values: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor of the host to the device without waiting for the work that is queued there."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+    if device.type != "cuda":
+        return values.to(device)
+    # Pinning keeps strides, and an expanded tensor could not be filled.
+    return values.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def queue_copy_to_host(values: Tensor) -> Tensor:
