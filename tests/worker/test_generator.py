@@ -1,5 +1,7 @@
 """The generator: the same image alone and in any batch; and every batch of one image size."""
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.generator import Generator, generate_all
 from toprovar_batch.worker.infinity.schedule import scale_schedule
 from toprovar_batch.worker.pruning.policies.dense import DensePolicy
-from toprovar_batch.worker.pruning.policies.specs import FixedExitSpec, ToprovarSpec
+from toprovar_batch.worker.pruning.policies.specs import DenseSpec, FixedExitSpec, ToprovarSpec
 from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.resolved import resolve
 from toprovar_batch.worker.specs import (
@@ -99,6 +101,26 @@ def test_a_batch_of_several_image_sizes_is_refused(generator):
             run(requests)
         with pytest.raises(ValueError, match="at least one request"):
             run([])
+
+
+@pytest.mark.parametrize("policy", [DenseSpec(), ToprovarSpec(pruning_map=True)], ids=["dense", "toprovar"])
+def test_a_batch_that_is_queued_keeps_no_cache_for_the_next_to_wait_for(generator, policy, monkeypatch):
+    other, made = generator.with_policy(policy), []
+    fresh = other._fresh_runner
+    monkeypatch.setattr(other, "_fresh_runner", lambda *args: _remember(made, fresh(*args)))
+    gc.collect()
+    gc.disable()  # what only a collection frees is there when the next batch asks for memory
+    try:
+        pending = other.begin([_request(0)])
+        assert [runner() for runner in made] == [None]
+    finally:
+        gc.enable()
+    assert pending.result().finite == [True]
+
+
+def _remember(made, runner):
+    made.append(weakref.ref(runner))
+    return runner
 
 
 def test_another_policy_shares_the_model_and_nothing_else(generator):

@@ -60,3 +60,32 @@ def test_phases_of_images_in_turn_add_up_and_what_has_no_name_is_in_the_wall_tim
     clock.mark(None)
     clock.wait()
     assert clock.times() == PhaseTimes(text=2, sample=4, decode=8, wall=40)
+
+
+def test_on_a_gpu_phases_are_events_of_its_stream_and_only_the_last_is_waited_for(monkeypatch):
+    notes, milliseconds = [], iter([0, 10, 40, 45, 46])
+
+    class Event:
+        def __init__(self, *, enable_timing, blocking):
+            assert enable_timing
+            assert blocking
+
+        def record(self, stream):
+            self.reached = next(milliseconds)
+            notes.append(f"{stream} reaches {self.reached}")
+
+        def synchronize(self):
+            notes.append(f"waits for {self.reached}")
+
+        def elapsed_time(self, later):
+            return later.reached - self.reached
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    clock = PhaseClock(torch.device("cuda"))
+    for ended in (None, "text", "sample", "decode", None):
+        clock.mark(ended)
+    clock.wait()
+    assert notes == [*(f"stream of cuda reaches {time}" for time in (0, 10, 40, 45, 46)), "waits for 46"]
+    times = clock.times()
+    assert (times.text, times.sample, times.decode) == (0.010, 0.030, 0.005)
