@@ -163,7 +163,10 @@ class Generator:
         runner = sampled.runner
         with_maps = self._spec.policy.pruning_map
         maps = queue_copy_to_host(runner.history.pruning_maps()) if with_maps else None
-        pixels, finite = queue_copy_to_host(pixels), queue_copy_to_host(runner.finite)
+        pixels = queue_copy_to_host(pixels)
+        finite = queue_copy_to_host(
+            runner.finite.clone()
+        )  # on a CPU nothing is copied, and the runner's may change
         clock.mark(None)
         return QueuedImages(pixels, finite, maps, self._statistics(sampled))
 

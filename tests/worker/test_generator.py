@@ -118,6 +118,19 @@ def test_a_batch_that_is_queued_keeps_no_cache_for_the_next_to_wait_for(generato
     assert pending.result().finite == [True]
 
 
+def test_what_a_queued_batch_gives_is_its_own(generator, monkeypatch):
+    made, fresh = [], generator._fresh_runner
+    monkeypatch.setattr(generator, "_fresh_runner", lambda *args: made.append(fresh(*args)) or made[-1])
+    pending = generator.begin([_request(0), _request(1)])
+    with torch.inference_mode():
+        for runner in made:
+            runner.finite.fill_(False)
+            runner.codes.summed_codes.zero_()
+    result = pending.result()
+    assert result.finite == [True, True]
+    assert np.array_equal(result.pixels[1:], generator.generate([_request(1)]).pixels)
+
+
 def _remember(made, runner):
     made.append(weakref.ref(runner))
     return runner
