@@ -164,9 +164,8 @@ class Generator:
         with_maps = self._spec.policy.pruning_map
         maps = queue_copy_to_host(runner.history.pruning_maps()) if with_maps else None
         pixels = queue_copy_to_host(pixels)
-        finite = queue_copy_to_host(
-            runner.finite.clone()
-        )  # on a CPU nothing is copied, and the runner's may change
+        # A CPU copies nothing to the host, and the runner's own may serve another batch.
+        finite = queue_copy_to_host(runner.finite.clone())
         clock.mark(None)
         return QueuedImages(pixels, finite, maps, self._statistics(sampled))
 
