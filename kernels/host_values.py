@@ -35,11 +35,29 @@ def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.view(tensors[name].shape) for name, part in zip(tensors, parts, strict=True)}
 
 
-def copy_to_host(values: Tensor) -> Tensor:
-    """Bring a large tensor to the host and wait for it; from a GPU into pinned memory, which is the faster copy."""
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to the device without waiting for the work that is queued there."""
+    if device.type != "cuda":
+        return values.to(device)
+    # Pinning keeps strides, and an expanded tensor could not be filled.
+    return values.contiguous().pin_memory().to(device, non_blocking=True)
+
+
+def queue_copy_to_host(values: Tensor) -> Tensor:
+    """Start a copy to the host, behind all that the current stream has to do; on a CPU the tensor itself.
+
+    From a GPU it goes into pinned memory, and what it holds means nothing before the stream is past the copy. `values`
+    may be freed at once: its memory goes only to work that the same stream does later.
+    """
     if not values.is_cuda:
         return values
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    host.copy_(values, non_blocking=True)
-    torch.cuda.current_stream(values.device).synchronize()
+    return host.copy_(values, non_blocking=True)
+
+
+def copy_to_host(values: Tensor) -> Tensor:
+    """Bring a large tensor to the host and wait for it; from a GPU into pinned memory, which is the faster copy."""
+    host = queue_copy_to_host(values)
+    if values.is_cuda:
+        torch.cuda.current_stream(values.device).synchronize()
     return host

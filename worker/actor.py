@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from toprovar_batch.worker.errors import OutputFolderError, UserError
 from toprovar_batch.worker.part_file import PartWriter, image_path, read_stats, result_rows
+from toprovar_batch.worker.pipeline import Beginning, Finished, PendingResults, run_batches
 from toprovar_batch.worker.request import GenerationRequest, GenerationResult
 from toprovar_batch.worker.shard_stats import Computation, ShardStats
 
@@ -49,8 +50,8 @@ class GenerationEngine(Protocol):
     ) -> list[list[GenerationRequest]]:
         """Cut requests into batches that can run together."""
 
-    def generate(self, batch: Sequence[GenerationRequest]) -> list[GenerationResult]:
-        """Generate one batch; a request that cannot be met becomes an error result."""
+    def begin(self, batch: Sequence[GenerationRequest]) -> PendingResults:
+        """Queue one batch; a request that cannot be met becomes an error result."""
 
     def describe(self) -> dict[str, Any]:
         """Give a JSON-able record of device, versions and settings, the same at any time and for equal engines."""
@@ -71,7 +72,7 @@ class ShardTask:
         scratch: folder for the unfinished part, or None for the system's.
         labels: columns with one value for the whole job (`model`, `policy`).
         attempt: counted from 1.
-        isolated: generate one image at a time, so that a death names its sample.
+        isolated: generate one image at a time, and none beside it, so that a death names its sample.
         poisoned: sample id -> why it must not reach the engine again.
         kept: address of an earlier part of this shard whose good rows are kept, or None.
         witness: a file in the output folder that must be visible here; None for remote outputs.
@@ -92,17 +93,22 @@ class ShardTask:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """These samples are in the engine now; a death from here on is theirs."""
+    """These samples enter the engine, where those of earlier batches may be; a death from here on may be theirs."""
 
     sample_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The samples of the last `Started` left the engine (or never had to enter it)."""
+    """These samples left the engine (or never had to enter it)."""
 
+    sample_ids: tuple[str, ...]
     num_ok: int
-    num_error: int
+
+    @property
+    def num_error(self) -> int:
+        """How many have no image."""
+        return len(self.sample_ids) - self.num_ok
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +182,9 @@ class GenerationWorker:
             task: the shard and how to treat it.
 
         Yields:
-            `Started` and `Progress` for every batch, and `Committed` once the part is visible.
+            `Started` before a batch enters the engine, `Progress` once it has its results, and `Committed` once the part
+            is visible. Unless the task is isolated, up to three batches are in the engine: two on the device and one
+            that is encoded.
 
         Raises:
             OutputFolderError: the output is a folder of another machine.
@@ -203,7 +211,7 @@ class GenerationWorker:
                 todo = todo.filter(pc.invert(pc.is_in(todo["sample_id"], rows["sample_id"].combine_chunks())))
             stats.generated = todo.num_rows
             for event, rows in self._generate(task, todo):
-                yield event  # before writing: a full disk is not the samples' fault
+                yield event  # before writing: a full disk is not the samples' fault; and the device has work meanwhile
                 if rows is not None:
                     part.write(rows)
                     stats.add_rows(rows, self._computation)
@@ -224,14 +232,17 @@ class GenerationWorker:
 
         requests, hopeless = _split(todo, task.poisoned)
         if hopeless:
-            yield Progress(0, len(hopeless)), rows_of(hopeless)
-        for batch in self._engine.plan_batches(requests, 1 if task.isolated else None):
-            sample_ids = tuple(request.sample_id for request in batch)
-            yield Started(sample_ids), None
-            results = self._engine.generate(batch)
-            _check_ids([result.sample_id for result in results], sample_ids, "the engine's results")
-            num_ok = sum(result.status == "ok" for result in results)
-            yield Progress(num_ok, len(results) - num_ok), rows_of(results)
+            yield Progress(tuple(result.sample_id for result in hopeless), 0), rows_of(hopeless)
+        batches = self._engine.plan_batches(requests, 1 if task.isolated else None)
+        for step in run_batches(self._engine.begin, batches, overlap=not task.isolated):
+            sample_ids = tuple(request.sample_id for request in step.batch)
+            match step:
+                case Beginning():
+                    yield Started(sample_ids), None
+                case Finished(results=results):
+                    _check_ids([result.sample_id for result in results], sample_ids, "the engine's results")
+                    num_ok = sum(result.status == "ok" for result in results)
+                    yield Progress(sample_ids, num_ok), rows_of(results)
 
     def _record(self, result: GenerationResult, task: ShardTask) -> dict[str, Any]:
         """Give the result's columns of the dataset."""

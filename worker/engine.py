@@ -2,17 +2,47 @@
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from .batching import common_h_div_w, plan_batches
-from .generated import PhaseTimes
+from .batching import common_h_div_w, cut_equally, plan_batches
+from .generated import GeneratedBatch, PhaseTimes
 from .generator import Generator
 from .image_statistics import ImageStatistics
-from .images import encode_images
+from .images import encode_images, encoding_threads
+from .pending import PendingBatch
 from .request import GenerationRequest, GenerationResult
+
+_TOO_LARGE = "out of GPU memory even alone; use a smaller resolution or a larger GPU"
+
+
+class EngineBatch:
+    """A batch under way: on the device, at the encoders, or done."""
+
+    def __init__(self, made: Sequence[PendingBatch], results: Future[list[GenerationResult]]) -> None:
+        """Remember what to wait for.
+
+        Args:
+            made: all that was queued for the batch.
+            results: of the batch, in order.
+        """
+        self._made, self._results = made, results
+
+    def wait_until_made(self) -> None:
+        """Wait until the batch has left the device; its images need not be encoded by then."""
+        for each in self._made:
+            each.wait()
+
+    def results(self) -> list[GenerationResult]:
+        """Wait for one result per request, in order.
+
+        Raises:
+            Exception: whatever went wrong on the device or at the encoders.
+        """
+        return self._results.result()
 
 
 class Engine:
@@ -25,6 +55,9 @@ class Engine:
             generator: makes the pixels.
         """
         self.generator = generator
+        # Its one thread finishes batches in their order; it waits for the device and for the encoders.
+        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="finish")
+        self._encoders = encoding_threads()
         self._batch_limit: int | None = None
         self._out_of_memory: list[dict[str, int]] = []
 
@@ -44,12 +77,18 @@ class Engine:
 
         Args:
             requests: in any order.
-            batch_size: most images of a batch; None takes the generator's own.
+            batch_size: most images of a batch; None takes the generator's own. There are no more than the memory
+                was found to hold.
         """
-        return plan_batches(requests, batch_size or self.generator.batch_size)
+        most = batch_size or self.generator.batch_size
+        return plan_batches(requests, min(most, self._batch_limit or most))
 
     def generate(self, batch: Sequence[GenerationRequest]) -> list[GenerationResult]:
-        """Generate one batch.
+        """Generate one batch and wait for its results, see `begin`."""
+        return self.begin(batch).results()
+
+    def begin(self, batch: Sequence[GenerationRequest]) -> "EngineBatch":
+        """Queue one batch on the device; its images are encoded by threads as soon as they are made.
 
         A request that cannot be generated becomes a result with status "error". Out of GPU memory the batch
         is halved, for this and all later batches, down to one image.
@@ -58,7 +97,8 @@ class Engine:
             batch: any number of requests of one image size.
 
         Returns:
-            One result per request, in order.
+            The batch under way. Its results come in the order of the requests, and batches finish in the order in which
+            they began.
 
         Raises:
             ValueError: the requests are of several image sizes.
@@ -66,45 +106,57 @@ class Engine:
         if batch:
             common_h_div_w(batch)
         start = time.perf_counter()
-        results: dict[str, GenerationResult] = {}
-        pending = []
+        failed, sound = [], []
         for request in batch:
             problem = _problem(request)
             if problem is None:
-                pending.append(request)
+                sound.append(request)
             else:
-                results[request.sample_id] = GenerationResult.failed(request.sample_id, problem)
-        while pending:
-            chunk = pending[: self._batch_limit]
-            done = self._attempt(chunk)
-            if done is None:
+                failed.append(GenerationResult.failed(request.sample_id, problem))
+        chunks = []
+        while sound:
+            chunk = cut_equally(sound, self._batch_limit or len(sound))[0]
+            begun = self._attempt(chunk)
+            if begun is not None:
+                chunks.append((chunk, begun))
+            elif len(chunk) > 1:
+                self._batch_limit = len(chunk) // 2
                 continue
-            results |= {result.sample_id: result for result in done}
-            pending = pending[len(chunk) :]
-        total_ms = 1e3 * (time.perf_counter() - start)
-        return [_with_total(results[request.sample_id], total_ms) for request in batch]
+            else:
+                failed.append(GenerationResult.failed(chunk[0].sample_id, _TOO_LARGE))
+            sound = sound[len(chunk) :]
+        results = self._finisher.submit(self._finish, batch, chunks, failed, start)
+        return EngineBatch([pending for _, pending in chunks], results)
 
-    def _attempt(self, chunk: Sequence[GenerationRequest]) -> list[GenerationResult] | None:
-        """Generate a chunk; None where it must be tried again with the new, halved limit."""
+    def _attempt(self, chunk: Sequence[GenerationRequest]) -> PendingBatch | None:
+        """Queue a chunk; None where the memory does not hold it."""
         try:
-            return self._generate_chunk(chunk)
+            return self.generator.begin(chunk)
         except torch.OutOfMemoryError:
             self._out_of_memory.append({"batch_size": len(chunk)})
         # Only here, past the handler, are the failed attempt's tensors free.
         self.generator.release()
         if self.generator.device.type == "cuda":
             torch.cuda.empty_cache()
-        if len(chunk) > 1:
-            self._batch_limit = len(chunk) // 2
-            return None
-        message = "out of GPU memory even alone; use a smaller resolution or a larger GPU"
-        return [GenerationResult.failed(chunk[0].sample_id, message)]
+        return None
 
-    def _generate_chunk(self, batch: Sequence[GenerationRequest]) -> list[GenerationResult]:
+    def _finish(
+        self,
+        batch: Sequence[GenerationRequest],
+        chunks: Sequence[tuple[Sequence[GenerationRequest], PendingBatch]],
+        failed: Sequence[GenerationResult],
+        start: float,
+    ) -> list[GenerationResult]:
+        """Wait for a batch that began at `start`, and encode it; runs in the finisher's thread."""
+        made = [result for chunk, pending in chunks for result in self._encode(chunk, pending.result())]
+        results = {result.sample_id: result for result in [*failed, *made]}
+        total_ms = 1e3 * (time.perf_counter() - start)
+        return [_with_total(results[request.sample_id], total_ms) for request in batch]
+
+    def _encode(self, chunk: Sequence[GenerationRequest], made: GeneratedBatch) -> list[GenerationResult]:
         image_spec = self.generator.spec.image
-        made = self.generator.generate(batch)
         start = time.perf_counter()
-        encoded = encode_images(made.pixels, image_spec)
+        encoded = encode_images(made.pixels, image_spec, self._encoders)
         made.times.encode = time.perf_counter() - start
         height, width = made.pixels.shape[1:3]
         return [
@@ -115,7 +167,7 @@ class Engine:
                 width=width,
                 height=height,
                 format=image_spec.format,
-                statistics=_with_times(statistics, made.times, len(batch)),
+                statistics=_with_times(statistics, made.times, len(chunk)),
             )
             if finite
             else GenerationResult.failed(
@@ -124,7 +176,7 @@ class Engine:
                 statistics,
             )
             for request, image, finite, statistics in zip(
-                batch, encoded, made.finite, made.statistics, strict=True
+                chunk, encoded, made.finite, made.statistics, strict=True
             )
         ]
 

@@ -9,14 +9,15 @@ from .image_statistics import ImageStatistics
 
 @dataclass
 class PhaseTimes:
-    """Seconds of a batch's phases; the device is idle at both ends of each.
+    """Seconds of a batch's phases; those of the model are a GPU's own time.
 
     Attributes:
         text: text encoding.
         sample: the transformer over all scales, and the draws.
         decode: the VAE decoder.
         encode: image files; 0 where none are written.
-        wall: from the requests to the pixels, with what lies between the phases.
+        wall: from the requests to the pixels on the host, with what lies between the phases and the wait for an earlier
+            batch on the device.
     """
 
     text: float = 0.0
@@ -48,13 +49,3 @@ class GeneratedBatch:
         return [
             each.token_layer_fraction for each in self.statistics if each.token_layer_fraction is not None
         ]
-
-    @classmethod
-    def joined(cls, parts: "list[GeneratedBatch]", times: PhaseTimes) -> "GeneratedBatch":
-        """Batches of images of one size as one, in order."""
-        return cls(
-            parts[0].pixels if len(parts) == 1 else np.concatenate([part.pixels for part in parts]),
-            finite=[each for part in parts for each in part.finite],
-            statistics=[each for part in parts for each in part.statistics],
-            times=times,
-        )

@@ -1,20 +1,19 @@
 """Texts in, pixels and their statistics out, on one device."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from toprovar_batch.kernels.host_values import copy_to_host
+from toprovar_batch.kernels.host_values import copy_to_host, queue_copy_to_host, to_device
 from toprovar_batch.kernels.ops import fastest_attention
 
 from .batch_runner import BatchRunner
 from .batching import choose_batch_size, common_h_div_w, image_bytes, plan_batches
-from .generated import GeneratedBatch, PhaseTimes
+from .generated import GeneratedBatch
 from .guidance import text_rows
 from .image_statistics import ImageStatistics
 from .infinity.flops import decoder_flops, transformer_flops
@@ -23,6 +22,7 @@ from .infinity.text import EncodedText
 from .infinity.vae import to_uint8
 from .loaded import LoadedModel, load_model
 from .models import Model
+from .pending import PendingBatch, PhaseClock, QueuedImages
 from .pruning.history import PromptWork
 from .pruning.policies.base import BatchContext, PruningPolicy
 from .pruning.policies.build import PolicyFactory, policy_factory
@@ -36,7 +36,6 @@ from .workspace import Workspace
 # One image fills a GPU in the decoder, whose activations are the largest tensors of all; and decoded alone, an
 # image does not depend on its batch even in the last digit.
 _DECODE_CHUNK = 1
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -121,11 +120,20 @@ class Generator:
     def generate(
         self, batch: Sequence[GenerationRequest], on_scale: Callable[[int], None] | None = None
     ) -> GeneratedBatch:
-        """Generate a batch up to its pixels.
+        """Generate a batch up to its pixels and wait for them, see `begin`."""
+        return self.begin(batch, on_scale).result()
 
-        A CPU makes one image after the other: it gains nothing from more (two cores take 1.08 s for the transformer of
-        an image of `tiny`, alone and in a batch of four), while its products round differently with the number of rows.
-        So an image is the same to the byte in any batch.
+    def begin(
+        self, batch: Sequence[GenerationRequest], on_scale: Callable[[int], None] | None = None
+    ) -> PendingBatch:
+        """Queue a batch on the GPU, up to the copy of its pixels to the host, without waiting for it.
+
+        A policy that reads the device waits there all the same. The next batch may begin at once: what this one does not
+        need any more on the device is free for it, as both use one stream.
+
+        A CPU makes one image after the other, and is done when this returns. It gains nothing from more (two cores take
+        1.08 s for the transformer of an image of `tiny`, alone and in a batch of four), while its products round
+        differently with the number of rows. So an image is the same to the byte in any batch.
 
         Args:
             batch: requests of one image size.
@@ -134,26 +142,33 @@ class Generator:
 
         Raises:
             ValueError: no request, or requests of several image sizes.
+            torch.OutOfMemoryError: the GPU does not hold the batch; earlier ones are unharmed.
         """
-        start = time.perf_counter()
         common_h_div_w(batch)
-        times = PhaseTimes()
+        clock = PhaseClock(self.device)
         together = len(batch) if self.device.type == "cuda" else 1
-        parts = [
-            self._generate_together(batch[first : first + together], times, on_scale)
-            for first in range(0, len(batch), together)
-        ]
-        times.wall = time.perf_counter() - start
-        return GeneratedBatch.joined(parts, times)
-
-    def _generate_together(
-        self, batch: Sequence[GenerationRequest], times: PhaseTimes, on_scale: Callable[[int], None] | None
-    ) -> GeneratedBatch:
         with torch.inference_mode(), fastest_attention(self.device):
-            sampled = self._sample(batch, self._policy_factory, times, on_scale, self._ready.workspace)
-            codes = sampled.runner.codes.summed_codes
-            pixels = self._timed(times, "decode", lambda: self._decode(codes))
-        return GeneratedBatch(pixels, sampled.runner.finite.tolist(), self._statistics(sampled), times)
+            parts = [
+                self._queue(batch[first : first + together], clock, on_scale)
+                for first in range(0, len(batch), together)
+            ]
+        return PendingBatch(parts, clock)
+
+    def _queue(
+        self, batch: Sequence[GenerationRequest], clock: PhaseClock, on_scale: Callable[[int], None] | None
+    ) -> QueuedImages:
+        clock.mark(None)
+        sampled = self._sample(batch, self._policy_factory, clock, on_scale, self._ready.workspace)
+        pixels = self._decode(sampled.runner.codes.summed_codes)
+        clock.mark("decode")
+        runner = sampled.runner
+        with_maps = self._spec.policy.pruning_map
+        maps = queue_copy_to_host(runner.history.pruning_maps()) if with_maps else None
+        pixels = queue_copy_to_host(pixels)
+        # A CPU copies nothing to the host, and the runner's own may serve another batch.
+        finite = queue_copy_to_host(runner.finite.clone())
+        clock.mark(None)
+        return QueuedImages(pixels, finite, maps, self._statistics(sampled))
 
     def observe(self, batch: Sequence[GenerationRequest], make_policy: PolicyFactory) -> BatchRunner:
         """Run the transformer on a batch under another policy than the generator's, for what that policy sees.
@@ -167,37 +182,32 @@ class Generator:
         """
         common_h_div_w(batch)
         with torch.inference_mode(), fastest_attention(self.device):
-            return self._sample(batch, make_policy, PhaseTimes(), None, None).runner
+            return self._sample(batch, make_policy, PhaseClock(self.device), None, None).runner
 
     def decode(self, runner: BatchRunner) -> np.ndarray:
         """The pictures of a batch that `observe` ran: [B, H, W, 3] uint8 RGB."""
         with torch.inference_mode():
-            return self._decode(runner.codes.summed_codes)
+            return copy_to_host(self._decode(runner.codes.summed_codes)).numpy()
 
     def _sample(
         self,
         batch: Sequence[GenerationRequest],
         make_policy: PolicyFactory,
-        times: PhaseTimes,
+        clock: PhaseClock,
         on_scale: Callable[[int], None] | None,
         workspace: Workspace | None,
     ) -> _Sampled:
         """Encode the text and generate the codes."""
-        prompts, negatives = self._timed(times, "text", lambda: self._encode_text(batch))
-        seeds = torch.tensor([request.seed for request in batch], device=self.device)
+        prompts, negatives = self._encode_text(batch)
+        clock.mark("text")
+        seeds = to_device([request.seed for request in batch], self.device)
         schedule = self._spec.schedule_of(batch[0].h_div_w)
         policy = make_policy(BatchContext(schedule, self._spec.model.transformer.depth, seeds))
-
-        def sample() -> BatchRunner:
-            if on_scale is not None:
-                on_scale(-1)
-            runner = self._fresh_runner(
-                prompts, negatives, schedule, largest_map(batch[0].h_div_w), workspace
-            )
-            sample_codes(runner, seeds, policy, on_scale)
-            return runner
-
-        runner = self._timed(times, "sample", sample)
+        if on_scale is not None:
+            on_scale(-1)
+        runner = self._fresh_runner(prompts, negatives, schedule, largest_map(batch[0].h_div_w), workspace)
+        sample_codes(runner, seeds, policy, on_scale)
+        clock.mark("sample")
         truncated = [
             text.truncated or (negative is not None and negative.truncated)
             for text, negative in zip(prompts, negatives, strict=True)
@@ -239,18 +249,17 @@ class Generator:
         encoded = dict(zip(distinct, self.model.text_encoder.encode(distinct), strict=True))
         return [encoded[text] for text in texts], [encoded[text] if text else None for text in negatives]
 
-    def _decode(self, codes: Tensor) -> np.ndarray:
+    def _decode(self, codes: Tensor) -> Tensor:
+        """[B, H, W, 3] uint8 RGB on the device."""
         decode, backend = self.model.vae.decode, self._ready.backend
         chunks = [to_uint8(decode(chunk, backend)) for chunk in codes.split(_DECODE_CHUNK)]
-        return copy_to_host(torch.cat(chunks)).numpy()
+        return torch.cat(chunks)
 
     def _statistics(self, sampled: _Sampled) -> list[ImageStatistics]:
-        """What was measured of each image of a batch, but its times."""
-        history = sampled.runner.history
-        maps = history.pruning_maps() if self._spec.policy.pruning_map else [None] * len(sampled.truncated)
+        """What is known of each image of a batch when it is queued."""
         found = []
-        for prompt, (truncated, pruning_map) in enumerate(zip(sampled.truncated, maps, strict=True)):
-            work = history.work(prompt)
+        for prompt, truncated in enumerate(sampled.truncated):
+            work = sampled.runner.history.work(prompt)
             statistics = ImageStatistics(
                 prompt_truncated=truncated,
                 pruning_start_scale=work.pruning_start_scale,
@@ -258,7 +267,6 @@ class Generator:
                 keep_ratio=tuple(work.keep_ratio),
                 token_layer_fraction=work.token_layer_fraction,
                 flops=self._flops(work),
-                pruning_map=pruning_map,
             )
             found.append(sampled.policy.measured(prompt, statistics))
         return found
@@ -268,14 +276,6 @@ class Generator:
         head = work.head_tokens(self._spec.settings.guides_logits)
         sampled = transformer_flops(model.transformer, work.counts, work.branches, head)
         return sampled + decoder_flops(model.vae, work.schedule)
-
-    def _timed(self, times: PhaseTimes, phase: str, work: Callable[[], T]) -> T:
-        start = time.perf_counter()
-        result = work()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        setattr(times, phase, getattr(times, phase) + time.perf_counter() - start)
-        return result
 
     def release(self) -> None:
         """Give back the memory that is kept from batch to batch, as after one that did not fit."""

@@ -27,7 +27,9 @@ class ImageStatistics:
     sample_ms: float = _column(pa.float64(), "ms", "its share of the transformer over all scales", 0.0)
     decode_ms: float = _column(pa.float64(), "ms", "its share of the VAE decoder", 0.0)
     encode_ms: float = _column(pa.float64(), "ms", "its share of PNG, JPEG or WebP", 0.0)
-    total_ms: float = _column(pa.float64(), "ms", "wall time of the whole batch, not divided", 0.0)
+    total_ms: float = _column(
+        pa.float64(), "ms", "wall time of the whole batch, not divided, with its wait for the one before", 0.0
+    )
     batch_size: int = _column(pa.int32(), "images", "size of the batch", 0)
     pruning_start_scale: int | None = _column(
         pa.int32(), "scale", "first pruned scale, from 0; the number of scales where nothing was", None

@@ -12,10 +12,25 @@ from .specs import ImageSpec
 _THREADS = 8
 
 
-def encode_images(pixels: np.ndarray, spec: ImageSpec) -> list[bytes]:
-    """Encode [B, H, W, 3] uint8 RGB images, several at a time (the encoders run outside the GIL)."""
-    with ThreadPoolExecutor(min(_THREADS, len(pixels))) as pool:
-        return list(pool.map(lambda image: _encode_image(image, spec), pixels))
+def encoding_threads() -> ThreadPoolExecutor:
+    """Make threads that encode images; the encoders run outside the GIL."""
+    return ThreadPoolExecutor(_THREADS, thread_name_prefix="encode")
+
+
+def encode_images(
+    pixels: np.ndarray, spec: ImageSpec, threads: ThreadPoolExecutor | None = None
+) -> list[bytes]:
+    """Encode [B, H, W, 3] uint8 RGB images, several at a time.
+
+    Args:
+        pixels: of the images.
+        spec: the format and its quality.
+        threads: from `encoding_threads`; None: made for this call.
+    """
+    if threads is None:
+        with encoding_threads() as threads_of_call:
+            return encode_images(pixels, spec, threads_of_call)
+    return list(threads.map(lambda image: _encode_image(image, spec), pixels))
 
 
 def _encode_image(pixels: np.ndarray, spec: ImageSpec) -> bytes:

@@ -53,8 +53,7 @@ class Workspace:
         ]
         if not small:
             return
-        self._batches.clear()
-        self.graphs.clear()
+        self._clear()
         for name in small:
             self._flat.pop(name, None)
         for name in small:
@@ -63,9 +62,14 @@ class Workspace:
 
     def release(self) -> None:
         """Give all memory back, as after a batch that did not fit."""
+        self._clear()
+        self._flat.clear()
+
+    def _clear(self) -> None:
+        if self._batches and self._model.device.type == "cuda":
+            torch.cuda.synchronize(self._model.device)  # a batch that is queued still replays them
         self._batches.clear()
         self.graphs.clear()
-        self._flat.clear()
 
     def usage(self) -> dict[str, Any]:
         """Bytes held, and what the graphs took; JSON-able."""

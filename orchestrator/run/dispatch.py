@@ -173,8 +173,8 @@ class Dispatcher:
                 self.outcome.committed[shard_id] = stats
                 self.outcome.num_bytes += num_bytes
                 self.outcome.engines[worker.name] = engine
-            case Reported(_, shard_id, Progress(num_ok, num_error)):
-                self._observer.progress(shard_id, num_ok, num_error)
+            case Reported(_, shard_id, Progress() as progress):
+                self._observer.progress(shard_id, progress.num_ok, progress.num_error)
             case Lost(mistake=UserError() as mistake):
                 raise mistake
             case Lost(worker, shard_id, in_flight, raised, reason):

@@ -16,6 +16,7 @@ from toprovar_batch.worker.actor import (
     Committed,
     GenerationEngine,
     GenerationWorker,
+    Progress,
     ShardEvent,
     ShardTask,
     Started,
@@ -37,7 +38,7 @@ class Worker:
         phase: waiting for a node with room, loading its model, without or with a shard.
         source: what Ray will answer on next: a reference, or the stream of a running shard; None when idle.
         shard_id: of the running shard.
-        in_flight: ids of the samples in its engine.
+        in_flight: ids of the samples in its engine, of several batches, in the order in which they entered.
         last_sign: when it last answered, on the monotonic clock.
         name: host:pid, once it has loaded.
     """
@@ -222,7 +223,7 @@ class Fleet:
         except RayError as error:
             yield self._bury(worker, _sentence(error))
         else:
-            worker.in_flight = event.sample_ids if isinstance(event, Started) else ()
+            worker.in_flight = _still_in_flight(worker.in_flight, event)
             if isinstance(event, Committed):
                 worker.phase, worker.source = "idle", None
             yield Reported(worker, worker.shard_id, event)
@@ -234,6 +235,18 @@ class Fleet:
         if worker.phase != "busy":
             return LoadFailed(worker, reason, mistake)
         return Lost(worker, worker.shard_id, worker.in_flight, raised, reason, mistake)
+
+
+def _still_in_flight(before: tuple[str, ...], event: ShardEvent) -> tuple[str, ...]:
+    """The samples that are in an engine after an event of its shard."""
+    match event:
+        case Started(sample_ids):
+            return (*before, *sample_ids)
+        case Progress(sample_ids):
+            done = frozenset(sample_ids)
+            return tuple(sample_id for sample_id in before if sample_id not in done)
+        case Committed():
+            return ()
 
 
 def _mistake(error: RayTaskError) -> UserError | None:

@@ -27,6 +27,19 @@ class HoldsALockError(Exception):
         self.lock = threading.Lock()
 
 
+class Done:
+    """A batch that is done when it has begun, as on a CPU."""
+
+    def __init__(self, results):
+        self._results = results
+
+    def wait_until_made(self):
+        pass
+
+    def results(self):
+        return self._results
+
+
 class FakeEngine:
     """Gives a red pixel for every prompt, and obeys prompts that name a disaster.
 
@@ -55,30 +68,32 @@ class FakeEngine:
         size = batch_size or self.batch_size
         return [requests[start : start + size] for start in range(0, len(requests), size)]
 
-    def generate(self, batch):
+    def begin(self, batch):
         for request in batch:
             self._note(request.sample_id)
             self._obey(request.prompt)
-        return [
-            GenerationResult(request.sample_id, "error", "refused")
-            if request.prompt == "refuse" and self.refusing
-            else GenerationResult(
-                request.sample_id,
-                "ok",
-                image=PIXEL,
-                width=1,
-                height=1,
-                format="png",
-                statistics=ImageStatistics(
-                    sample_ms=1.0,
-                    batch_size=len(batch),
-                    low_entropy_ratio=(None, 0.5),
-                    keep_ratio=(1.0, 0.5),
-                    token_layer_fraction=0.75,
-                ),
-            )
-            for request in batch
-        ]
+        return Done(
+            [
+                GenerationResult(request.sample_id, "error", "refused")
+                if request.prompt == "refuse" and self.refusing
+                else GenerationResult(
+                    request.sample_id,
+                    "ok",
+                    image=PIXEL,
+                    width=1,
+                    height=1,
+                    format="png",
+                    statistics=ImageStatistics(
+                        sample_ms=1.0,
+                        batch_size=len(batch),
+                        low_entropy_ratio=(None, 0.5),
+                        keep_ratio=(1.0, 0.5),
+                        token_layer_fraction=0.75,
+                    ),
+                )
+                for request in batch
+            ]
+        )
 
     def describe(self):
         return {"device": "fake", "batch_size": self.batch_size, **self.description}
@@ -129,11 +144,11 @@ class PermittedEngine:
     def __getattr__(self, name):
         return getattr(self.engine, name)
 
-    def generate(self, batch):
+    def begin(self, batch):
         for _ in batch:
             with (self.folder / "permits").open("rb", buffering=0) as permits:
                 if not permits.read(1):
                     raise RuntimeError("the driver was killed")
             with (self.folder / "taken.log").open("a") as log:
                 log.write(f"{os.getpid()}\n")
-        return self.engine.generate(batch)
+        return self.engine.begin(batch)

@@ -16,8 +16,21 @@ from toprovar_batch.worker.actor import (
 )
 from toprovar_batch.worker.errors import CheckpointError, OutputFolderError
 from toprovar_batch.worker.image_statistics import ImageStatistics
-from toprovar_batch.worker.part_file import dataset_schema, read_stats
+from toprovar_batch.worker.part_file import PartWriter, dataset_schema, read_stats
 from toprovar_batch.worker.request import GenerationResult
+
+
+class Done:
+    """A batch that is done when it has begun, as on a CPU."""
+
+    def __init__(self, results):
+        self._results = results
+
+    def wait_until_made(self):
+        pass
+
+    def results(self):
+        return self._results
 
 
 class RecordingEngine:
@@ -32,6 +45,9 @@ class RecordingEngine:
     def plan_batches(self, requests, batch_size=None):
         size = batch_size or 2
         return [requests[start : start + size] for start in range(0, len(requests), size)]
+
+    def begin(self, batch):
+        return Done(self.generate(batch))
 
     def generate(self, batch):
         self.batches.append([request.prompt for request in batch])
@@ -94,7 +110,13 @@ def read_rows(task):
 def test_a_shard_tells_every_batch_and_commits_last(tmp_path):
     worker, _ = make_worker()
     events = list(worker.run(make_task(tmp_path, ["a", "b", "fail"])))
-    assert events[:-1] == [Started(("s0", "s1")), Progress(2, 0), Started(("s2",)), Progress(0, 1)]
+    assert events[:-1] == [
+        Started(("s0", "s1")),
+        Started(("s2",)),
+        Progress(("s0", "s1"), 2),
+        Progress(("s2",), 0),
+    ]
+    assert [event.num_error for event in events[2:4]] == [0, 1]
     assert isinstance(events[-1], Committed)
     assert (events[-1].stats.rows, events[-1].stats.ok, events[-1].stats.errors) == (3, 2, 1)
 
@@ -148,7 +170,7 @@ def test_bad_prompts_and_poisoned_samples_never_reach_the_engine(tmp_path):
         tmp_path, ["a", None, "c"], errors=[None, "not text", None], poisoned={"s2": "killed its worker"}
     )
     events = list(worker.run(task))
-    assert events[0] == Progress(0, 2)
+    assert events[0] == Progress(("s1", "s2"), 0)
     assert engine.batches == [["a"]]
     errors = {sample_id: row["error"] for sample_id, row in read_rows(task).items()}
     assert errors == {"s0": None, "s1": "not text", "s2": "killed its worker"}
@@ -156,8 +178,23 @@ def test_bad_prompts_and_poisoned_samples_never_reach_the_engine(tmp_path):
 
 def test_an_isolated_shard_runs_one_by_one(tmp_path):
     worker, engine = make_worker()
-    list(worker.run(make_task(tmp_path, ["a", "b", "c"], isolated=True)))
+    events = list(worker.run(make_task(tmp_path, ["a", "b", "c"], isolated=True)))
     assert engine.batches == [["a"], ["b"], ["c"]]
+    in_turn = [event for row in range(3) for event in (Started((f"s{row}",)), Progress((f"s{row}",), 1))]
+    assert events[:-1] == in_turn
+
+
+def test_rows_are_written_while_two_batches_are_in_the_engine_and_the_part_is_whole(tmp_path, monkeypatch):
+    worker, engine = make_worker()
+    begun = []  # batches begun at each write
+    write = PartWriter.write
+    monkeypatch.setattr(
+        PartWriter, "write", lambda part, rows: begun.append(len(engine.batches)) or write(part, rows)
+    )
+    task = make_task(tmp_path, [f"p{row}" for row in range(9)])
+    list(worker.run(task))
+    assert begun == [3, 4, 5, 5, 5]
+    assert list(read_rows(task)) == [f"s{row}" for row in range(9)]
 
 
 def test_only_bad_prompts_need_no_engine(tmp_path):
@@ -249,9 +286,25 @@ def test_a_failing_disk_is_not_blamed_on_the_samples(tmp_path, monkeypatch):
     worker, _ = make_worker()
     monkeypatch.setattr("toprovar_batch.worker.actor.PartWriter.write", full_disk)
     events = worker.run(make_task(tmp_path, ["a"]))
-    assert [next(events), next(events)] == [Started(("s0",)), Progress(1, 0)]  # out of the engine by now
+    assert [next(events), next(events)] == [
+        Started(("s0",)),
+        Progress(("s0",), 1),
+    ]  # out of the engine by now
     with pytest.raises(WorkerError, match=r"^OSError: .*No space left"):
         next(events)
+
+
+def test_a_failing_disk_stops_a_shard_whose_next_batches_are_in_the_engine(tmp_path, monkeypatch):
+    def full_disk(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    worker, engine = make_worker()
+    monkeypatch.setattr("toprovar_batch.worker.actor.PartWriter.write", full_disk)
+    events = []
+    with pytest.raises(WorkerError, match=r"^OSError: .*No space left"):
+        events.extend(worker.run(make_task(tmp_path, [f"p{row}" for row in range(9)])))
+    assert len(engine.batches) == 3  # no more was begun
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_an_output_on_another_machine_is_the_users_mistake(tmp_path):

@@ -7,6 +7,7 @@ from toprovar_batch.worker.batching import (
     LARGEST_AUTO_BATCH,
     choose_batch_size,
     common_h_div_w,
+    cut_equally,
     image_bytes,
     plan_batches,
 )
@@ -25,12 +26,31 @@ def test_batches_hold_one_image_size_each():
     requests = _requests(*(1.0, 1.5, 1.04) * 3)
     batches = plan_batches(requests, 4)
     assert [[request.sample_id for request in batch] for batch in batches] == [
-        ["s0", "s2", "s3", "s5"],
-        ["s6", "s8"],
+        ["s0", "s2", "s3"],
+        ["s5", "s6", "s8"],
         ["s1", "s4", "s7"],
     ]
     assert [common_h_div_w(batch) for batch in batches] == [1.0, 1.0, 1.5]
     assert plan_batches([], 4) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "sizes"),
+    [
+        (16, 15, [8, 8]),
+        (64, 16, [16, 16, 16, 16]),
+        (64, 15, [13, 13, 13, 13, 12]),
+        (7, 3, [3, 2, 2]),
+        (3, 8, [3]),
+        (2, 1, [1, 1]),
+        (0, 4, []),
+    ],
+)
+def test_batches_of_one_size_are_as_few_and_as_equal_as_can_be(count, most, sizes):
+    requests = _requests(*[1.0] * count)
+    batches = cut_equally(requests, most)
+    assert [len(batch) for batch in batches] == sizes
+    assert [request for batch in batches for request in batch] == requests
 
 
 def test_a_batch_of_several_image_sizes_is_refused_by_name():

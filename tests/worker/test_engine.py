@@ -143,7 +143,7 @@ def test_prompts_over_512_tokens_are_cut_and_flagged(engine):
 def test_out_of_memory_halves_the_batch_and_is_recorded(monkeypatch):
     engine = _engine(batch_size=8)
     expected = [result.image for result in engine.generate([_request(i) for i in range(7)])]
-    inner = engine.generator.generate
+    inner = engine.generator.begin
     sizes, before = [], engine.describe()
 
     def limited(batch, *args):
@@ -152,18 +152,19 @@ def test_out_of_memory_halves_the_batch_and_is_recorded(monkeypatch):
             raise torch.OutOfMemoryError
         return inner(batch, *args)
 
-    monkeypatch.setattr(engine.generator, "generate", limited)
+    monkeypatch.setattr(engine.generator, "begin", limited)
     results = engine.generate([_request(i) for i in range(7)])
     assert [result.image for result in results] == expected
     assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
     assert engine.usage()["out_of_memory"] == [{"batch_size": 7}, {"batch_size": 3}]
     assert engine.usage()["batch_limit"] == 1
     assert engine.describe() == before
+    assert [len(batch) for batch in engine.plan_batches([_request(i) for i in range(3)], 2)] == [1, 1, 1]
 
 
 def test_an_image_too_large_even_alone_is_an_error_row(monkeypatch):
     engine = _engine()
-    monkeypatch.setattr(engine.generator, "generate", _raise_out_of_memory)
+    monkeypatch.setattr(engine.generator, "begin", _raise_out_of_memory)
     results = engine.generate([_request(0), _request(1)])
     assert [result.status for result in results] == ["error", "error"]
     assert "out of GPU memory" in results[0].error

@@ -1,5 +1,7 @@
 """The generator: the same image alone and in any batch; and every batch of one image size."""
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.generator import Generator, generate_all
 from toprovar_batch.worker.infinity.schedule import scale_schedule
 from toprovar_batch.worker.pruning.policies.dense import DensePolicy
-from toprovar_batch.worker.pruning.policies.specs import FixedExitSpec, ToprovarSpec
+from toprovar_batch.worker.pruning.policies.specs import DenseSpec, FixedExitSpec, ToprovarSpec
 from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.resolved import resolve
 from toprovar_batch.worker.specs import (
@@ -80,7 +82,7 @@ def test_all_requests_are_generated_in_batches_of_one_size_each(generator):
     requests = [_request(index, h_div_w=(1.0, 1.5, 1.04)[index % 3]) for index in range(9)]
     marks = []
     found = list(generate_all(generator, requests, 4, marks.append))
-    assert [len(batch) for batch, _ in found] == [4, 2, 3]
+    assert [len(batch) for batch, _ in found] == [3, 3, 3]
     assert sorted(r.sample_id for batch, _ in found for r in batch) == sorted(r.sample_id for r in requests)
     for batch, made in found:
         height, width = (16 * side for side in scale_schedule(batch[0].h_div_w, "0.06M")[-1])
@@ -99,6 +101,39 @@ def test_a_batch_of_several_image_sizes_is_refused(generator):
             run(requests)
         with pytest.raises(ValueError, match="at least one request"):
             run([])
+
+
+@pytest.mark.parametrize("policy", [DenseSpec(), ToprovarSpec(pruning_map=True)], ids=["dense", "toprovar"])
+def test_a_batch_that_is_queued_keeps_no_cache_for_the_next_to_wait_for(generator, policy, monkeypatch):
+    other, made = generator.with_policy(policy), []
+    fresh = other._fresh_runner
+    monkeypatch.setattr(other, "_fresh_runner", lambda *args: _remember(made, fresh(*args)))
+    gc.collect()
+    gc.disable()  # what only a collection frees is there when the next batch asks for memory
+    try:
+        pending = other.begin([_request(0)])
+        assert [runner() for runner in made] == [None]
+    finally:
+        gc.enable()
+    assert pending.result().finite == [True]
+
+
+def test_what_a_queued_batch_gives_is_its_own(generator, monkeypatch):
+    made, fresh = [], generator._fresh_runner
+    monkeypatch.setattr(generator, "_fresh_runner", lambda *args: made.append(fresh(*args)) or made[-1])
+    pending = generator.begin([_request(0), _request(1)])
+    with torch.inference_mode():
+        for runner in made:
+            runner.finite.fill_(False)
+            runner.codes.summed_codes.zero_()
+    result = pending.result()
+    assert result.finite == [True, True]
+    assert np.array_equal(result.pixels[1:], generator.generate([_request(1)]).pixels)
+
+
+def _remember(made, runner):
+    made.append(weakref.ref(runner))
+    return runner
 
 
 def test_another_policy_shares_the_model_and_nothing_else(generator):

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from toprovar_batch.kernels.host_values import send
 from toprovar_batch.worker.errors import ModelSpecError
 
 from .config import MAX_TEXT_TOKENS, T5Architecture
@@ -157,11 +158,27 @@ class TextEncoder:
         ]
         batch = self._tokenizer(
             cut, truncation=True, max_length=MAX_TEXT_TOKENS, padding=True, return_tensors="pt"
-        ).to(self._device)
+        )
+        mask = self._padding_mask(batch["attention_mask"])
         with torch.inference_mode():
-            hidden = self._model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            hidden = self._model(input_ids=send(batch["input_ids"], self._device), attention_mask=mask)
         lengths = batch["attention_mask"].sum(1).tolist()
         return [
             EncodedText(row[:length].float(), cut_short)
             for row, length, cut_short in zip(hidden.last_hidden_state, lengths, truncated, strict=True)
         ]
+
+    def _padding_mask(self, attention_mask: Tensor) -> Tensor | None:
+        """What the model makes of an attention mask, made on the host: on a GPU it would wait to see if one is needed.
+
+        Args:
+            attention_mask: [n, N] int64, 0 where a prompt is padded.
+
+        Returns:
+            [n, 1, N, N] on the encoder's device, which the model takes as it is; None where none is padded.
+        """
+        from transformers.masking_utils import create_bidirectional_mask  # noqa: PLC0415 (slow to import)
+
+        sizes = torch.empty(*attention_mask.shape, 0, dtype=self._model.dtype)
+        mask = create_bidirectional_mask(self._model.config, sizes, attention_mask)
+        return None if mask is None else send(mask, self._device)

@@ -97,8 +97,11 @@ class BatchHistory:
             self._schedule, tuple(counts), tuple(branches), 2 if self._guided else 1, tuple(head_counts)
         )
 
-    def pruning_maps(self) -> list[bytes]:
-        """For each prompt one byte a token, scale after scale: how many layers it ran (255: as many or more)."""
+    def pruning_maps(self) -> Tensor:
+        """[B, tokens of all scales] uint8: how many layers each token ran (255: as many or more).
+
+        They are on the device, and nothing waits for them.
+        """
         num_prompts = len(self._plans[0].skipped)
         maps: list[list[Tensor]] = [[] for _ in range(num_prompts)]
         device = next(
@@ -111,8 +114,7 @@ class BatchHistory:
                     maps[prompt].append(torch.zeros(plan.num_tokens, dtype=torch.uint8, device=device))
                 else:
                     maps[prompt].append(counted[rows[prompt]].clamp_max(255).to(torch.uint8))
-        joined = torch.stack([torch.cat(scales) for scales in maps]).cpu().numpy()
-        return [row.tobytes() for row in joined]
+        return torch.stack([torch.cat(scales) for scales in maps])
 
 
 def count_layers(packed: PackedScale, layer_tokens: list[LayerTokens | None]) -> Tensor:

@@ -58,7 +58,7 @@ class ScriptedFleet:
                 yield Loaded(worker, {"worker": worker.name, "engine": self.engine, "engine_hash": "h"})
             elif worker.phase == "busy":
                 worker.phase = "idle"
-                yield Reported(worker, worker.shard_id, Progress(1, 0))
+                yield Reported(worker, worker.shard_id, Progress(("s0",), 1))
                 yield Reported(worker, worker.shard_id, Committed(ShardStats(rows=1, ok=1), 10, {}))
 
     def dismiss_all(self):

@@ -1,5 +1,6 @@
 """Whatever dies, every sample ends up in the dataset once."""
 
+import json
 import os
 import random
 import signal
@@ -86,6 +87,18 @@ def test_workers_killed_five_times_lose_and_repeat_nothing(write_job, tmp_path, 
     assert summary.num_lost == 5
     rows = check_dataset(job, tmp_path / "out")
     assert all(rows[prompt]["attempt"] > 1 for prompt in prompts if prompt.startswith("kill-once"))
+
+
+@pytest.mark.slow
+def test_a_death_names_the_samples_of_all_batches_in_the_engine(write_job, tmp_path, make_engine_factory):
+    prompts = [f"prompt {index}" for index in range(10)]
+    prompts[5] = "kill-once 5"
+    job = write_job(prompts, shard_size=10, num_workers=1)
+    submit(job, engine_factory=make_engine_factory(batch_size=4))
+    rows = check_dataset(job, tmp_path / "out")
+    [record] = (tmp_path / "out/_job/runs").glob("*.json")
+    [incident] = json.loads(record.read_text())["incidents"]
+    assert incident["in_flight"] == [rows[prompt]["sample_id"] for prompt in prompts[:8]]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import pytest
 
 from toprovar_batch.orchestrator.run import fleet as fleet_module
 from toprovar_batch.orchestrator.run.fleet import Fleet, LoadFailed, Lost, Worker
+from toprovar_batch.worker.actor import Progress, Started
 
 NOW = 50_000.0  # seconds, on a clock that stands
 
@@ -53,3 +54,19 @@ def test_a_worker_that_is_silent_over_its_shard_is_replaced(silent_fleet):
     [event] = silent_fleet("busy", 101).wait(0)
     assert isinstance(event, Lost)
     assert (event.shard_id, event.reason) == (3, "it gave no sign of life for 100 seconds")
+
+
+def test_a_death_names_the_samples_of_every_batch_in_the_engine(silent_fleet, monkeypatch):
+    fleet = silent_fleet("busy", 0)
+    [worker] = fleet.workers
+    monkeypatch.setattr(fleet_module.ray, "wait", lambda sources, **_: (sources, []))
+    monkeypatch.setattr(fleet_module.ray, "get", lambda event: event)
+    events = Started(("a", "b")), Started(("c", "d")), Progress(("a", "b"), 2), Started(("e",))
+    worker.source = iter(events)
+    seen = []
+    for _ in events:
+        list(fleet.wait(0))
+        seen.append(worker.in_flight)
+    assert seen == [("a", "b"), ("a", "b", "c", "d"), ("c", "d"), ("c", "d", "e")]
+    lost = fleet._bury(worker, "its process died")
+    assert lost.in_flight == ("c", "d", "e")

@@ -52,6 +52,20 @@ def test_a_saved_encoder_gives_each_prompt_its_own_tokens(folder):
     check_local_encoder(folder, 32)
 
 
+@pytest.mark.parametrize("prompts", [["ab", "abcdef", ""], ["abc", "def"]], ids=["padded", "of one length"])
+def test_the_mask_that_is_made_on_the_host_is_the_models_own(folder, prompts):
+    encoder, given = _load(folder), []
+    encoder._model.encoder.block[0].register_forward_pre_hook(lambda _, args: given.append(args[1]))
+    found = encoder.encode(prompts)
+    batch = encoder._tokenizer(prompts, padding=True, return_tensors="pt")
+    hidden = encoder._model(**batch).last_hidden_state
+    ours, theirs = given
+    assert (ours is None) == (theirs is None) == (len(prompts) == 2)
+    assert ours is None or torch.equal(ours, theirs)
+    for row, text in zip(hidden, found, strict=True):
+        assert torch.equal(row[: len(text.features)], text.features)
+
+
 def test_a_config_with_more_layers_than_weights_is_refused(folder):
     _edit_config(folder, num_layers=3)
     with pytest.raises(ModelSpecError, match="its weights do not fit its config: encoder"):

@@ -189,8 +189,8 @@ def test_work_of_a_prompt_counts_branches_and_skipped_scales():
     assert (second.keep_ratio, second.pruning_start_scale) == ([1.0, 1.0, 0.5], 3)
     assert second.token_layer_fraction == (2 * 2 + 8 * 2 + 8) / 36
     maps = history.pruning_maps()
-    assert list(maps[0]) == [2, 2, 1, 2, 1, 0, 0, 0, 0]
-    assert list(maps[1]) == [2] * 5 + [255] * 4
+    assert maps[0].tolist() == [2, 2, 1, 2, 1, 0, 0, 0, 0]
+    assert maps[1].tolist() == [2] * 5 + [255] * 4
 
 
 @pytest.mark.parametrize(

@@ -137,11 +137,11 @@ def test_a_prompt_runs_the_same_tokens_alone_and_in_any_batch(model, spec, sampl
     together, _ = _sample(model, spec, range(5), sampling, count_layers=True)
     reordered, _ = _sample(model, spec, [4, 0, 3], sampling, count_layers=True)
     maps = together.history.pruning_maps()
-    assert reordered.history.pruning_maps() == [maps[4], maps[0], maps[3]]
+    assert torch.equal(reordered.history.pruning_maps(), maps[[4, 0, 3]])
     assert torch.equal(reordered.codes.summed_codes, together.codes.summed_codes[[4, 0, 3]])
     for prompt in range(5):
         alone, _ = _sample(model, spec, [prompt], sampling, count_layers=True)
-        assert alone.history.pruning_maps() == [maps[prompt]]
+        assert torch.equal(alone.history.pruning_maps()[0], maps[prompt])
         assert alone.history.work(0) == together.history.work(prompt)
         assert torch.equal(alone.codes.summed_codes[0], together.codes.summed_codes[prompt])
 
