@@ -2,7 +2,7 @@
 
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,15 @@ class LoadedModel:
     fallback: str | None
     free_bytes: int | None
     seconds: float
+
+    def with_backend(self, setting: str, head_dim: int) -> "LoadedModel":
+        """The same model in the same memory, run by other kernels.
+
+        Raises:
+            ModelSpecError: kernels that cannot run on the device; says why.
+        """
+        backend = resolve_kernels(setting, self.device, head_dim)
+        return replace(self, backend=backend, fallback=backend_fallback(setting, self.device, backend))
 
     def describe(self) -> dict[str, Any]:
         """What decides the rounding and the speed, JSON-able; equal for equal models on equal devices."""
