@@ -4,6 +4,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -45,6 +46,7 @@ class CombinationTiming:
         token_layer_fraction: token-layers that ran over those of the dense model, mean over the images.
         floors: the least time of the phases; None on a CPU.
         launches: by phase; None where nothing was profiled.
+        memory_retries: how often a timed batch had to wait for memory that other combinations kept (GPU only).
         error: why there are no timings, or None.
     """
 
@@ -56,6 +58,7 @@ class CombinationTiming:
     token_layer_fraction: float = 1.0
     floors: Floors | None = None
     launches: dict[str, PhaseLaunches] | None = None
+    memory_retries: int = 0
     error: str | None = None
 
     @property
@@ -141,9 +144,11 @@ class _Run:
 
     def time_one(self) -> None:
         """Time a batch."""
+        retries = self._memory_retries()
         if (made := self._make()) is None:
             return
         timing, times = self._timing, made.times
+        timing.memory_retries += self._memory_retries() - retries
         timing.seconds.append(times.wall + times.encode)
         phases = {
             "text": times.text,
@@ -175,9 +180,10 @@ class _Run:
         self._clock.take()
         if self._is_gpu:
             torch.cuda.reset_peak_memory_stats()
-        try:
+        made = None
+        with suppress(torch.OutOfMemoryError):  # which keeps the batch's tensors for as long as it lives
             made = self._generator.generate(self._requests, self._clock)
-        except torch.OutOfMemoryError:
+        if made is None:
             self._fail("out of GPU memory")
             return None
         start = time.perf_counter()
@@ -187,6 +193,10 @@ class _Run:
             peak = torch.cuda.max_memory_allocated() / 1e9
             self._timing.peak_memory_gb = max(peak, self._timing.peak_memory_gb or 0.0)
         return made
+
+    def _memory_retries(self) -> int:
+        """How often PyTorch's allocator has given back what it kept, to find room; this waits for the GPU."""
+        return torch.cuda.memory_stats()["num_alloc_retries"] if self._is_gpu else 0
 
     def _fail(self, error: str) -> None:
         self._timing, self._scales = CombinationTiming(self._timing.combination, error=error), []

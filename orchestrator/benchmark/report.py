@@ -43,6 +43,8 @@ def describe_timings(found: Compared, commit: str | None, price_per_hour: float 
         cost = describe_cost(cost_of(timing.images_per_second, price_per_hour), device_type)
         scales = " ".join(f"{value:.1f}" for value in timing.scale_ms)
         yield f"{number}  {cost}; ms of each scale: {scales}"
+        if timing.memory_retries:
+            yield f"{number}  memory was short {timing.memory_retries} times while this was timed; time it alone"
         if timing.launches == {}:
             yield f"{number}  the profiler saw no kernels here, so busy shares and launches are missing"
     for number, timing in enumerate(found.timings, 1):
