@@ -38,12 +38,14 @@ class LoadedModel:
     seconds: float
 
     def with_backend(self, setting: str, head_dim: int) -> "LoadedModel":
-        """The same model in the same memory, run by other kernels.
+        """The same model in the same memory, run by the kernels of a setting; itself where it runs by them already.
 
         Raises:
             ModelSpecError: kernels that cannot run on the device; says why.
         """
         backend = resolve_kernels(setting, self.device, head_dim)
+        if backend.name == self.backend.name:
+            return self
         return replace(self, backend=backend, fallback=backend_fallback(setting, self.device, backend))
 
     def describe(self) -> dict[str, Any]:

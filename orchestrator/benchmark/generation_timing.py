@@ -42,7 +42,7 @@ class CombinationTiming:
         seconds: wall time of a batch, from the prompts to the files' bytes.
         phase_ms: text, transformer, decode and encode.
         scale_ms: transformer, sampling and codes of each scale, measured on the device; median of the repeats.
-        peak_memory_gb: of the device, with the weights of all loaded models (GPU only), 10**9 bytes.
+        peak_memory_gb: of the device, with all that is loaded or kept from batch to batch (GPU only), 10**9 bytes.
         token_layer_fraction: token-layers that ran over those of the dense model, mean over the images.
         floors: the least time of the phases; None on a CPU.
         launches: by phase; None where nothing was profiled.
@@ -87,7 +87,7 @@ def time_combinations(
     ceilings: Sequence[Ceilings | None],
     profiled: bool = False,
 ) -> list[CombinationTiming]:
-    """Warm each combination, then time all in turns; each repeat starts with another.
+    """Warm each combination, the largest batches first, then time all in turns; each repeat starts with another.
 
     The first batch of each is checked before anything is timed: every logit finite, every picture with contrast.
 
@@ -105,8 +105,9 @@ def time_combinations(
     runs = [
         _Run(generator, combination) for generator, combination in zip(generators, combinations, strict=True)
     ]
-    for run, ceiling in zip(runs, ceilings, strict=True):
-        run.warm(warmup, ceiling)
+    # The largest first: what is kept from batch to batch then grows no more, and nothing warm is lost.
+    for place in sorted(range(len(runs)), key=lambda place: -combinations[place].batch):
+        runs[place].warm(warmup, ceilings[place])
     for repeat in range(repeats):
         for place in rotation(len(runs), repeat):
             runs[place].time_one()

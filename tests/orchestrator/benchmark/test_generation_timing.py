@@ -20,8 +20,8 @@ class Recorder:
     device = torch.device("cpu")
     spec = resolve(EngineSpec(model=ModelSpec(random_weights=True)))
 
-    def __init__(self, name, made, room=99):
-        self.name, self.made, self.room = name, made, room
+    def __init__(self, name, made, room=99, batch=1):
+        self.name, self.made, self.room, self.batch = name, made, room, batch
 
     def generate(self, batch, on_scale):
         if len(self.made) >= self.room:
@@ -33,7 +33,7 @@ class Recorder:
 
 
 def _time(*generators, **options):
-    combinations = [Combination(each.name, 1) for each in generators]
+    combinations = [Combination(each.name, each.batch) for each in generators]
     ceilings = [None] * len(generators)
     return time_combinations(generators, combinations, ceilings=ceilings, **options)
 
@@ -44,6 +44,16 @@ def test_each_is_warmed_and_then_all_take_turns():
     assert "".join(made) == "aabbcc" + "abc" + "bca" + "cab"
     assert [len(timing.seconds) for timing in timings] == [3, 3, 3]
     assert all(timing.token_layer_fraction == 0.5 for timing in timings)
+
+
+def test_large_batches_are_warmed_first():
+    made = []
+    _time(
+        *(Recorder(name, made, batch=size) for name, size in zip("abc", (1, 4, 1), strict=True)),
+        warmup=0,
+        repeats=1,
+    )
+    assert "".join(made) == "bac" + "abc"
 
 
 @pytest.mark.parametrize("room", [1, 5])
