@@ -61,13 +61,7 @@ def measure_accuracy(
     model = random_transformer(transformer, seed, device, dtype)
     for parameter, source in zip(model.parameters(), exact.parameters(), strict=True):
         parameter.copy_(source)  # drawn in another dtype, the weights would be others
-    generator = torch.Generator(device).manual_seed(seed)
-    branches = zip(*_TEXT_TOKENS[:batch], strict=True)  # conditional rows come first
-    text = [
-        torch.randn(count, transformer.text_width, generator=generator, device=device)
-        for counts in islice(branches, 2 if settings.guided else 1)
-        for count in counts
-    ]
+    text = _random_text(spec, batch, device, seed)
     seeds = torch.arange(seed, seed + batch, device=device)
 
     def runner(model: Infinity, backend: Backend) -> BatchRunner:
@@ -85,6 +79,17 @@ def measure_accuracy(
     with torch.inference_mode(), fastest_attention(device):
         theirs, ours = runner(exact, PYTORCH), runner(model, backend)
         return [_compare(theirs, ours, seeds, scale_index) for scale_index in range(len(schedule))]
+
+
+def _random_text(spec: ResolvedSpec, batch: int, device: torch.device, seed: int) -> list[Tensor]:
+    """Features [n, Ct5] of each row, conditional rows first."""
+    generator = torch.Generator(device).manual_seed(seed)
+    branches = zip(*_TEXT_TOKENS[:batch], strict=True)
+    return [
+        torch.randn(count, spec.model.transformer.text_width, generator=generator, device=device)
+        for counts in islice(branches, 2 if spec.settings.guided else 1)
+        for count in counts
+    ]
 
 
 def _compare(theirs: BatchRunner, ours: BatchRunner, seeds: Tensor, scale_index: int) -> ScaleAccuracy:
