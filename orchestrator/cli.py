@@ -42,7 +42,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "orchestrator.commands.calibrate:calibrate_command",
         "Find a pruning policy for a requested amount of work.",
     ),
-    "bench": ("orchestrator.commands.bench:bench_command", "Time generation at several batch sizes."),
+    "bench": (
+        "orchestrator.commands.bench:bench_command",
+        "Time generation: policies, batches, backends and dtypes side by side.",
+    ),
     "bench-attention": (
         "orchestrator.commands.bench_attention:bench_attention_command",
         "Check the attention kernels on this GPU and time them beside PyTorch's.",

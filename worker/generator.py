@@ -83,6 +83,20 @@ class Generator:
         other._loaded = self._loaded
         return other
 
+    def with_backend(self, setting: str) -> "Generator":
+        """A generator of the same loaded model that runs on other kernels.
+
+        Args:
+            setting: auto, torch or triton.
+
+        Raises:
+            ModelSpecError: kernels that cannot run on the device; says why.
+        """
+        runtime = RuntimeSpec.model_validate(self._runtime.model_dump() | {"backend": setting})
+        other = Generator(self._spec, runtime)
+        other._loaded = self._ready.with_backend(setting, self._spec.model.transformer.head_dim)
+        return other
+
     @property
     def spec(self) -> ResolvedSpec:
         """What decides the images."""

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,17 @@ class LoadedModel:
     free_bytes: int | None
     seconds: float
     workspace: Workspace | None = None
+
+    def with_backend(self, setting: str, head_dim: int) -> "LoadedModel":
+        """The same model in the same memory, run by the kernels of a setting; itself where it runs by them already.
+
+        Raises:
+            ModelSpecError: kernels that cannot run on the device; says why.
+        """
+        backend = resolve_kernels(setting, self.device, head_dim)
+        if backend.name == self.backend.name:
+            return self
+        return replace(self, backend=backend, fallback=backend_fallback(setting, self.device, backend))
 
     def describe(self) -> dict[str, Any]:
         """What decides the rounding and the speed, JSON-able; equal for equal models on equal devices."""

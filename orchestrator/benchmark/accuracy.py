@@ -1,6 +1,7 @@
 """How exact a compute dtype is: logits of every scale against those of float32, both fed the same bits."""
 
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from toprovar_batch.worker.infinity.transformer import Infinity
 from toprovar_batch.worker.models import random_transformer
 from toprovar_batch.worker.resolved import ResolvedSpec
 
-_TEXT_TOKENS = (17, 40)  # of the prompt and of the words that stand in for it
+# For each image the text tokens of its prompt, and those of the words that stand in for it.
+_TEXT_TOKENS = ((17, 40), (9, 23))
+MAX_BATCH = len(_TEXT_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,13 @@ class ScaleAccuracy:
 
 
 def measure_accuracy(
-    spec: ResolvedSpec, *, dtype: torch.dtype, backend: Backend, device: torch.device, seed: int = 0
+    spec: ResolvedSpec,
+    *,
+    dtype: torch.dtype,
+    backend: Backend,
+    device: torch.device,
+    seed: int = 0,
+    batch: int = 1,
 ) -> list[ScaleAccuracy]:
     """Compare a dtype and backend with float32 in plain PyTorch, on random weights of the given sizes.
 
@@ -41,6 +50,7 @@ def measure_accuracy(
         backend: of its kernels.
         device: where both run.
         seed: of weights, text and noise.
+        batch: images that run together, at most `MAX_BATCH`; errors are those of all.
 
     Returns:
         One record per scale.
@@ -51,12 +61,8 @@ def measure_accuracy(
     model = random_transformer(transformer, seed, device, dtype)
     for parameter, source in zip(model.parameters(), exact.parameters(), strict=True):
         parameter.copy_(source)  # drawn in another dtype, the weights would be others
-    generator = torch.Generator(device).manual_seed(seed)
-    text = [
-        torch.randn(count, transformer.text_width, generator=generator, device=device)
-        for count in _TEXT_TOKENS[: 2 if settings.guided else 1]
-    ]
-    seeds = torch.tensor([seed], device=device)
+    text = _random_text(spec, batch, device, seed)
+    seeds = torch.arange(seed, seed + batch, device=device)
 
     def runner(model: Infinity, backend: Backend) -> BatchRunner:
         return BatchRunner(
@@ -73,6 +79,17 @@ def measure_accuracy(
     with torch.inference_mode(), fastest_attention(device):
         theirs, ours = runner(exact, PYTORCH), runner(model, backend)
         return [_compare(theirs, ours, seeds, scale_index) for scale_index in range(len(schedule))]
+
+
+def _random_text(spec: ResolvedSpec, batch: int, device: torch.device, seed: int) -> list[Tensor]:
+    """Features [n, Ct5] of each row, conditional rows first."""
+    generator = torch.Generator(device).manual_seed(seed)
+    branches = zip(*_TEXT_TOKENS[:batch], strict=True)
+    return [
+        torch.randn(count, spec.model.transformer.text_width, generator=generator, device=device)
+        for counts in islice(branches, 2 if spec.settings.guided else 1)
+        for count in counts
+    ]
 
 
 def _compare(theirs: BatchRunner, ours: BatchRunner, seeds: Tensor, scale_index: int) -> ScaleAccuracy:

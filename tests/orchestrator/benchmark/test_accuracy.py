@@ -30,3 +30,8 @@ def test_bfloat16_rounds_each_product_and_no_sum_between_them():
     found = _measure(torch.bfloat16)
     assert all(1e-4 < scale.rms_error < 4e-3 for scale in found)
     assert found[-1].flipped_bits < 0.01
+
+
+def test_two_images_are_measured_together():
+    found = measure_accuracy(SPEC, dtype=torch.bfloat16, backend=PYTORCH, device=torch.device("cpu"), batch=2)
+    assert all(1e-4 < scale.rms_error < 4e-3 for scale in found)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from toprovar_batch.orchestrator.benchmark import accuracy
+from toprovar_batch.orchestrator.benchmark import accuracy, accuracy_limits
+from toprovar_batch.orchestrator.benchmark.combinations import Combination
+from toprovar_batch.orchestrator.benchmark.generation_timing import time_combinations
 from toprovar_batch.orchestrator.cli import main
-from toprovar_batch.orchestrator.commands.bench import measure
 from toprovar_batch.worker.errors import RunFailedError
 from toprovar_batch.worker.generator import Generator
 from toprovar_batch.worker.resolved import resolve
@@ -21,21 +22,29 @@ def _bench(*arguments):
     )
 
 
-def test_json_has_every_batch_with_its_split():
-    result = _bench("--batch", "1,2", "--repeats", "2", "--warmup", "0", "--json")
+def test_json_has_every_combination_with_its_split():
+    options = ("--batch", "1,2", "--repeats", "2", "--warmup", "0", "--price-per-hour", "2", "--json")
+    result = _bench(*options)
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
     assert [timing["batch"] for timing in record["batches"]] == [1, 2]
     for timing in record["batches"]:
-        assert len(timing["seconds"]) == 2
+        assert (timing["policy"], timing["backend"], timing["dtype"]) == ("dense", "auto", "auto")
+        assert len(timing["seconds"]) == len(timing["speed_over_first"]) == 2
         assert len(timing["scale_ms"]) == 7
-        assert 0 < sum(timing["scale_ms"]) <= timing["transformer_ms"] * 1.5
-        parts = sum(timing[f"{part}_ms"] for part in ("text", "transformer", "decode", "encode"))
-        assert 0 < parts <= 1.5e3 * max(timing["seconds"])
-        assert timing["images_per_second"] > 0
-        assert timing["peak_memory_gb"] is None
-    assert record["engine"]["device_type"] == "cpu"
-    assert record["engine"]["torch"] == torch.__version__
+        assert list(timing["phase_ms"]) == ["text", "transformer", "decode", "encode"]
+        assert all(len(values) == 2 for values in timing["phase_ms"].values())
+        for repeat, seconds in enumerate(timing["seconds"]):
+            parts = sum(values[repeat] for values in timing["phase_ms"].values())
+            assert 0 < parts <= 1e3 * seconds
+        assert timing["cost"]["images_per_hour"] == 3600 * timing["images_per_second"]
+        assert timing["cost"]["images_per_dollar"] == 1800 * timing["images_per_second"]
+        assert timing["peak_memory_gb"] is timing["floors"] is timing["launches"] is None
+    assert record["batches"][0]["speed_over_first"] == [1, 1]
+    (engine,) = record["engines"]
+    assert engine["device_type"] == "cpu"
+    assert engine["torch"] == torch.__version__
+    assert record["checks"] == [{"backend": "auto", "dtype": "auto", "worst_rms_error": 0, "fault": None}]
     assert "python" in record
 
 
@@ -44,30 +53,52 @@ def test_policies_are_timed_by_name_or_file(tmp_path):
     file = tmp_path / "exit.yaml"
     file.write_text("name: fixed_exit\nstart_scale: 5\nprovenance: {date: 2026-01-01}\n")
     common = ("--batch", "1", "--repeats", "1", "--warmup", "0")
-    result = _bench(*common, "--policy", "dense", "--policy", "paper-2b", "--policy", str(file))
+    result = _bench(*common, "--policy", "dense", "--policy", "paper-2b", "--policy", str(file), "--json")
     assert result.exit_code == 0, result.output
-    header, *rows = (line.split() for line in result.stdout.splitlines()[1:5])
-    assert header[:5] == ["batch", "policy", "token-layers", "x", "dense"]
-    assert [row[1] for row in rows] == ["dense", "paper-2b", str(file)]
-    assert [rows[0][2], rows[0][3], rows[2][2]] == ["100.0%", "1.00", "23.2%"]
-    record = json.loads(_bench(*common, "--policy", "paper-2b", "--policy", str(file), "--json").stdout)
-    assert [timing["policy"] for timing in record["batches"]] == list(record["policies"])
+    record = json.loads(result.stdout)
+    assert [timing["policy"] for timing in record["batches"]] == ["dense", "paper-2b", str(file)]
+    assert list(record["policies"]) == ["dense", "paper-2b", str(file)]
     assert record["policies"][str(file)]["start_scale"] == 5
+    fractions = [round(timing["token_layer_fraction"], 3) for timing in record["batches"]]
+    assert (fractions[0], fractions[2]) == (1, 0.232)
     refused = _bench(*common, "--policy", "fast")
     assert refused.exit_code == 2
     assert "--policy: policy.name must be one of dense" in refused.output
 
 
-def test_table_names_model_device_and_every_batch():
-    result = _bench("--batch", "1", "--repeats", "1", "--warmup", "0")
-    assert result.exit_code == 0, result.output
-    first, header, row, scales = result.stdout.splitlines()
+def test_tables_name_what_ran_and_a_check_that_failed_gives_no_speed(monkeypatch):
+    off = [accuracy.ScaleAccuracy(1, 1e-3, 0.0), accuracy.ScaleAccuracy(4, 3e-2, 0.25)]
+    monkeypatch.setattr(accuracy_limits, "measure_accuracy", lambda *_arguments, **_options: off)
+    result = _bench(
+        *("--batch", "1", "--repeats", "1", "--warmup", "0", "--profile"),
+        *("--dtype", "bfloat16", "--dtype", "float32"),
+    )
+    assert result.exit_code == 1
+    first, header, row, phases, *_, fault = result.stdout.splitlines()
     assert first.startswith("tiny")
-    assert "float32 on" in first
-    assert "torch kernels" in first
-    assert header.split()[0] == "batch"
-    assert row.split()[:2] == ["1", "dense"]
-    assert scales.startswith("batch 1, dense, ms of each scale")
+    assert header.split()[:5] == ["#", "batch", "policy", "dtype", "backend"]
+    assert row.split()[:6] == ["2", "1", "dense", "float32", "torch", "100.0%"]
+    assert row.split()[-2:] == ["-", "0.0e+00"]
+    assert phases.split() == [
+        "#",
+        "phase",
+        "ms",
+        "min..max",
+        "floor",
+        "ms",
+        "of",
+        "floor",
+        "busy",
+        "kernels",
+        "host",
+        "launches",
+    ]
+    (transformer,) = (line.split() for line in result.stdout.splitlines() if " transformer " in line)
+    assert transformer[-5:] == ["-"] * 5
+    assert "images per CPU hour; ms of each scale: " in result.stdout
+    said = "check failed: scale 1 rms 3.0e-02 over limit 0.02"
+    assert fault == f"1  batch 1, dense, dtype bfloat16, backend auto: {said}"
+    assert result.stderr == f"Error: 1 of 2 backends and dtypes: {said}\n"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +109,10 @@ def test_table_names_model_device_and_every_batch():
         (["--model", "infinity-2c"], "infinity-2b"),
         (["--resolution", "2M"], "--resolution"),
         (["--h-div-w", "9"], "--h-div-w"),
-        (["--backend", "triton"], "runtime.backend"),
+        (["--backend", "torch", "--backend", "triton"], "runtime.backend"),
+        (["--dtype", "float64"], "--dtype"),
+        (["--price-per-hour", "0"], "--price-per-hour"),
+        (["--accuracy", "--backend", "torch", "--backend", "auto"], "--accuracy"),
     ],
 )
 def test_bad_options_are_named(arguments, named):
@@ -97,7 +131,7 @@ def test_nothing_is_timed_when_the_model_gives_no_numbers():
     generator.setup()
     generator.model.transformer.head.weight[0] = float("nan")
     with pytest.raises(RunFailedError, match="not finite"):
-        measure(generator, "dense", 1, 1.0, 0, 1)
+        time_combinations([generator], [Combination("dense", 1)], warmup=0, repeats=1, ceilings=[None])
 
 
 def test_accuracy_is_printed_by_scale_with_the_worst(monkeypatch):

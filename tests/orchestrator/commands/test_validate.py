@@ -69,6 +69,15 @@ def test_the_jobs_of_this_repository_are_valid(pytestconfig, tmp_path, name):
     assert result.exit_code == 0, result.output
 
 
+def test_the_throughput_job_makes_what_its_comment_says_without_any_model_file(pytestconfig):
+    path = pytestconfig.rootpath / "jobs/throughput.yaml"
+    job = load_job(str(path))
+    plan = plan_job(job)
+    assert f"{plan.samples.num_rows:,} images at 1024 x 1024" in path.read_text()
+    assert plan.samples.num_rows % job.shard_size == 0
+    assert resolve_model(job.model).files == ModelFiles(None, None, None)
+
+
 def test_the_mjhq_job_is_valid_for_prompts_of_its_form(pytestconfig, tmp_path):
     meta = {f"{index:040x}": {"category": "art", "prompt": f"picture {index}"} for index in range(200)}
     fsspec.filesystem("memory").pipe("/mjhq/meta_data.json", json.dumps(meta).encode())
