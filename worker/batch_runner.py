@@ -18,6 +18,7 @@ from .infinity.bsq import ResidualSum, code_size, tokens_to_bit_maps
 from .infinity.kv_cache import KVCache
 from .infinity.schedule import ScaleSchedule
 from .infinity.text_context import TextContext
+from .infinity.text_shapes import text_capacity
 from .infinity.transformer import Infinity
 from .pruning.history import BatchHistory, count_layers
 from .pruning.packing import LayerTokens, PackedScale
@@ -26,7 +27,6 @@ from .pruning.restoration import LayerChanges
 from .sampling_settings import SamplingSettings
 from .scale_states import ScaleStates
 from .static_batch import BatchShape, StaticBatch
-from .text_chunks import text_capacity
 from .workspace import Workspace
 
 

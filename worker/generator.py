@@ -239,10 +239,11 @@ class Generator:
         transformer, vae = self.model.transformer, self.model.vae
         features = [text.features for text in prompts]
         unconditional = [text.features if text else None for text in negatives]
+        chunks = self._ready.text_chunks
         rows = text_rows(transformer, features, unconditional, guided=self._spec.settings.guided)
         return BatchRunner(
             transformer,
-            transformer.encode_text(rows),
+            transformer.encode_text(rows) if chunks is None else chunks.context(rows),
             schedule,
             self._spec.settings,
             largest_map=largest,

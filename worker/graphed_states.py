@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from toprovar_batch.kernels.cuda_graphs import Replay
 from toprovar_batch.kernels.layout import DeviceBlocks, KeyLengths, PackedRows, TokenLayout
 from toprovar_batch.kernels.ops import AttentionInputs, Backend, attend, qk_norm_rope_append
 
-from .cuda_graphs import Replay
 from .infinity.kv_cache import KVCache
 from .infinity.residual import Residual
 from .infinity.transformer import Block, Infinity

@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
+from toprovar_batch.kernels.cuda_graphs import CudaGraphs
 from toprovar_batch.kernels.ops import Backend
 
 from .models import Model, build_model
 from .resolved import ResolvedModel
+from .row_independence import make_rows_independent
 from .runtime import backend_fallback, resolve_device, resolve_dtype, resolve_kernels
 from .specs import RuntimeSpec
+from .text_chunks import TextChunks
 from .workspace import Workspace
 
 
@@ -28,7 +31,10 @@ class LoadedModel:
         fallback: one sentence for the user where faster kernels were expected to run and do not; else None.
         free_bytes: of the GPU's memory, with the model in it; None on a CPU.
         seconds: that loading took.
-        workspace: where batches run whose work is captured in CUDA graphs; None where none is.
+        captures: whether work may be captured in CUDA graphs.
+        least_rows: see `row_independence`; None where a row's bits depend on how many there are, and on a CPU.
+        workspace: where batches run whose work is captured; None where none is.
+        text_chunks: makes what the text gives to the transformer on a GPU; None on a CPU.
     """
 
     model: Model
@@ -38,6 +44,9 @@ class LoadedModel:
     fallback: str | None
     free_bytes: int | None
     seconds: float
+    captures: bool = False
+    least_rows: int | None = None
+    text_chunks: TextChunks | None = None
     workspace: Workspace | None = None
 
     def with_backend(self, setting: str, head_dim: int) -> "LoadedModel":
@@ -49,7 +58,12 @@ class LoadedModel:
         backend = resolve_kernels(setting, self.device, head_dim)
         if backend.name == self.backend.name:
             return self
-        return replace(self, backend=backend, fallback=backend_fallback(setting, self.device, backend))
+        return replace(
+            self,
+            backend=backend,
+            fallback=backend_fallback(setting, self.device, backend),
+            workspace=_workspace(self.model, backend) if self.captures else None,
+        )
 
     def describe(self) -> dict[str, Any]:
         """What decides the rounding and the speed, JSON-able; equal for equal models on equal devices."""
@@ -62,6 +76,7 @@ class LoadedModel:
             "backend": self.backend.name,
             "backend_reason": self.backend.reason,
             "backend_fallback": self.fallback,
+            "least_rows": self.least_rows,
             "torch": torch.__version__,
             "parameters": sum(parameter.numel() for parameter in self.model.transformer.parameters()),
         }
@@ -88,14 +103,24 @@ def load_model(model: ResolvedModel, runtime: RuntimeSpec) -> LoadedModel:
     dtype = resolve_dtype(model.dtype, device)
     # Before the weights, so that a setting that cannot be is told at once.
     backend = resolve_kernels(runtime.backend, device, model.transformer.head_dim)
-    parts, free_bytes = build_model(model, device, dtype), None
+    parts, free_bytes, rows, chunks = build_model(model, device, dtype), None, None, None
+    captures = device.type == "cuda" and runtime.cuda_graphs
     if device.type == "cuda":
+        rows = make_rows_independent(parts.transformer)
+        graphs = CudaGraphs(device) if captures else None
+        parts.text_encoder.replay, chunks = graphs, TextChunks(parts.transformer, graphs)
         parts.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()  # what loading left behind counts as free
         free_bytes = torch.cuda.mem_get_info(device)[0]
     fallback = backend_fallback(runtime.backend, device, backend)
-    captures = device.type == "cuda" and backend.name == "triton" and runtime.cuda_graphs
-    workspace = Workspace(parts.transformer, backend) if captures else None
+    workspace = _workspace(parts, backend) if captures else None
     seconds = time.perf_counter() - start
-    return LoadedModel(parts, device, dtype, backend, fallback, free_bytes, seconds, workspace)
+    return LoadedModel(
+        parts, device, dtype, backend, fallback, free_bytes, seconds, captures, rows, chunks, workspace
+    )
+
+
+def _workspace(model: Model, backend: Backend) -> Workspace | None:
+    """Where captured batches run: only Triton's kernels take rows that the device alone knows."""
+    return Workspace(model.transformer, backend) if backend.name == "triton" else None

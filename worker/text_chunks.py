@@ -1,39 +1,18 @@
 """What the text gives to the transformer, made in pieces of fixed shapes, so that a row's never depends on its batch."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from toprovar_batch.kernels.cuda_graphs import Replay
 from toprovar_batch.kernels.host_values import to_device
 from toprovar_batch.kernels.layout import KeyLengths
 
-from .cuda_graphs import Replay
-from .infinity.config import MAX_TEXT_TOKENS
 from .infinity.text_context import BlockContext, TextContext
+from .infinity.text_shapes import CHUNK_ROWS, chunks
 from .infinity.transformer import Infinity
-
-CHUNK_ROWS = 8
-_CAPACITIES = (64, 128, 256, MAX_TEXT_TOKENS)
-
-
-def text_capacity(length: int) -> int:
-    """Tokens that a text of some length is padded to."""
-    return next(capacity for capacity in _CAPACITIES if length <= capacity)
-
-
-def chunks(lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Cut texts into chunks of at most `CHUNK_ROWS` that are padded alike: (capacity, positions of the texts)."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for position, length in enumerate(lengths):
-        groups[text_capacity(length)].append(position)
-    return [
-        (capacity, group[first : first + CHUNK_ROWS])
-        for capacity, group in groups.items()
-        for first in range(0, len(group), CHUNK_ROWS)
-    ]
 
 
 class TextChunks:

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toprovar_batch.kernels.cuda_graphs import CudaGraphs, Replay
 from toprovar_batch.kernels.flash_attention.config import queries_per_block
 from toprovar_batch.kernels.ops import Backend
 
-from .cuda_graphs import CudaGraphs, Replay
 from .infinity.transformer import Infinity
 from .static_batch import BatchShape, StaticBatch, sizes_of
 

@@ -17,6 +17,7 @@ _MIN_STEPS = 2
 # The second pass has nothing to join, and short programs end together.
 _MAX_NORMALISATION_STEPS = 4
 _CHUNKS_AT_ONCE = 1024
+_STAGES = 2  # tiles in flight
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class _Maps:
                 self.num_pixels, chunks.count, chunks.steps,
                 **self.sizes, BLOCK=chunks.block,
                 INPUT_BIAS=added is not None and shortcut is None, RESIDUAL=shortcut is not None,
-                INTERPRETED=not x.is_cuda, **_BUILD,
+                INTERPRETED=not x.is_cuda, STAGES=_STAGES, **_BUILD,
             )  # fmt: skip
         return partials
 
@@ -186,7 +187,7 @@ class _Maps:
         steps = min(chunks.steps, _MAX_NORMALISATION_STEPS)
         normalisation_kernel[-(-self.num_pixels // (chunks.block * steps)), self.batch](
             x, centers, scales, bias, out, self.num_pixels, steps,
-            **self.sizes, BLOCK=chunks.block, SWISH=swish, INTERPRETED=not x.is_cuda, **_BUILD,
+            **self.sizes, BLOCK=chunks.block, SWISH=swish, INTERPRETED=not x.is_cuda, STAGES=_STAGES, **_BUILD,
         )  # fmt: skip
         return out
 

@@ -201,6 +201,7 @@ class _Run:
 
     def _fail(self, error: str) -> None:
         self._timing, self._scales = CombinationTiming(self._timing.combination, error=error), []
+        self._generator.release()
         torch.cuda.empty_cache()  # what it left behind is the others'
 
     def _floors(self, made: GeneratedBatch, ceilings: Ceilings) -> Floors:

@@ -15,8 +15,10 @@ MODEL = resolve_model(
     ModelSpec(random_weights=True, architecture=ArchitectureSpec(depth=1, width=64, num_heads=2))
 )
 HEAD_DIM = MODEL.transformer.head_dim
-OF_THE_KERNELS = {"backend", "fallback"}
-SHARED = {"model", "device", "dtype", "free_bytes", "seconds"}
+OF_THE_KERNELS = {"backend", "fallback", "workspace"}
+SHARED = {
+    "model", "device", "dtype", "free_bytes", "seconds", "captures", "least_rows", "text_chunks",
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +15,10 @@ from toprovar_batch.worker.errors import ModelSpecError
 
 from .config import MAX_TEXT_TOKENS, T5Architecture
 from .initialize import initialize_randomly
+from .text_shapes import CHUNK_ROWS, chunks
+
+if TYPE_CHECKING:
+    from toprovar_batch.kernels.cuda_graphs import Replay
 
 # No token of a T5 vocabulary spans this many characters, so cutting here never changes the first 512 tokens
 # of a prompt that is not mostly white space; it keeps a prompt of megabytes from being tokenised whole.
@@ -73,6 +78,9 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self._model = model.to(device).eval().requires_grad_(False)
         self._device = device
+        self._inputs: dict[int, tuple[Tensor, Tensor]] = {}  # by width: ids and mask, where graphs find them
+        self.replay: Replay | None = None
+        """Of the work on a GPU; None: it runs as it is."""
 
     @property
     def width(self) -> int:
@@ -156,17 +164,46 @@ class TextEncoder:
             len(ids) > MAX_TEXT_TOKENS or len(prompt) > _MAX_CHARACTERS
             for ids, prompt in zip(tokens, prompts, strict=True)
         ]
-        batch = self._tokenizer(
-            cut, truncation=True, max_length=MAX_TEXT_TOKENS, padding=True, return_tensors="pt"
-        )
-        mask = self._padding_mask(batch["attention_mask"])
+        found = self._tokenizer(cut, truncation=True, max_length=MAX_TEXT_TOKENS, verbose=False)["input_ids"]
+        together = self._device.type != "cuda"
+        groups = [(max(map(len, found)), list(range(len(found))))] if together else chunks([*map(len, found)])
+        features: dict[int, Tensor] = {}
+        for width, texts in groups:
+            hidden = self._run([found[text] for text in texts], width, len(texts) if together else CHUNK_ROWS)
+            features |= {
+                text: hidden[row, : len(found[text])].to(torch.float32, copy=True)
+                for row, text in enumerate(texts)
+            }
+        return [EncodedText(features[text], cut_short) for text, cut_short in enumerate(truncated)]
+
+    def _run(self, texts: list[list[int]], width: int, rows: int) -> Tensor:
+        """[rows, width, Ct5] features of padded token ids; on a GPU they hold until the next of this shape."""
+        ids = torch.full((rows, width), self._tokenizer.pad_token_id)
+        own = torch.zeros((rows, width), dtype=torch.int64)
+        own[:, 0] = 1  # a row without a text
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.tensor(text)
+            own[row, : len(text)] = 1
         with torch.inference_mode():
-            hidden = self._model(input_ids=send(batch["input_ids"], self._device), attention_mask=mask)
-        lengths = batch["attention_mask"].sum(1).tolist()
-        return [
-            EncodedText(row[:length].float(), cut_short)
-            for row, length, cut_short in zip(hidden.last_hidden_state, lengths, truncated, strict=True)
-        ]
+            if self._device.type != "cuda":
+                return self._forward(ids, self._padding_mask(own))
+            # With one row more, which is padded, there always is a mask.
+            mask = self._padding_mask(torch.cat((own, torch.eye(1, width, dtype=torch.int64))))
+            assert mask is not None
+            if width not in self._inputs:
+                self._inputs[width] = (
+                    torch.empty_like(ids, device=self._device),
+                    torch.empty_like(mask[:rows]),
+                )
+            static = self._inputs[width]
+            static[0].copy_(send(ids, self._device))
+            static[1].copy_(mask[:rows])
+            body = partial(self._forward, *static)
+            return body() if self.replay is None else self.replay.run(("t5", width), body)
+
+    def _forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        hidden: Tensor = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return hidden
 
     def _padding_mask(self, attention_mask: Tensor) -> Tensor | None:
         """What the model makes of an attention mask, made on the host: on a GPU it would wait to see if one is needed.

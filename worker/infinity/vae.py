@@ -110,7 +110,18 @@ class Upsample(nn.Module):
     def fused(self, x: _Maps) -> _Maps:
         """The same, but for the bias, which is left to be added."""
         assert x.bias is None  # a residual block has added it
-        return _convolve(self.conv, interpolate(x.values, scale_factor=2.0, mode="nearest"))
+        return _convolve(self.conv, _doubled(x.values))
+
+
+def _doubled(maps: Tensor) -> Tensor:
+    """Nearest neighbour x2 of channels-last maps [B, C, H, W], as one copy; PyTorch's own kernel takes ten times as long."""
+    rows = maps.permute(0, 2, 3, 1)
+    if rows.is_contiguous() and maps.shape[1] * maps.element_size() % 8 == 0:
+        rows = rows.view(torch.int64)  # several channels as one number
+    batch, height, width, channels = rows.shape
+    copies = rows[:, :, None, :, None].expand(batch, height, 2, width, 2, channels)
+    doubled = copies.reshape(batch, 2 * height, 2 * width, channels)
+    return doubled.view(maps.dtype).permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):
