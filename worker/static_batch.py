@@ -117,12 +117,12 @@ class StaticBatch:
         self.codes.zero_()
         self.finite.fill_(True)
         self.text_lengths = text.text_lengths.lengths
-        longest = max(self.text_lengths)
         self.text.cond.copy_(text.cond)
         self.text.head_modulation.copy_(text.head_modulation)
         targets, sources = [], []
         for own, given in zip(self.text.blocks, text.blocks, strict=True):
-            targets += [own.adaln, own.text_keys[:, :, :longest], own.text_values[:, :, :longest]]
+            width = given.text_keys.shape[2]
+            targets += [own.adaln, own.text_keys[:, :, :width], own.text_values[:, :, :width]]
             sources += [given.adaln, given.text_keys, given.text_values]
         torch._foreach_copy_(targets, sources)
 

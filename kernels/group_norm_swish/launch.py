@@ -9,15 +9,14 @@ from torch import Tensor
 from .triton_kernel import combination_kernel, normalisation_kernel, statistics_kernel
 
 _DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
-_TILE = 4096  # values of a tile: 16 per thread
-_BUILD = {"num_warps": 8, "enable_fp_fusion": True}
+_TILE = 4096  # values of a tile: 32 per thread
+_BUILD = {"num_warps": 4, "enable_fp_fusion": True}
 # Enough chunks for every multiprocessor to hold several; few enough to be joined in no time.
 _MAX_CHUNKS = 2048
 _MIN_STEPS = 2
 # The second pass has nothing to join, and short programs end together.
 _MAX_NORMALISATION_STEPS = 4
 _CHUNKS_AT_ONCE = 1024
-_STAGES = 2  # tiles in flight
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ class _Maps:
                 self.num_pixels, chunks.count, chunks.steps,
                 **self.sizes, BLOCK=chunks.block,
                 INPUT_BIAS=added is not None and shortcut is None, RESIDUAL=shortcut is not None,
-                INTERPRETED=not x.is_cuda, STAGES=_STAGES, **_BUILD,
+                INTERPRETED=not x.is_cuda, **_BUILD,
             )  # fmt: skip
         return partials
 
@@ -187,7 +186,7 @@ class _Maps:
         steps = min(chunks.steps, _MAX_NORMALISATION_STEPS)
         normalisation_kernel[-(-self.num_pixels // (chunks.block * steps)), self.batch](
             x, centers, scales, bias, out, self.num_pixels, steps,
-            **self.sizes, BLOCK=chunks.block, SWISH=swish, INTERPRETED=not x.is_cuda, STAGES=_STAGES, **_BUILD,
+            **self.sizes, BLOCK=chunks.block, SWISH=swish, INTERPRETED=not x.is_cuda, **_BUILD,
         )  # fmt: skip
         return out
 

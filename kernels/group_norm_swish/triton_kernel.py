@@ -60,7 +60,7 @@ def _sum_by_group(x, GROUPS: tl.constexpr, PADDED: tl.constexpr):
 def statistics_kernel(
     x, added, shortcut, total, partials, num_pixels, num_chunks, num_steps,
     GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
-    INPUT_BIAS: tl.constexpr, RESIDUAL: tl.constexpr, INTERPRETED: tl.constexpr, STAGES: tl.constexpr,
+    INPUT_BIAS: tl.constexpr, RESIDUAL: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """One chunk of `num_steps` tiles of x [B, H * W, C] to its part of partials [B, 3, GROUPS, chunks] float32.
 
@@ -79,7 +79,7 @@ def statistics_kernel(
         bias = tl.load(added + channel, mask=is_channel, other=0.0).to(tl.float32)[None, :]
     mean = tl.zeros([BLOCK, GROUPS * PADDED], tl.float32)
     spread = tl.zeros([BLOCK, GROUPS * PADDED], tl.float32)
-    for step in tl.range(tl.cdiv(length, BLOCK), num_stages=STAGES):
+    for step in range(tl.cdiv(length, BLOCK)):
         inside = (pixel < length - step * BLOCK)[:, None] & is_channel[None, :]
         values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         if RESIDUAL:
@@ -159,7 +159,7 @@ def combination_kernel(
 def normalisation_kernel(
     x, centers, scales, bias, out, num_pixels, num_steps,
     GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
-    SWISH: tl.constexpr, INTERPRETED: tl.constexpr, STAGES: tl.constexpr,
+    SWISH: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """`num_steps` tiles of x [B, H * W, C] to out in the same form."""
     CHANNELS: tl.constexpr = GROUPS * PER_GROUP
@@ -172,7 +172,7 @@ def normalisation_kernel(
     first = tl.program_id(0) * num_steps * BLOCK
     length = tl.minimum(num_pixels - first, num_steps * BLOCK)
     at = (image * num_pixels + first) * CHANNELS + pixel[:, None] * CHANNELS + channel[None, :]
-    for step in tl.range(tl.cdiv(length, BLOCK), num_stages=STAGES):
+    for step in range(tl.cdiv(length, BLOCK)):
         inside = (pixel < length - step * BLOCK)[:, None] & is_channel[None, :]
         values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         y = (values - center) * scale + shift
