@@ -2,6 +2,9 @@
 
 import os
 import random
+import re
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -16,6 +19,31 @@ GOLDEN = Path(__file__).parent / "data" / "golden"
 def golden_folder(request) -> Path:
     """Each folder of recorded vectors of the official implementation."""
     return GOLDEN / request.param
+
+
+@pytest.fixture
+def run_cases():
+    """Runs kernels' cases: on a GPU as compiled, elsewhere in Triton's interpreter; gives how many passed.
+
+    Triton reads the switch when it is imported, so the interpreter needs a process of its own.
+    """
+    pytest.importorskip("triton")
+    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+
+    def run(*cases):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *map(str, cases), "-W", "ignore", "-p", "no:cacheprovider"],
+            env={**os.environ, **interpreted},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+        passed = re.search(r"(\d+) passed", done.stdout)
+        assert passed is not None, done.stdout[-5000:]
+        return int(passed.group(1))
+
+    return run
 
 
 @pytest.fixture(autouse=True)
