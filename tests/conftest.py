@@ -33,7 +33,7 @@ def run_cases():
     def run(*cases):
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *map(str, cases), "-W", "ignore", "-p", "no:cacheprovider"],
-            env={**os.environ, **interpreted},
+            env={**os.environ, **interpreted, "OMP_NUM_THREADS": str(torch.get_num_threads())},
             capture_output=True,
             text=True,
             check=False,
@@ -53,6 +53,13 @@ def _own_seed(request):
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries may use the global state
     torch.manual_seed(seed)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_share_of_the_cores():
+    """Where several processes run the tests, each has its part of the cores: threads beyond them wait for one another."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
 @pytest.fixture(scope="session", autouse=True)
