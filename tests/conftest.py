@@ -15,6 +15,13 @@ import torch
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
 
+def pytest_collection_modifyitems(items):
+    """Several processes take a file each; those with slow tests come first, so that none of them is left at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(params=["square", "patchify"])
 def golden_folder(request) -> Path:
     """Each folder of recorded vectors of the official implementation."""
@@ -33,7 +40,7 @@ def run_cases():
     def run(*cases):
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *map(str, cases), "-W", "ignore", "-p", "no:cacheprovider"],
-            env={**os.environ, **interpreted, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+            env={**os.environ, **interpreted, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             check=False,
@@ -56,10 +63,9 @@ def _own_seed(request):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_share_of_the_cores():
-    """Where several processes run the tests, each has its part of the cores: threads beyond them wait for one another."""
-    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+def _one_thread():
+    """Small tensors gain nothing from a second thread, and wait for it ten times as long where the cores are busy."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
