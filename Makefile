@@ -1,6 +1,7 @@
 # The commands of a contributor. Each makes the virtual environment it needs on first use.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev demo test test-fast check format
@@ -29,10 +30,10 @@ demo: install
 	$(BIN)/toprovar-batch sheet outputs/demo --file outputs/demo.jpg
 
 test: dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: dev
 	$(BIN)/ruff check .

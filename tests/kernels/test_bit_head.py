@@ -1,9 +1,5 @@
 """The head against a loop over tokens in float64, and its kernel."""
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,22 +12,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
-def test_the_kernel_passes_its_cases():
+def test_the_kernel_passes_its_cases(run_cases):
     pytest.importorskip("triton")
-    # Triton reads the switch when it is imported, so the interpreter needs a process of its own.
-    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    cases = Path(__file__).with_name("bit_head_cases.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(cases), "-W", "ignore", "-p", "no:cacheprovider"],
-        env={**os.environ, **interpreted},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None
-    assert int(passed.group(1)) > 70
+    assert run_cases(Path(__file__).with_name("bit_head_cases.py")) > 70
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

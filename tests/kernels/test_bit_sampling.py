@@ -1,10 +1,6 @@
 """The noise generator against its published vectors, and the draws it gives."""
 
 import math
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -100,22 +96,9 @@ def test_greedy_takes_the_likelier_value_and_zero_on_a_tie():
 
 
 @pytest.mark.slow
-def test_the_kernel_passes_its_cases():
+def test_the_kernel_passes_its_cases(run_cases):
     pytest.importorskip("triton")
-    # Triton reads the switch when it is imported, so the interpreter needs a process of its own.
-    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    cases = Path(__file__).with_name("bit_sampling_cases.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(cases), "-W", "ignore", "-p", "no:cacheprovider"],
-        env={**os.environ, **interpreted},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None
-    assert int(passed.group(1)) > 100
+    assert run_cases(Path(__file__).with_name("bit_sampling_cases.py")) > 100
 
 
 def test_a_bit_follows_the_exact_probability_however_near_the_noise_is():

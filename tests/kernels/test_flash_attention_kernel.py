@@ -1,10 +1,6 @@
 """The attention kernels, and what chooses them."""
 
 import math
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,22 +17,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
-def test_the_kernels_pass_their_cases():
+def test_the_kernels_pass_their_cases(run_cases):
     pytest.importorskip("triton")
-    # Triton reads the switch when it is imported, so the interpreter needs a process of its own.
-    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    cases = Path(__file__).with_name("flash_attention_cases.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(cases), "-W", "ignore", "-p", "no:cacheprovider"],
-        env={**os.environ, **interpreted},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None
-    assert int(passed.group(1)) > 50
+    assert run_cases(Path(__file__).with_name("flash_attention_cases.py")) > 50
 
 
 def test_without_a_gpu_pytorch_runs_and_triton_is_refused_with_the_reason():

@@ -1,9 +1,5 @@
 """The group norm's plain twin, what chooses its kernels, and how these deal out an image."""
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,22 +15,9 @@ TRITON = Backend("triton", "for this test")
 
 
 @pytest.mark.slow
-def test_the_kernels_pass_their_cases():
+def test_the_kernels_pass_their_cases(run_cases):
     pytest.importorskip("triton")
-    # Triton reads the switch when it is imported, so the interpreter needs a process of its own.
-    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    cases = Path(__file__).with_name("group_norm_swish_cases.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(cases), "-W", "ignore", "-p", "no:cacheprovider"],
-        env={**os.environ, **interpreted},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None
-    assert int(passed.group(1)) > 80
+    assert run_cases(Path(__file__).with_name("group_norm_swish_cases.py")) > 80
 
 
 def _inputs(shape=(2, 64, 9, 5), dtype=torch.float32, memory_format=torch.channels_last):

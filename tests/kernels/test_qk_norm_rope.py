@@ -1,10 +1,6 @@
 """Normalised, rotated queries and keys against a float64 loop over pairs."""
 
 import math
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -80,19 +76,6 @@ def test_keys_and_values_go_behind_the_earlier_ones_of_their_row(kept, starts):
 
 
 @pytest.mark.slow
-def test_the_kernel_passes_its_cases():
+def test_the_kernel_passes_its_cases(run_cases):
     pytest.importorskip("triton")
-    # Triton reads the switch when it is imported, so the interpreter needs a process of its own.
-    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    cases = Path(__file__).with_name("qk_norm_rope_cases.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(cases), "-W", "ignore", "-p", "no:cacheprovider"],
-        env={**os.environ, **interpreted},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None
-    assert int(passed.group(1)) > 50
+    assert run_cases(Path(__file__).with_name("qk_norm_rope_cases.py")) > 50

@@ -1,9 +1,5 @@
 """The residual stream's additions and norms."""
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,22 +14,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
-def test_the_kernel_passes_its_cases():
+def test_the_kernel_passes_its_cases(run_cases):
     pytest.importorskip("triton")
-    # Triton reads the switch when it is imported, so the interpreter needs a process of its own.
-    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    cases = Path(__file__).with_name("residual_norm_cases.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(cases), "-W", "ignore", "-p", "no:cacheprovider"],
-        env={**os.environ, **interpreted},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None
-    assert int(passed.group(1)) > 200
+    assert run_cases(Path(__file__).with_name("residual_norm_cases.py")) > 200
 
 
 def _inputs(lengths, width, dtype=torch.float32):

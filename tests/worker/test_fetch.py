@@ -161,7 +161,7 @@ class WeightHandler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     server = WeightServer()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)  # ends as soon
     thread.start()
     yield server
     server.shutdown()

@@ -257,7 +257,7 @@ CASES = {
         "cfg": (1.0, 2.0, 3.0, 1.0, 4.0, 2.5, 3.0),
         "tau": (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4),
     },
-    "negative prompts of their own lengths": {"lens": (3, 6, 2), "negative_lens": (5, 1, 4)},
+    "negative prompts of their own lengths": {"lens": (3, 6), "negative_lens": (5, 1)},
     "guided hidden state": {"insertion": (-2,), "lens": (3, 4)},
     "guided last hidden state, some scales unguided": {
         "insertion": (-1,),

@@ -41,7 +41,7 @@ def test_prompts_in_images_out_with_the_real_engine(write_job, tmp_path, run_cli
     prompts = ["a cat", "猫 \U0001f408 e\u0301", "word " * 200_000, "", 7]
     source = tmp_path / "prompts.jsonl"
     source.write_text("".join(json.dumps({"prompt": prompt, "mood": "calm"}) + "\n" for prompt in prompts))
-    job = write_job(shard_size=3)
+    job = write_job(shard_size=3, num_workers=1)
     result = run_cli("submit", job, "--set", f"prompts.source={source}", "--set", "image.format=jpeg")
     assert result.exit_code == 0, result.output
     assert "3 images, 2 failed, of 5 samples; 2 of 2 shards" in result.output

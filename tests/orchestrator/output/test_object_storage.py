@@ -18,14 +18,21 @@ from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema
 
 
-@pytest.fixture
-def s3(monkeypatch):
-    """An S3 with one bucket; this process and those it starts find it."""
+@pytest.fixture(scope="module")
+def address():
+    """Of the one server of this file: each test has its own folder, and to stop a server takes half a second."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(monkeypatch, address):
+    """An S3 with one bucket; this process and those it starts find it."""
     settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL": address,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -34,10 +41,9 @@ def s3(monkeypatch):
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
     filesystem = s3fs.S3FileSystem()
-    filesystem.makedirs("bucket", exist_ok=True)  # moto's buckets outlive its server
+    filesystem.makedirs("bucket", exist_ok=True)
     yield filesystem
     s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 @pytest.mark.slow

@@ -77,7 +77,6 @@ def test_a_driver_killed_five_times_loses_and_repeats_nothing(write_job, tmp_pat
     assert not list((output / "_job/tmp").iterdir())
 
 
-@pytest.mark.slow
 def test_workers_killed_five_times_lose_and_repeat_nothing(write_job, tmp_path, make_engine_factory):
     prompts = [f"prompt {index}" for index in range(NUM_PROMPTS)]
     for index in random.Random(21).sample(range(NUM_PROMPTS), 5):

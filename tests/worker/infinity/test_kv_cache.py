@@ -1,9 +1,5 @@
 """The cache of earlier scales."""
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -169,17 +165,6 @@ def test_the_slots_of_a_ragged_scale_are_found_once_for_layers_alike(monkeypatch
 
 
 @pytest.mark.slow
-def test_both_backends_agree():
+def test_both_backends_agree(run_cases):
     pytest.importorskip("triton")
-    # Triton reads the switch when it is imported, so the interpreter needs a process of its own.
-    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    cases = Path(__file__).with_name("kv_cache_cases.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(cases), "-W", "ignore", "-p", "no:cacheprovider"],
-        env={**os.environ, **interpreted},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert re.search(r"(\d+) passed", done.stdout) is not None
+    assert run_cases(Path(__file__).with_name("kv_cache_cases.py")) > 0

@@ -1,9 +1,5 @@
 """The hidden state between sublayers stays in float32, and its additions ride on the norms that follow."""
 
-import os
-import re
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -32,22 +28,9 @@ SIZES = TransformerArchitecture(depth=3, width=64, num_heads=2, text_width=24, b
 
 
 @pytest.mark.slow
-def test_the_blocks_pass_their_cases():
+def test_the_blocks_pass_their_cases(run_cases):
     pytest.importorskip("triton")
-    # Triton reads the switch when it is imported, so the interpreter needs a process of its own.
-    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    cases = Path(__file__).with_name("residual_cases.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(cases), "-W", "ignore", "-p", "no:cacheprovider"],
-        env={**os.environ, **interpreted},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None
-    assert int(passed.group(1)) >= 4
+    assert run_cases(Path(__file__).with_name("residual_cases.py")) >= 4
 
 
 def _text(model, rows):

@@ -1,9 +1,6 @@
 """The VAE's decoder in its two forms, and the pixels it gives."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -59,20 +56,9 @@ def test_the_fused_decoder_gives_the_recorded_images(golden_folder):
 
 
 @pytest.mark.slow
-def test_the_fused_decoder_passes_its_cases():
+def test_the_fused_decoder_passes_its_cases(run_cases):
     pytest.importorskip("triton")
-    # Triton reads the switch when it is imported, so the interpreter needs a process of its own.
-    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    cases = Path(__file__).with_name("vae_cases.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(cases), "-W", "ignore", "-p", "no:cacheprovider"],
-        env={**os.environ, **interpreted},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    assert run_cases(Path(__file__).with_name("vae_cases.py")) > 0
 
 
 def test_the_decoder_fuses_on_every_backend_but_pytorchs(monkeypatch):

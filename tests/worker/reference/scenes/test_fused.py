@@ -21,6 +21,7 @@ from toprovar_batch.worker.reference.scenes.vocab import (
 
 ON_GPU = torch.cuda.is_available()
 CASES = ("sampled", "shapes", "grounds", "odd", "samples", "empty")
+FAST = "samples"
 
 
 def _grounds() -> SceneTensors:
@@ -84,8 +85,9 @@ def _compare(name: str) -> None:
     assert (want.visible_fraction - got.visible_fraction).abs().max() < 0.01, report
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in CASES if name != FAST)]
+)
 def test_fused_and_reference_pictures_agree(name: str) -> None:
     pytest.importorskip("triton")
     if ON_GPU:

@@ -16,6 +16,7 @@ from toprovar_batch.worker.infinity.text import TextEncoder
 from toprovar_batch.worker.infinity.transformer import Infinity
 from toprovar_batch.worker.infinity.vae import Vae
 from toprovar_batch.worker.models import load_vae
+from toprovar_batch.worker.reference.training import text_training
 from toprovar_batch.worker.reference.training.feature_pool import FeaturePool
 from toprovar_batch.worker.reference.training.model_training import (
     ModelTrainingSettings,
@@ -52,7 +53,10 @@ CAPTIONS = ["a photo of a red cube", "two blue spheres left of a green cone, on 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return build_tokenizer()
+    """Of a tenth of the captions: these tests need no good words."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_training, "_CORPUS", text_training._CORPUS // 10)
+        return build_tokenizer()
 
 
 def _model(tokenizer):
