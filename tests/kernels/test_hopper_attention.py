@@ -42,7 +42,7 @@ def _launch(q, k, v, queries, keys, *, stages, block_n, programs, schedule, with
     num_blocks = per_row * len(queries)
     blocks = torch.zeros(1, dtype=torch.int32)
     if ragged:
-        blocks = torch.from_numpy(block_table(queries, keys, BLOCK_M))
+        blocks = torch.tensor(block_table(queries, keys, BLOCK_M))
         num_blocks = blocks.shape[1]
     flat = [(k.stride(0) * len(keys)) // HEAD_DIM - 3, HEAD_DIM]
     tiles = num_blocks * HEADS

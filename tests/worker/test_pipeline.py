@@ -89,9 +89,13 @@ class Device:
     batch_size = 4
     spec = resolve(EngineSpec())
 
+    def release(self):
+        self.releases += 1
+
     def __init__(self, most=4, permitted=True):
         self.most = most
         self.sizes = []
+        self.releases = 0
         self.permits = threading.Semaphore(1000 if permitted else 0)
         self.third_began = threading.Event()
 

@@ -1,0 +1,55 @@
+"""Products whose rows do not depend on each other's number."""
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from toprovar_batch.worker.infinity import row_linear
+from toprovar_batch.worker.infinity.config import TransformerArchitecture
+from toprovar_batch.worker.infinity.row_linear import RowLinear
+from toprovar_batch.worker.models import random_transformer
+from toprovar_batch.worker.row_independence import MOST_PADDING, least_rows, make_rows_independent
+
+CPU = torch.device("cpu")
+SIZES = TransformerArchitecture(2, 64, 2, 24, 8)
+
+
+@pytest.fixture
+def model():
+    return random_transformer(SIZES, 3, CPU, torch.float32)
+
+
+def _library(monkeypatch, other_below):
+    """Products that come out otherwise where they have few rows, as a GPU's may; float64 makes the rest exact."""
+
+    def product(x, weight, bias):
+        out = linear(x.double(), weight.double(), None if bias is None else bias.double()).float()
+        return out if len(x) >= other_below else out * (1 + 2**-20)
+
+    monkeypatch.setattr(row_linear, "linear", product)
+
+
+@pytest.mark.parametrize(("other_below", "found"), [(1, 1), (33, 64), (64, 64), (200, 256), (512, 512)])
+def test_the_least_number_of_rows_is_found_by_trying(model, monkeypatch, other_below, found):
+    _library(monkeypatch, other_below)
+    assert least_rows(model) == found
+
+
+def test_a_library_that_needs_too_many_rows_is_left_as_it_is(model, monkeypatch):
+    _library(monkeypatch, MOST_PADDING + 1)
+    assert make_rows_independent(model) is None
+    assert model.blocks[1].ffn.fc2.least_rows == 1
+
+
+def test_every_product_of_the_blocks_then_gives_a_row_alone_what_it_gives_among_many(model, monkeypatch):
+    _library(monkeypatch, 64)
+    assert make_rows_independent(model) == 64
+    layers = [layer for layer in model.modules() if isinstance(layer, RowLinear)]
+    assert len(layers) == 6 * SIZES.depth
+    for layer in layers:
+        x = torch.randn(100, layer.in_features)
+        assert torch.equal(layer(x[7:9]), layer(x)[7:9])
+        if layer.bias is not None:
+            out = torch.empty(2, layer.out_features)
+            assert torch.equal(layer.into(x[7:9], out), layer(x)[7:9])
+            assert torch.equal(out, layer(x)[7:9])
