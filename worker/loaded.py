@@ -106,7 +106,7 @@ def load_model(model: ResolvedModel, runtime: RuntimeSpec) -> LoadedModel:
     parts, free_bytes, rows, chunks = build_model(model, device, dtype), None, None, None
     captures = device.type == "cuda" and runtime.cuda_graphs
     if device.type == "cuda":
-        rows = make_rows_independent(parts.transformer)
+        rows = make_rows_independent(parts.transformer, backend)
         graphs = CudaGraphs(device) if captures else None
         parts.text_encoder.replay, chunks = graphs, TextChunks(parts.transformer, graphs)
         parts.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -231,7 +231,7 @@ class Infinity(nn.Module):
             nn.Linear(sizes.text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
         )
         self.lvl_embed = nn.Embedding(MAX_LEVELS, width)
-        self.word_embed = nn.Linear(sizes.bits_per_token, width)
+        self.word_embed = RowLinear(sizes.bits_per_token, width)
         self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.depth))
         self.head_nm = HeadModulation(width)
@@ -302,7 +302,8 @@ class Infinity(nn.Module):
 
     def embed(self, tokens: Tensor, scale_index: int) -> Tensor:
         """[..., D] resized codes to [..., C] float32 tokens of a scale after the first."""
-        return self.word_embed(tokens.to(self.dtype)) + self.lvl_embed.weight[scale_index]
+        embedded = self.word_embed(tokens.to(self.dtype).flatten(0, -2)).unflatten(0, tokens.shape[:-1])
+        return embedded + self.lvl_embed.weight[scale_index]
 
     def logits(self, x: Tensor, modulation: Tensor, layout: TokenLayout, backend: Backend) -> Tensor:
         """[T, C] hidden states to [T, 2D] float32 bit logits; `modulation` is [R, 2C], of the rows of `layout`."""
