@@ -7,7 +7,7 @@ the lengths of the prompts: `text_lens`, and `negative_text_lens` where there ar
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from toprovar_batch.kernels.ops import PYTORCH
+from toprovar_batch.kernels.ops import Backend
 
 from .batch_runner import BatchRunner
 from .errors import CheckpointError, ModelSpecError
@@ -26,6 +26,7 @@ from .infinity.config import TransformerArchitecture, VaeArchitecture, check_tra
 from .infinity.schedule import SCHEDULES_1M, ScaleSchedule, largest_map
 from .infinity.vae import to_uint8
 from .models import load_transformer, load_vae
+from .runtime import resolve_device, resolve_kernels
 from .sampling_settings import SamplingSettings, per_scale
 
 _MARGIN = 1e-4
@@ -85,7 +86,7 @@ class VerifyReport:
 
 
 @dataclass(frozen=True)
-class _Case:
+class RecordedCase:
     """A folder's description, parsed."""
 
     folder: Path
@@ -98,24 +99,48 @@ class _Case:
     negatives: list[Tensor | None]
     recorded: dict[str, Tensor]
 
+    def on(self, device: torch.device) -> "RecordedCase":
+        """The same with its tensors on a device."""
+        return replace(
+            self,
+            prompts=[prompt.to(device) for prompt in self.prompts],
+            negatives=[None if each is None else each.to(device) for each in self.negatives],
+            recorded={name: tensor.to(device) for name, tensor in self.recorded.items()},
+        )
+
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.recorded:
             raise CheckpointError(f"{self.folder / 'io.safetensors'}: the tensor {name!r} is missing")
         return self.recorded[name]
 
 
-def verify_folder(folder: Path) -> VerifyReport:
-    """Run the model of a folder on its recorded text and bits, float32 on the CPU, and compare.
+def verify_folder(folder: Path, device_setting: str = "cpu", backend_setting: str = "torch") -> VerifyReport:
+    """Run the model of a folder on its recorded text and bits, in float32, and compare.
+
+    Args:
+        folder: holds the recording.
+        device_setting: cpu, cuda or auto.
+        backend_setting: torch, triton or auto.
 
     Raises:
-        ModelSpecError: the folder or its description is incomplete; names the file and the key.
+        ModelSpecError: the folder or its description is incomplete; names the file and the key. Or no such device, or
+            kernels that cannot run on it.
         CheckpointError: a weight file or recorded tensor does not fit.
     """
-    case = _read_case(folder)
-    cpu = torch.device("cpu")
-    model = load_transformer(case.transformer, _weight_file(folder, vae=False), cpu, torch.float32)
-    vae = load_vae(case.vae, _weight_file(folder, vae=True), cpu, torch.float32)
-    with torch.inference_mode():
+    device = resolve_device(device_setting)
+    case = read_case(folder)
+    backend = resolve_kernels(backend_setting, device, case.transformer.head_dim)
+    return verify_case(case.on(device), device, backend)
+
+
+def verify_case(case: RecordedCase, device: torch.device, backend: Backend) -> VerifyReport:
+    """Compare a recording with what kernels make of it; see `verify_folder`."""
+    model = load_transformer(case.transformer, _weight_file(case.folder, vae=False), device, torch.float32)
+    vae = load_vae(case.vae, _weight_file(case.folder, vae=True), device, torch.float32)
+    if device.type == "cuda":
+        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # A GPU's convolutions would take float32 for less than it is.
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         rows = text_rows(model, case.prompts, case.negatives, guided=case.settings.guided)
         runner = BatchRunner(
             model,
@@ -125,14 +150,14 @@ def verify_folder(folder: Path) -> VerifyReport:
             largest_map=case.largest_map,
             codebook_dim=case.vae.codebook_dim,
             spatial_patchify=case.vae.spatial_patchify,
-            backend=PYTORCH,
+            backend=backend,
         )
         scales, entropy_errors = [], []
         for scale_index in range(len(case.schedule)):
             report, entropy_error = _compare_scale(case, runner, scale_index)
             scales.append(report)
             entropy_errors.append(entropy_error)
-        image = to_uint8(vae.decode(runner.codes.summed_codes)).int()
+        image = to_uint8(vae.decode(runner.codes.summed_codes, backend)).int()
     difference = (image.flip(-1) - _expect(case["image_bgr"], image.shape, "image_bgr").int()).abs()
     latent = _expect(case["latent"], runner.codes.summed_codes.shape, "latent")
     return VerifyReport(
@@ -144,7 +169,7 @@ def verify_folder(folder: Path) -> VerifyReport:
     )
 
 
-def _compare_scale(case: _Case, runner: BatchRunner, scale_index: int) -> tuple[ScaleReport, Tensor]:
+def _compare_scale(case: RecordedCase, runner: BatchRunner, scale_index: int) -> tuple[ScaleReport, Tensor]:
     output = runner.run_scale(scale_index, with_entropy=True)
     # Of a scale without guidance the conditional rows are needed alone; a recording may have the others behind them.
     logits = output.logit_maps
@@ -156,7 +181,12 @@ def _compare_scale(case: _Case, runner: BatchRunner, scale_index: int) -> tuple[
     bits = _expect(case[f"bits.{scale_index}"], shape, f"bits.{scale_index}")
     maps = bits[:, 0].permute(0, 3, 1, 2)  # [B, z, h, w]
     recorded_bits = code_maps_to_tokens(maps.float(), runner.spatial_patchify).bool()
-    drawn = runner.draw_bits(scale_index, output, torch.zeros(runner.batch).long(), with_guided=True)
+    drawn = runner.draw_bits(
+        scale_index,
+        output,
+        torch.zeros(runner.batch, dtype=torch.int64, device=logits.device),
+        with_guided=True,
+    )
     assert drawn.guided is not None
     zero, one = drawn.guided.unflatten(-1, (-1, 2)).unbind(-1)
     wrong = drawn.bits != recorded_bits
@@ -194,7 +224,12 @@ def _weight_file(folder: Path, *, vae: bool) -> Path:
     raise ModelSpecError(f"{folder}: needs exactly one {part}")
 
 
-def _read_case(folder: Path) -> _Case:
+def read_case(folder: Path) -> RecordedCase:
+    """Read a folder's description and its recording.
+
+    Raises:
+        ModelSpecError: incomplete; names the file and the key.
+    """
     meta_file = folder / "meta.json"
     try:
         meta = json.loads(meta_file.read_text())
@@ -212,7 +247,7 @@ def _read_case(folder: Path) -> _Case:
         ) from error
 
 
-def _parse_case(folder: Path, meta: Mapping[str, Any], recorded: dict[str, Tensor]) -> _Case:
+def _parse_case(folder: Path, meta: Mapping[str, Any], recorded: dict[str, Tensor]) -> RecordedCase:
     model, sampling = meta["model"], meta["sampling"]
     vae = VaeArchitecture(
         codebook_dim=meta["vae"]["z_channels"],
@@ -254,7 +289,7 @@ def _parse_case(folder: Path, meta: Mapping[str, Any], recorded: dict[str, Tenso
             raise ModelSpecError(
                 f"{folder / 'meta.json'}: negative_text_lens has {len(negatives)} lengths for {len(prompts)} prompts"
             )
-    return _Case(folder, transformer, vae, schedule, largest, settings, prompts, negatives, recorded)
+    return RecordedCase(folder, transformer, vae, schedule, largest, settings, prompts, negatives, recorded)
 
 
 def _largest_map(folder: Path, schedule: ScaleSchedule, sampling: Mapping[str, Any]) -> tuple[int, int]:

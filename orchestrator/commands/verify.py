@@ -9,7 +9,9 @@ from toprovar_batch.worker.errors import ModelSpecError, RunFailedError
 
 @click.command("verify")
 @click.argument("folder", type=click.Path(path_type=Path))
-def verify_command(folder: Path) -> None:
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--backend", type=click.Choice(["auto", "torch", "triton"]), default="torch", show_default=True)
+def verify_command(folder: Path, device: str, backend: str) -> None:
     """Compare with the recorded vectors in FOLDER (meta.json, checkpoint, VAE, io.safetensors).
 
     Prints the agreement of every scale, fed with the recorded bits, then of the entropies and the picture.
@@ -21,7 +23,7 @@ def verify_command(folder: Path) -> None:
 
     if not folder.is_dir():
         raise ModelSpecError(f"{folder}: no such folder; name one that holds meta.json and io.safetensors")
-    report = verify_folder(folder)
+    report = verify_folder(folder, device, backend)
     click.echo("scale  map       logit error  bits differing")
     for scale in report.scales:
         size = f"{scale.size[0]}x{scale.size[1]}"

@@ -48,6 +48,8 @@ POLICIES = {
     "fastvar": FastvarSpec(skipped_scales=0, first_layer=1, last_layer=2),
     "skipvar": SkipvarSpec(skip_below=0.0, conditional_below=0.9),
 }
+if not IS_GPU:  # the interpreter takes half a minute for a policy
+    POLICIES = {name: POLICIES[name] for name in ("dense", "detail skips", "toprovar late", "fastvar")}
 BATCHES = ((0, 1, 2), (3, 4, 5), (1, 3), (2, 0, 4), (4, 1), (5, 2, 1), (0, 1), (0, 1, 2))[
     : 8 if IS_GPU else 4
 ]
@@ -93,11 +95,11 @@ def _codes(model, spec, prompts, settings, workspace):
         return runner.codes.summed_codes.clone(), runner.finite.clone()
 
 
-@pytest.mark.parametrize("guided", [True, False], ids=["guided", "unguided"])
+@pytest.mark.parametrize("guided", [True, False] if IS_GPU else [True])
 @pytest.mark.parametrize("spec", POLICIES.values(), ids=POLICIES)
 def test_batches_in_place_give_the_codes_of_batches_of_their_own(spec, guided):
     if not guided and isinstance(spec, SkipvarSpec):
-        pytest.skip("leaves guidance out")
+        pytest.skip("it leaves guidance out")
     dtype = torch.bfloat16 if IS_GPU else torch.float32
     model = random_transformer(SIZES, 3, DEVICE, dtype)
     model.freeze()

@@ -33,6 +33,24 @@ def _load_reference():
 reference = _load_reference()
 
 
+@pytest.mark.slow
+def test_the_kernels_pass_their_cases(run_cases):
+    assert run_cases(Path(__file__).with_name("verify_cases.py")) == 2
+
+
+def test_a_device_that_is_not_there_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = CliRunner().invoke(main, ["verify", str(GOLDEN / "square"), "--device", "cuda"])
+    assert result.exit_code == 2
+    assert "no GPU here" in result.output
+
+
+def test_kernels_that_cannot_run_on_the_device_are_said():
+    result = CliRunner().invoke(main, ["verify", str(GOLDEN / "square"), "--backend", "triton"])
+    assert result.exit_code == 2
+    assert "the triton backend cannot run here" in result.output
+
+
 def test_both_recorded_folders_agree(golden_folder):
     report = verify_folder(golden_folder)
     assert report.passed
