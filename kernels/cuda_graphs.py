@@ -4,6 +4,7 @@ Launching a layer kernel by kernel takes the host longer than a large GPU needs 
 """
 
 import time
+import warnings
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any, Protocol
@@ -92,6 +93,7 @@ class CudaGraphs:
             raise
         except RuntimeError as error:
             self._problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            warnings.warn(f"work runs without CUDA graphs from here on: {self._problem}", stacklevel=3)
             return None
         self._graphs[key] = graph, result
         self._seconds += time.perf_counter() - start
