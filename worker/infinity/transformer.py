@@ -195,20 +195,29 @@ class Block(nn.Module):
             The entropy of the tokens of `entropy_rows`, float32 in nats (mean over heads), or None.
         """
         gamma1, gamma2, scale1, scale2, shift1, shift2 = context.adaln
-        layout, dtype = residual.layout, self.sa.mat_qkv.weight.dtype
-        normed = residual.normed(Modulation(scale1, shift1), dtype)
-        qkv = self.sa.mat_qkv.with_bias(normed, context.qkv_bias)
-        qkv = qkv.unflatten(-1, (3, self.sa.num_heads, -1))  # [T, 3, H, D]
+        dtype = self.sa.mat_qkv.weight.dtype
         attended, entropy = memory.attend(
-            layer, qkv, context.q_scale, rotation, layout, entropy_rows=entropy_rows
+            layer,
+            self._qkv(residual.normed(Modulation(scale1, shift1), dtype), context.qkv_bias),
+            context.q_scale,
+            rotation,
+            residual.layout,
+            entropy_rows=entropy_rows,
         )
         residual.add(self.sa.proj(attended.flatten(1)), gamma1)
-        normed = residual.normed(Modulation(self.ca_norm.weight, self.ca_norm.bias), dtype)
-        text = (context.text_keys, context.text_values, text_lengths)
-        residual.add(self.ca(normed, layout, *text, memory.backend))
-        normed = residual.normed(Modulation(scale2, shift2), dtype)
-        residual.add(self.ffn(normed, memory.backend, out), gamma2)
+        # What a step has read has no name in the next one, whose memory it is.
+        del attended
+        text = (context.text_keys, context.text_values, text_lengths, memory.backend)
+        across = Modulation(self.ca_norm.weight, self.ca_norm.bias)
+        residual.add(self.ca(residual.normed(across, dtype), residual.layout, *text))
+        residual.add(
+            self.ffn(residual.normed(Modulation(scale2, shift2), dtype), memory.backend, out), gamma2
+        )
         return entropy
+
+    def _qkv(self, normed: Tensor, bias: Tensor) -> Tensor:
+        """[T, C] to [T, 3, H, D]."""
+        return self.sa.mat_qkv.with_bias(normed, bias).unflatten(-1, (3, self.sa.num_heads, -1))
 
 
 class Infinity(nn.Module):
