@@ -29,7 +29,11 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self._before = {each.untyped_storage()._cdata for each in gc.get_objects() if type(each) in {torch.Tensor, torch.nn.Parameter}}
+        self._before = {
+            each.untyped_storage()._cdata
+            for each in gc.get_objects()
+            if type(each) in {torch.Tensor, torch.nn.Parameter}
+        }
         self._alive = {}
         self.most = 0
 
@@ -52,7 +56,10 @@ class LiveBytes(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("entropy", [False, True], ids=["plain", "watched"])
 def test_a_layer_takes_what_is_counted_for_it(monkeypatch, dtype, entropy):
-    monkeypatch.setattr(transformer, "linear_gelu", lambda layer, x, *, backend: fused_linear_gelu(layer, x))
+    def on_a_gpu(layer, x, *, backend):
+        return fused_linear_gelu(layer, x)
+
+    monkeypatch.setattr(transformer, "linear_gelu", on_a_gpu)
     model = random_transformer(SIZES, 3, DEVICE, dtype)
     model.freeze()
     rows, tokens = 2, SIDE * SIDE

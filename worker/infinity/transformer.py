@@ -4,7 +4,7 @@ Parameter names are those of the official checkpoints, with the blocks numbered 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -294,12 +294,21 @@ class Infinity(nn.Module):
             lengths: of the rows' own.
             mask: [R, 1, 1, N] boolean of the same; None: that of `lengths`.
         """
+        cond, contexts = self.text_contexts(features, lengths.mask if mask is None else mask)
+        return TextContext(cond, self.head_nm.ada_lin(cond), lengths, tuple(contexts))
+
+    def text_contexts(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Iterator[BlockContext]]:
+        """The pooled text [R, C] float32, and the context of every block, made when it is asked for.
+
+        Args:
+            features: [R, N, Ct5] float32, padded.
+            mask: as of `KeyLengths`.
+        """
         normed = self.text_norm(features)
-        cond = self.text_proj_for_sos.ca(normed, lengths.mask if mask is None else mask)
+        cond = self.text_proj_for_sos.ca(normed, mask)
         text = self.text_proj_for_ca(normed.to(self.dtype))
         shared = self.shared_ada_lin(cond).unflatten(-1, (6, -1))
-        contexts = (cast("Block", block).context(shared, text) for block in self.blocks)
-        return TextContext(cond, self.head_nm.ada_lin(cond), lengths, tuple(contexts))
+        return cond, (cast("Block", block).context(shared, text) for block in self.blocks)
 
     def unconditional_features(self, length: int) -> Tensor:
         """[length, Ct5] learned features that stand in for a prompt of that many tokens."""
