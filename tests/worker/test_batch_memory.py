@@ -53,7 +53,14 @@ def test_layers_pass_their_cases(run_cases):
 
 
 class _Nothing:
+    """Replays nothing, and has room for bodies of `most` bytes."""
+
+    def __init__(self, most=10**12):
+        self.most = most
+
     def reserve(self, size):
+        if size > self.most:
+            raise torch.OutOfMemoryError
         self.reserved = size
 
     def clear(self):
@@ -83,6 +90,21 @@ def test_what_stays_in_place_is_counted_to_the_byte(guided, packs, patchify):
         assert len(static.some_x) == (shape.most_tokens if packs else 0)
         workspace.release()
         assert workspace.usage()["bytes"] == 0
+
+
+def test_a_batch_whose_layers_find_no_room_gives_everything_back():
+    sizes = TransformerArchitecture(2, 64, 2, 24, 32)
+    vae = VaeArchitecture(8, 32, (1, 2, 4, 4, 4), spatial_patchify=False)
+    kind = BatchKind(sizes, vae, torch.float32, scale_schedule(1.0, "0.06M"), True, True, False)
+    most = layer_bytes(sizes, kind.shape(2).most_tokens, torch.float32)
+    with torch.inference_mode():
+        model = random_transformer(sizes, 3, CPU, torch.float32)
+        workspace = Workspace(model, Backend("triton", "counted"), _Nothing(most))
+        with pytest.raises(torch.OutOfMemoryError):
+            workspace.batch(kind.shape(4))
+        workspace.release()
+        assert workspace.usage()["bytes"] == 0
+        assert workspace.batch(kind.shape(2)).shape.prompts == 2
 
 
 def test_the_count_is_what_a_gpu_was_measured_to_take():
