@@ -77,8 +77,8 @@ class Engine:
 
         Args:
             requests: in any order.
-            batch_size: most images of a batch; None takes the generator's own of their image size. There are no more than the memory
-                was found to hold.
+            batch_size: most images of a batch; None takes the generator's own for their size. There are no more than the
+                memory was found to hold.
         """
 
         def most(h_div_w: float) -> int:

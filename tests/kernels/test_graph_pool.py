@@ -1,4 +1,4 @@
-"""What of the graphs can be told without a GPU."""
+"""The memory that graphs begin with."""
 
 import pytest
 import torch
