@@ -9,10 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from toprovar_batch.kernels.layout import TokenLayout
-from toprovar_batch.kernels.linear_gelu import fused_linear_gelu
 from toprovar_batch.kernels.ops import Backend
 from toprovar_batch.worker.batch_memory import layer_bytes
-from toprovar_batch.worker.infinity import transformer
 from toprovar_batch.worker.infinity.config import TransformerArchitecture
 from toprovar_batch.worker.infinity.kv_cache import KVCache
 from toprovar_batch.worker.infinity.residual import Residual
@@ -55,11 +53,7 @@ class LiveBytes(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("entropy", [False, True], ids=["plain", "watched"])
-def test_a_layer_takes_what_is_counted_for_it(monkeypatch, dtype, entropy):
-    def on_a_gpu(layer, x, *, backend):
-        return fused_linear_gelu(layer, x)
-
-    monkeypatch.setattr(transformer, "linear_gelu", on_a_gpu)
+def test_a_layer_takes_what_is_counted_for_it(dtype, entropy):
     model = random_transformer(SIZES, 3, DEVICE, dtype)
     model.freeze()
     rows, tokens = 2, SIDE * SIDE
