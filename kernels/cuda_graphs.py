@@ -28,6 +28,16 @@ class Replay(Protocol):
             What the body returned, of this run; tensors in it hold until the key runs again.
         """
 
+    def reserve(self, size: int) -> None:
+        """Make room for what bodies hold while they run.
+
+        Args:
+            size: most bytes of a body.
+
+        Raises:
+            torch.OutOfMemoryError: there is no such room.
+        """
+
     def clear(self) -> None:
         """Forget every body: the tensors are about to move."""
 
@@ -38,7 +48,9 @@ class Replay(Protocol):
 class CudaGraphs:
     """Runs a body once as it is, which compiles and plans whatever is new, captures it the second time, and replays it then.
 
-    All graphs share one pool of memory. So what a body makes and does not return is overwritten by other bodies.
+    All graphs share one pool of memory. So what a body makes and does not return is overwritten by other bodies. A pool
+    that grew with ever larger bodies would keep a piece for each, of which no two make up a larger one. So it begins with
+    one piece for the largest.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -59,6 +71,19 @@ class CudaGraphs:
         self._seen: set[Hashable] = set()
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(self._device)
+        self._reserved = 0
+
+    def reserve(self, size: int) -> None:
+        """See `Replay`."""
+        if size <= self._reserved:
+            return
+        torch.cuda.empty_cache()  # a capture cannot take back what other work has left in PyTorch's cache
+
+        def body() -> None:
+            torch.empty(size, dtype=torch.uint8, device=self._device)[:1].zero_()  # a graph holds some work
+
+        self._capture(("reserve", size), body)
+        self._reserved = size
 
     def run(self, key: Hashable, body: Callable[[], Any]) -> Any:
         """See `Replay`."""

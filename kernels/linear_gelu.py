@@ -10,7 +10,12 @@ from torch.nn.functional import gelu
 
 def linear_gelu(layer: nn.Linear, x: Tensor) -> Tensor:
     """GELU of a linear layer: [T, C] to [T, F] in the dtype of `x`."""
-    return gelu(layer(x), approximate="tanh")
+    hidden: Tensor = layer(x)
+    if hidden.requires_grad:
+        return gelu(hidden, approximate="tanh")
+    # In its place: it is the widest tensor of a layer, and only a gradient needs what it was.
+    result: Tensor = torch.ops.aten.gelu_(hidden, approximate="tanh")
+    return result
 
 
 def fused_linear_gelu(layer: nn.Linear, x: Tensor) -> Tensor:

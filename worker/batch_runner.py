@@ -83,6 +83,7 @@ class BatchRunner:
         spatial_patchify: bool,
         backend: Backend,
         count_layers: bool = False,
+        packs: bool = True,
         workspace: Workspace | None = None,
     ) -> None:
         """Reserve the caches of a batch.
@@ -97,6 +98,7 @@ class BatchRunner:
             spatial_patchify: whether a token holds 2 x 2 codes.
             backend: of the kernels.
             count_layers: count for the history how many layers each token runs.
+            packs: whether some tokens of a scale may run while others do not.
             workspace: memory that the batch takes over from the one before, with graphs of the work; None: its own.
         """
         self.model, self.schedule, self.settings = model, schedule, settings
@@ -119,7 +121,7 @@ class BatchRunner:
             self.finite = torch.ones(self.batch, dtype=torch.bool, device=model.device)
         else:
             room = text_capacity(max(text.text_lengths.lengths))
-            shape = BatchShape(schedule, self.num_rows, room, codebook_dim, size, self.batch)
+            shape = BatchShape(schedule, self.num_rows, room, codebook_dim, size, self.batch, packs)
             self._static = workspace.batch(shape)
             self._static.start(text)
             self.cache, self.text = self._static.cache, self._static.text

@@ -77,11 +77,15 @@ class Engine:
 
         Args:
             requests: in any order.
-            batch_size: most images of a batch; None takes the generator's own. There are no more than the memory
-                was found to hold.
+            batch_size: most images of a batch; None takes the generator's own for their size. There are no more than the
+                memory was found to hold.
         """
-        most = batch_size or self.generator.batch_size
-        return plan_batches(requests, min(most, self._batch_limit or most))
+
+        def most(h_div_w: float) -> int:
+            wanted = batch_size or self.generator.batch_size_of(h_div_w)
+            return min(wanted, self._batch_limit or wanted)
+
+        return plan_batches(requests, most)
 
     def generate(self, batch: Sequence[GenerationRequest]) -> list[GenerationResult]:
         """Generate one batch and wait for its results, see `begin`."""

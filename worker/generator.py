@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import Tensor
 from toprovar_batch.kernels.host_values import copy_to_host, queue_copy_to_host, to_device
 from toprovar_batch.kernels.ops import fastest_attention
 
+from .batch_memory import BatchKind, batch_bytes
 from .batch_runner import BatchRunner
-from .batching import choose_batch_size, common_h_div_w, image_bytes, plan_batches
+from .batching import choose_batch_size, common_h_div_w, plan_batches
 from .generated import GeneratedBatch
 from .guidance import text_rows
 from .image_statistics import ImageStatistics
@@ -120,16 +122,23 @@ class Generator:
 
     @property
     def batch_size(self) -> int:
-        """Images of a batch: as requested, or what the memory that `setup` found free holds."""
-        loaded, spec = self._ready, self._spec
-        per_image = image_bytes(
-            spec.model.transformer,
-            spec.schedule_of(spec.image.h_div_w),
-            loaded.dtype,
-            guided=spec.settings.guided,
-            keeps_changes=getattr(spec.policy, "restoration", None) == "cached",
-        )
-        return choose_batch_size(loaded.device.type, self._runtime.batch_size, loaded.free_bytes, per_image)
+        """Images of a batch of the job's size, see `batch_size_of`."""
+        return self.batch_size_of(self._spec.image.h_div_w)
+
+    def batch_size_of(self, h_div_w: float) -> int:
+        """Images of a batch of a size: as requested, or what keeps the GPU busy and fits into what `setup` found free.
+
+        A CPU makes one image after the other whatever is requested, see `begin`.
+        """
+        loaded = self._ready
+        if loaded.device.type != "cuda":
+            return 1
+        if self._runtime.batch_size is not None:
+            return self._runtime.batch_size
+        assert loaded.free_bytes is not None
+        kind = BatchKind.of(self._spec, h_div_w, loaded.dtype)
+        block_m = None if loaded.workspace is None else loaded.workspace.block_m
+        return choose_batch_size(kind.image_tokens, partial(batch_bytes, kind, block_m), loaded.free_bytes)
 
     def generate(
         self, batch: Sequence[GenerationRequest], on_scale: Callable[[int], None] | None = None
@@ -251,6 +260,7 @@ class Generator:
             spatial_patchify=vae.sizes.spatial_patchify,
             backend=self._ready.backend,
             count_layers=self._spec.policy.pruning_map,
+            packs=self._spec.policy.packs_tokens,
             workspace=workspace,
         )
 

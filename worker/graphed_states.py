@@ -128,6 +128,7 @@ class GraphedStates:
             state, update = self._x, self._update
             gathers = False
         else:
+            assert self._static.shape.packs, "there is no room for tokens that run while others do not"
             gathers = self._some is None or self._some[0].tokens is not tokens
             if gathers:
                 self._put_back()

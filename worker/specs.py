@@ -91,7 +91,9 @@ class RuntimeSpec(FrozenSpec):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["auto", "torch", "triton"] = "auto"
-    batch_size: int | None = Field(None, ge=1, description="images per batch; None fits it to the memory")
+    batch_size: int | None = Field(
+        None, ge=1, description="images per batch; None: what keeps the GPU busy and fits into it"
+    )
     cuda_graphs: bool = Field(
         True, description="on GPUs with Triton's kernels: capture the work of layers, and replay it"
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from toprovar_batch.kernels.layout import KeyLengths
 from toprovar_batch.kernels.ops import Backend
 
+from .infinity.config import TransformerArchitecture
 from .infinity.kv_cache import KVCache
 from .infinity.schedule import ScaleSchedule
 from .infinity.text_context import BlockContext, TextContext
@@ -27,6 +28,7 @@ class BatchShape(NamedTuple):
         codebook_dim: z.
         code_size: (height, width) of the sum of codes.
         prompts: B.
+        packs: whether some tokens may run while others of their scale do not.
     """
 
     schedule: ScaleSchedule
@@ -35,11 +37,17 @@ class BatchShape(NamedTuple):
     codebook_dim: int
     code_size: tuple[int, int]
     prompts: int
+    packs: bool = True
 
     @property
     def most_tokens(self) -> int:
         """Of a scale, over all rows."""
         return self.num_rows * max(height * width for height, width in self.schedule)
+
+    @property
+    def most_packed(self) -> int:
+        """Most tokens that run while others do not."""
+        return self.most_tokens if self.packs else 0
 
 
 class StaticBatch:
@@ -51,7 +59,7 @@ class StaticBatch:
         text: what the text gives to every scale; its lengths are `text_lengths`.
         x, update: [A * N + 1, C] float32 and [A * N, C], the hidden state of a scale's tokens and what a layer leaves to add.
             The last place of `x` is for padding.
-        some_x, some_update: the same of tokens that run while others do not.
+        some_x, some_update: the same of tokens that run while others do not; empty where all run.
         codes: [B, z, H, W] float32, channels last.
         finite: [B] bool.
         seeds: [B] int64.
@@ -79,9 +87,9 @@ class StaticBatch:
         )  # fmt: skip
         tokens, width = shape.most_tokens, sizes.width
         self.x = _view(flat["x"], tokens + 1, width)
-        self.some_x = _view(flat["some_x"], tokens, width)
+        self.some_x = _view(flat["some_x"], shape.most_packed, width)
         self.update = _view(flat["update"], tokens, width)
-        self.some_update = _view(flat["some_update"], tokens, width)
+        self.some_update = _view(flat["some_update"], shape.most_packed, width)
         self.codes = _view(flat["codes"], shape.prompts, *shape.code_size, shape.codebook_dim).permute(
             0, 3, 1, 2
         )
@@ -127,9 +135,17 @@ class StaticBatch:
         torch._foreach_copy_(targets, sources)
 
 
-def sizes_of(shape: BatchShape, model: Infinity, block_m: int) -> dict[str, tuple[int, torch.dtype]]:
-    """Elements and dtype of the flat tensors that a `StaticBatch` views."""
-    sizes, dtype = model.sizes, model.dtype
+def sizes_of(
+    shape: BatchShape, sizes: TransformerArchitecture, dtype: torch.dtype, block_m: int
+) -> dict[str, tuple[int, torch.dtype]]:
+    """Elements and dtype of the flat tensors that a `StaticBatch` views.
+
+    Args:
+        shape: of the batch.
+        sizes: of the transformer.
+        dtype: compute dtype.
+        block_m: queries of a block of attention.
+    """
     *earlier, last = (height * width for height, width in shape.schedule)
     tokens, rows, width = shape.most_tokens, shape.num_rows, sizes.width
     cache = rows * (sizes.depth * sum(earlier) + last) * width
@@ -139,9 +155,9 @@ def sizes_of(shape: BatchShape, model: Infinity, block_m: int) -> dict[str, tupl
         "keys": (cache, dtype),
         "values": (cache, dtype),
         "x": ((tokens + 1) * width, torch.float32),
-        "some_x": (tokens * width, torch.float32),
+        "some_x": (shape.most_packed * width, torch.float32),
         "update": (tokens * width, dtype),
-        "some_update": (tokens * width, dtype),
+        "some_update": (shape.most_packed * width, dtype),
         "codes": (shape.prompts * shape.codebook_dim * prod(shape.code_size), torch.float32),
         "finite": (shape.prompts, torch.bool),
         "seeds": (shape.prompts, torch.int64),

@@ -27,6 +27,7 @@ class TextChunks:
         """
         self._model, self._replay = model, replay
         self._inputs: dict[int, tuple[Tensor, Tensor]] = {}  # by capacity: features and mask
+        self._made: _Stacked | None = None  # of a chunk, with room for the longest text so far
 
     def context(self, features: Sequence[Tensor]) -> TextContext:
         """Precompute all that depends on the text alone, see `Infinity.encode_text`.
@@ -43,8 +44,7 @@ class TextChunks:
         for capacity, rows in pieces:
             made = self._make(capacity, [features[row] for row in rows])
             index = to_device(rows, self._model.device)
-            room = whole._replace(keys=whole.keys[..., :capacity, :], values=whole.values[..., :capacity, :])
-            for target, source, dim in zip(room, made, _ROW_DIMS, strict=True):
+            for target, source, dim in zip(whole.first_tokens(capacity), made, _ROW_DIMS, strict=True):
                 target.index_copy_(dim, index, source.narrow(dim, 0, len(rows)))
         blocks = tuple(
             BlockContext(adaln, keys, values, constants.qkv_bias.to(self._model.dtype), constants.q_scale)
@@ -67,7 +67,7 @@ class TextChunks:
         )
 
     def _make(self, capacity: int, features: Sequence[Tensor]) -> "_Stacked":
-        """Of up to `CHUNK_ROWS` rows; holds until the next of the same capacity."""
+        """Of up to `CHUNK_ROWS` rows; holds until the next."""
         if capacity not in self._inputs:
             shape = (CHUNK_ROWS, capacity, self._model.sizes.text_width)
             mask = torch.zeros(CHUNK_ROWS, 1, 1, capacity, dtype=torch.bool, device=self._model.device)
@@ -79,20 +79,34 @@ class TextChunks:
         lengths = [len(row) for row in features] + [1] * (CHUNK_ROWS - len(features))
         ends = to_device(lengths, padded.device)[:, None, None, None]
         torch.lt(torch.arange(capacity, device=padded.device), ends, out=mask)
-        lengths_of_all = KeyLengths((capacity,) * CHUNK_ROWS, padded.device)
+        made = self._room(capacity)
 
-        def body() -> _Stacked:
-            made = self._model.encode_padded(padded, lengths_of_all, mask)
-            adaln, keys, values = (
-                torch.stack([getattr(block, name) for block in made.blocks])
-                for name in ("adaln", "text_keys", "text_values")
-            )
-            return _Stacked(made.cond, made.head_modulation, adaln, keys, values)
+        def body() -> None:
+            cond, contexts = self._model.text_contexts(padded, mask)
+            made.cond.copy_(cond)
+            made.head_modulation.copy_(self._model.head_nm.ada_lin(cond))
+            # One after the other, as all together take as much as the result.
+            for layer, block in enumerate(contexts):
+                made.adaln[layer].copy_(block.adaln)
+                made.keys[layer].copy_(block.text_keys)
+                made.values[layer].copy_(block.text_values)
 
         if self._replay is None:
-            return body()
-        result: _Stacked = self._replay.run(("text", capacity), body)
-        return result
+            body()
+        else:
+            self._replay.run(("text", capacity), body)
+        return made
+
+    def _room(self, capacity: int) -> "_Stacked":
+        """Where chunks of a capacity are made, all in the same memory."""
+        if self._made is None or self._made.keys.shape[3] < capacity:
+            if self._made is not None and self._replay is not None:
+                if self._model.device.type == "cuda":
+                    torch.cuda.synchronize(self._model.device)  # a batch that is queued still replays it
+                self._replay.clear()
+            self._made = None  # before the new one asks for memory
+            self._made = self._empty(CHUNK_ROWS, capacity)
+        return self._made.first_tokens(capacity)
 
 
 class _Stacked(NamedTuple):
@@ -103,6 +117,10 @@ class _Stacked(NamedTuple):
     adaln: Tensor
     keys: Tensor
     values: Tensor
+
+    def first_tokens(self, count: int) -> "_Stacked":
+        """A view of as many tokens of every text."""
+        return self._replace(keys=self.keys[..., :count, :], values=self.values[..., :count, :])
 
 
 _ROW_DIMS = (0, 0, 2, 1, 1)

@@ -9,6 +9,7 @@ from toprovar_batch.kernels.cuda_graphs import CudaGraphs, Replay
 from toprovar_batch.kernels.flash_attention.config import queries_per_block
 from toprovar_batch.kernels.ops import Backend
 
+from .batch_memory import layer_bytes
 from .infinity.transformer import Infinity
 from .static_batch import BatchShape, StaticBatch, sizes_of
 
@@ -36,13 +37,18 @@ class Workspace:
         self._flat: dict[str, Tensor] = {}
         self._batches: dict[BatchShape, StaticBatch] = {}
 
+    @property
+    def block_m(self) -> int:
+        """Queries of a block of attention."""
+        return queries_per_block(self._model.device, self._model.sizes.head_dim, self._model.dtype)
+
     def batch(self, shape: BatchShape) -> StaticBatch:
         """The tensors of a shape; `StaticBatch.start` comes next."""
         if shape not in self._batches:
-            head_dim, device = self._model.sizes.head_dim, self._model.device
-            block_m = queries_per_block(device, head_dim, self._model.dtype)
-            self._grow(sizes_of(shape, self._model, block_m))
-            self._batches[shape] = StaticBatch(shape, self._model, self._backend, block_m, self._flat)
+            sizes, dtype = self._model.sizes, self._model.dtype
+            self._grow(sizes_of(shape, sizes, dtype, self.block_m))
+            self.graphs.reserve(layer_bytes(sizes, shape.most_tokens, dtype))
+            self._batches[shape] = StaticBatch(shape, self._model, self._backend, self.block_m, self._flat)
         return self._batches[shape]
 
     def _grow(self, wanted: dict[str, tuple[int, torch.dtype]]) -> None:

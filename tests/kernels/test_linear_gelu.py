@@ -48,3 +48,15 @@ def test_one_product_serves_where_it_is_the_tanh_form(monkeypatch):
         linear_gelu(layer, x, backend=TRITON), gelu(linear(x, layer.weight, layer.bias), approximate="tanh")
     )
     assert calls == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_a_gradient_and_without_it_is_the_same_to_the_bit(dtype):
+    layer, x = nn.Linear(48, 80, dtype=dtype), torch.randn(111, 48, dtype=dtype)
+    with_gradient = linear_gelu(layer, x, backend=PYTORCH)
+    with torch.no_grad():
+        assert torch.equal(linear_gelu(layer, x, backend=PYTORCH), with_gradient)
+    before = x.clone()
+    with_gradient.sum().backward()
+    assert layer.weight.grad is not None
+    assert torch.equal(x, before)

@@ -65,6 +65,9 @@ class FirstBodies:
     def run(self, key, body):
         return self._bodies.setdefault(key, body)()
 
+    def reserve(self, size):
+        pass
+
     def clear(self):
         self._bodies.clear()
 
@@ -88,6 +91,7 @@ def _codes(model, spec, prompts, settings, workspace):
             codebook_dim=8,
             spatial_patchify=False,
             backend=TRITON,
+            packs=spec.packs_tokens,
             workspace=workspace,
         )
         policy = policy_factory(spec, len(SCHEDULE), DEPTH)(BatchContext(SCHEDULE, DEPTH, seeds))

@@ -1,21 +1,16 @@
-"""Which requests run together, and how many of them a GPU holds: told without one."""
+"""Which requests run together, and how many of them a GPU takes: told without one."""
 
 import pytest
-import torch
 
 from toprovar_batch.worker.batching import (
-    LARGEST_AUTO_BATCH,
+    BUSY_TOKENS,
+    USABLE,
     choose_batch_size,
     common_h_div_w,
     cut_equally,
-    image_bytes,
     plan_batches,
 )
-from toprovar_batch.worker.infinity.schedule import scale_schedule
-from toprovar_batch.worker.presets import get_preset
 from toprovar_batch.worker.request import GenerationRequest
-
-GIB = 2**30
 
 
 def _requests(*ratios):
@@ -60,39 +55,33 @@ def test_a_batch_of_several_image_sizes_is_refused_by_name():
         common_h_div_w(_requests(1.0, 1.01, 0.5))
 
 
-def _bytes(preset, resolution="1M", **changes):
-    settings = {"guided": True, "keeps_changes": False} | changes
-    sizes = get_preset(preset).transformer
-    return image_bytes(sizes, scale_schedule(1.0, resolution), torch.bfloat16, **settings)
+GUIDED_1M = 2 * 10_521  # tokens of all scales
 
 
-def test_the_memory_of_an_image_is_its_cache_its_activations_and_what_the_policy_keeps():
-    layers, width, rows, early, last = 32, 2048, 2, 6425, 4096  # of infinity-2b at 1024 x 1024
-    cache = 2 * rows * (layers * early + last) * width * 2
-    activations = rows * last * width * 2 * 25
-    assert _bytes("infinity-2b") == cache + activations
-    changes = layers * rows * 48 * 48 * width * 2
-    assert _bytes("infinity-2b", keeps_changes=True) == cache + activations + changes
-    assert 2 * _bytes("infinity-2b", guided=False) == cache + activations
+def test_a_batch_has_the_tokens_that_keep_a_gpu_busy():
+    def batch_of(tokens):
+        return choose_batch_size(tokens, lambda images: images, 10**6)
+
+    assert batch_of(GUIDED_1M) == 8
+    assert batch_of(GUIDED_1M // 2) == 16  # without guidance
+    assert batch_of(2 * 2521) == 34  # 0.25M
+    assert batch_of(2 * 521) == 162  # 0.06M
+    assert batch_of(BUSY_TOKENS) == batch_of(2 * BUSY_TOKENS) == 1
+    assert batch_of(BUSY_TOKENS - 1) == 2
 
 
-@pytest.mark.parametrize(
-    ("preset", "free_gib", "images"),
-    [
-        ("infinity-2b", 130, LARGEST_AUTO_BATCH),
-        ("infinity-2b", 70, 14),
-        ("infinity-2b", 18, 3),
-        ("infinity-8b", 60, 6),
-        ("infinity-8b", 1, 1),
-    ],
-)
-def test_a_gpu_takes_as_many_images_as_its_free_memory_holds(preset, free_gib, images):
-    per_image = _bytes(preset)
-    assert choose_batch_size("cuda", None, free_gib * GIB, per_image) == images
-    assert images in {1, LARGEST_AUTO_BATCH} or images * per_image <= 0.85 * free_gib * GIB
+def test_a_batch_is_never_larger_than_the_memory_holds():
+    def batch_of(free):
+        return choose_batch_size(GUIDED_1M, lambda images: 100 + 50 * images, free)
+
+    sizes = [batch_of(free) for free in range(1, 600)]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == set(range(1, 9))
+    assert all(100 + 50 * size <= USABLE * free for free, size in enumerate(sizes, start=1) if size > 1)
+    assert all(100 + 50 * (size + 1) > USABLE * free for free, size in enumerate(sizes, start=1) if size < 8)
 
 
-def test_what_is_requested_wins_on_a_gpu_and_a_cpu_takes_one_after_the_other():
-    assert choose_batch_size("cuda", 40, GIB, GIB) == 40
-    assert choose_batch_size("cpu", 40, None, GIB) == 1
-    assert choose_batch_size("cpu", None, None, GIB) == 1
+def test_batches_may_be_as_large_as_their_own_size_allows():
+    requests = _requests(*(1.0, 1.5) * 4)
+    batches = plan_batches(requests, {1.0: 4, 1.5: 2}.__getitem__)
+    assert [len(batch) for batch in batches] == [4, 2, 2]

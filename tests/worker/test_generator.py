@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from toprovar_batch.worker.batching import image_bytes
+from toprovar_batch.kernels.ops import PYTORCH
+from toprovar_batch.worker.batch_memory import BatchKind, batch_bytes
+from toprovar_batch.worker.batching import USABLE
 from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.generator import Generator, generate_all
 from toprovar_batch.worker.infinity.schedule import scale_schedule
@@ -25,6 +27,7 @@ from toprovar_batch.worker.specs import (
     RuntimeSpec,
     SamplingSpec,
 )
+from toprovar_batch.worker.workspace import Workspace
 
 SMALL = ArchitectureSpec(depth=2, width=64, num_heads=2, vae_channel_multipliers=(1, 1, 1, 1, 1))
 PROMPTS = [
@@ -145,14 +148,26 @@ def test_another_policy_shares_the_model_and_nothing_else(generator):
 
 def test_the_batch_size_follows_from_the_memory_that_setup_found(generator):
     on_gpu = Generator(generator.spec, RuntimeSpec())
-    sizes, schedule = generator.spec.model.transformer, generator.spec.schedule_of(1.0)
-    per_image = image_bytes(sizes, schedule, torch.float32, guided=True, keeps_changes=False)
-    on_gpu._loaded = replace(generator._loaded, device=torch.device("cuda"), free_bytes=int(9.5 * per_image))
-    assert on_gpu.batch_size == 8
-    assert on_gpu.with_policy(FixedExitSpec()).batch_size == 8
-    kept = image_bytes(sizes, schedule, torch.float32, guided=True, keeps_changes=True)
-    assert on_gpu.with_policy(ToprovarSpec()).batch_size == int(0.85 * 9.5 * per_image / kept) == 7
-    assert generator.batch_size == 1
+    kind = BatchKind.of(generator.spec, 1.0, torch.float32)
+    taken = batch_bytes(kind, None, 20)
+    on_gpu._loaded = replace(
+        generator._loaded, device=torch.device("cuda"), free_bytes=int(1.001 * taken / USABLE)
+    )
+    assert on_gpu.batch_size == 20
+    assert on_gpu.with_policy(FixedExitSpec()).batch_size == 20
+    assert on_gpu.with_policy(ToprovarSpec()).batch_size < 20
+    assert on_gpu.batch_size_of(2.0) > 20  # its last map is smaller
+    with_graphs = replace(on_gpu._loaded, workspace=Workspace(generator.model.transformer, PYTORCH, object()))
+    on_gpu._loaded = replace(with_graphs, free_bytes=int(1.001 * batch_bytes(kind, 128, 5) / USABLE))
+    assert on_gpu.batch_size == 5
+
+
+def test_what_is_requested_wins_on_a_gpu_and_a_cpu_takes_one_after_the_other(generator):
+    on_gpu = Generator(generator.spec, RuntimeSpec(batch_size=40))
+    on_gpu._loaded = replace(generator._loaded, device=torch.device("cuda"), free_bytes=1)
+    assert on_gpu.batch_size == on_gpu.batch_size_of(2.0) == 40
+    on_gpu._loaded = generator._loaded
+    assert on_gpu.batch_size == generator.batch_size == 1
 
 
 def test_what_was_observed_can_be_decoded(generator):

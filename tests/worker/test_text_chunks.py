@@ -69,11 +69,15 @@ def test_a_rows_context_is_the_same_to_the_bit_among_any_rows(model):
 
 
 def test_the_work_of_a_chunk_is_replayed_over_the_same_tensors(model):
-    bodies = {}
+    bodies, cleared = {}, []
 
     class FirstBodies:
         def run(self, key, body):
             return bodies.setdefault(key, body)()
+
+        def clear(self):
+            cleared.append(set(bodies))
+            bodies.clear()
 
     replayed = TextChunks(model, FirstBodies())
     with torch.inference_mode():
@@ -83,3 +87,13 @@ def test_the_work_of_a_chunk_is_replayed_over_the_same_tensors(model):
             assert torch.equal(mine.cond, expected.cond)
             assert torch.equal(mine.blocks[1].text_values, expected.blocks[1].text_values)
     assert set(bodies) == {("text", 64), ("text", 128)}
+    assert cleared == [{("text", 64)}]  # its memory made room for longer texts
+
+
+def test_texts_of_all_lengths_are_made_in_the_memory_of_the_longest(model):
+    chunks_of = TextChunks(model, None)
+    with torch.inference_mode():
+        for lengths in ((3,), (300,), (70, 3)):
+            chunks_of.context(_features(lengths))
+        pointers = {chunks_of._make(capacity, []).keys.data_ptr() for capacity in (64, 128, 512)}
+    assert len(pointers) == 1

@@ -4,7 +4,7 @@ Parameter names are those of the official checkpoints, with the blocks numbered 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -195,20 +195,29 @@ class Block(nn.Module):
             The entropy of the tokens of `entropy_rows`, float32 in nats (mean over heads), or None.
         """
         gamma1, gamma2, scale1, scale2, shift1, shift2 = context.adaln
-        layout, dtype = residual.layout, self.sa.mat_qkv.weight.dtype
-        normed = residual.normed(Modulation(scale1, shift1), dtype)
-        qkv = self.sa.mat_qkv.with_bias(normed, context.qkv_bias)
-        qkv = qkv.unflatten(-1, (3, self.sa.num_heads, -1))  # [T, 3, H, D]
+        dtype = self.sa.mat_qkv.weight.dtype
         attended, entropy = memory.attend(
-            layer, qkv, context.q_scale, rotation, layout, entropy_rows=entropy_rows
+            layer,
+            self._qkv(residual.normed(Modulation(scale1, shift1), dtype), context.qkv_bias),
+            context.q_scale,
+            rotation,
+            residual.layout,
+            entropy_rows=entropy_rows,
         )
         residual.add(self.sa.proj(attended.flatten(1)), gamma1)
-        normed = residual.normed(Modulation(self.ca_norm.weight, self.ca_norm.bias), dtype)
-        text = (context.text_keys, context.text_values, text_lengths)
-        residual.add(self.ca(normed, layout, *text, memory.backend))
-        normed = residual.normed(Modulation(scale2, shift2), dtype)
-        residual.add(self.ffn(normed, memory.backend, out), gamma2)
+        # What a step has read has no name in the next one, whose memory it is.
+        del attended
+        text = (context.text_keys, context.text_values, text_lengths, memory.backend)
+        across = Modulation(self.ca_norm.weight, self.ca_norm.bias)
+        residual.add(self.ca(residual.normed(across, dtype), residual.layout, *text))
+        residual.add(
+            self.ffn(residual.normed(Modulation(scale2, shift2), dtype), memory.backend, out), gamma2
+        )
         return entropy
+
+    def _qkv(self, normed: Tensor, bias: Tensor) -> Tensor:
+        """[T, C] to [T, 3, H, D]."""
+        return self.sa.mat_qkv.with_bias(normed, bias).unflatten(-1, (3, self.sa.num_heads, -1))
 
 
 class Infinity(nn.Module):
@@ -285,12 +294,21 @@ class Infinity(nn.Module):
             lengths: of the rows' own.
             mask: [R, 1, 1, N] boolean of the same; None: that of `lengths`.
         """
+        cond, contexts = self.text_contexts(features, lengths.mask if mask is None else mask)
+        return TextContext(cond, self.head_nm.ada_lin(cond), lengths, tuple(contexts))
+
+    def text_contexts(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Iterator[BlockContext]]:
+        """The pooled text [R, C] float32, and the context of every block, made when it is asked for.
+
+        Args:
+            features: [R, N, Ct5] float32, padded.
+            mask: as of `KeyLengths`.
+        """
         normed = self.text_norm(features)
-        cond = self.text_proj_for_sos.ca(normed, lengths.mask if mask is None else mask)
+        cond = self.text_proj_for_sos.ca(normed, mask)
         text = self.text_proj_for_ca(normed.to(self.dtype))
         shared = self.shared_ada_lin(cond).unflatten(-1, (6, -1))
-        contexts = (cast("Block", block).context(shared, text) for block in self.blocks)
-        return TextContext(cond, self.head_nm.ada_lin(cond), lengths, tuple(contexts))
+        return cond, (cast("Block", block).context(shared, text) for block in self.blocks)
 
     def unconditional_features(self, length: int) -> Tensor:
         """[length, Ct5] learned features that stand in for a prompt of that many tokens."""

@@ -3,7 +3,7 @@
 Scales are counted from 0, as everywhere in the code and the data.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,11 +18,16 @@ Saliency = Literal["attn_entropy", "bit_uncertainty", "code_detail"]
 class PolicyBase(FrozenSpec):
     """What every policy takes."""
 
+    packs_tokens: ClassVar[bool] = False
+    """Whether some tokens of a scale may run while others of the same rows do not."""
+
     pruning_map: bool = Field(False, description="write which tokens ran into the dataset")
 
 
 class TokenPolicyBase(PolicyBase):
     """What every policy takes that chooses tokens."""
+
+    packs_tokens: ClassVar[bool] = True
 
     conditional_from: int | None = Field(
         None, ge=1, description="scales from this one on run without guidance; null: none does"
