@@ -33,6 +33,7 @@ class LoadedModel:
         seconds: that loading took.
         captures: whether work may be captured in CUDA graphs.
         least_rows: see `row_independence`; None where a row's bits depend on how many there are, and on a CPU.
+        rows_independent: whether products were then seen to give a row the same bits among many rows.
         workspace: where batches run whose work is captured; None where none is.
         text_chunks: makes what the text gives to the transformer on a GPU; None on a CPU.
     """
@@ -46,6 +47,7 @@ class LoadedModel:
     seconds: float
     captures: bool = False
     least_rows: int | None = None
+    rows_independent: bool = False
     text_chunks: TextChunks | None = None
     workspace: Workspace | None = None
 
@@ -77,6 +79,7 @@ class LoadedModel:
             "backend_reason": self.backend.reason,
             "backend_fallback": self.fallback,
             "least_rows": self.least_rows,
+            "rows_independent": self.rows_independent,
             "torch": torch.__version__,
             "parameters": sum(parameter.numel() for parameter in self.model.transformer.parameters()),
         }
@@ -103,10 +106,10 @@ def load_model(model: ResolvedModel, runtime: RuntimeSpec) -> LoadedModel:
     dtype = resolve_dtype(model.dtype, device)
     # Before the weights, so that a setting that cannot be is told at once.
     backend = resolve_kernels(runtime.backend, device, model.transformer.head_dim)
-    parts, free_bytes, rows, chunks = build_model(model, device, dtype), None, None, None
+    parts, free_bytes, rows, independent, chunks = build_model(model, device, dtype), None, None, False, None
     captures = device.type == "cuda" and runtime.cuda_graphs
     if device.type == "cuda":
-        rows = make_rows_independent(parts.transformer, backend)
+        rows, independent = make_rows_independent(parts.transformer, backend)
         graphs = CudaGraphs(device) if captures else None
         parts.text_encoder.replay, chunks = graphs, TextChunks(parts.transformer, graphs)
         parts.vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -117,7 +120,18 @@ def load_model(model: ResolvedModel, runtime: RuntimeSpec) -> LoadedModel:
     workspace = _workspace(parts, backend) if captures else None
     seconds = time.perf_counter() - start
     return LoadedModel(
-        parts, device, dtype, backend, fallback, free_bytes, seconds, captures, rows, chunks, workspace
+        parts,
+        device,
+        dtype,
+        backend,
+        fallback,
+        free_bytes,
+        seconds,
+        captures,
+        rows,
+        independent,
+        chunks,
+        workspace,
     )
 
 

@@ -17,6 +17,8 @@ _TRIED = (
 )  # fmt: skip
 _WHOLE = 4096
 _TILE = 64
+_MANY = 32768  # about the rows of eight images at 1M
+_FURTHER = (1968, 1984, 4096, 6400, 8192, 12800, 16384)
 # Every layer of the small scales takes so many rows then; more would cost more than 5% of an image's time.
 MOST_PADDING = 512
 
@@ -48,6 +50,27 @@ def least_rows(model: Infinity, backend: Backend) -> int | None:
     return found if found <= MOST_PADDING else None
 
 
+def holds(model: Infinity, backend: Backend, rows: int) -> bool:
+    """Whether products of at least `rows` rows give each row the same bits among many rows, wherever it stands there.
+
+    `least_rows` looks at the first rows of few. A library may split the last tiles of many rows otherwise.
+
+    Args:
+        model: on its device, loaded.
+        backend: of the kernels.
+        rows: see `least_rows`.
+    """
+    generator = torch.Generator(model.device).manual_seed(1)
+    for width, product in _products(model, backend):
+        x = torch.randn(_MANY, width, generator=generator, device=model.device).to(model.dtype)
+        whole = product(x)
+        for count in (*(tried for tried in _TRIED if tried >= rows), *_FURTHER):
+            for part in (slice(0, count), slice(_MANY - count, _MANY)):
+                if not torch.equal(product(x[part].clone()), whole[part]):
+                    return False
+    return True
+
+
 _Product = Callable[[Tensor], Tensor]
 
 
@@ -65,10 +88,10 @@ def _products(model: Infinity, backend: Backend) -> list[tuple[int, _Product]]:
 
 
 @torch.inference_mode()
-def make_rows_independent(model: Infinity, backend: Backend) -> int | None:
-    """Let every product take the rows that it needs; see `least_rows`, whose result it gives."""
+def make_rows_independent(model: Infinity, backend: Backend) -> tuple[int | None, bool]:
+    """Let every product take the rows that it needs; gives `least_rows`, and whether that then `holds`."""
     rows = least_rows(model, backend)
     for layer in model.modules():
         if isinstance(layer, RowLinear):
             layer.least_rows = rows or 1
-    return rows
+    return rows, rows is not None and holds(model, backend, rows)

@@ -17,7 +17,7 @@ MODEL = resolve_model(
 HEAD_DIM = MODEL.transformer.head_dim
 OF_THE_KERNELS = {"backend", "fallback", "workspace"}
 SHARED = {
-    "model", "device", "dtype", "free_bytes", "seconds", "captures", "least_rows", "text_chunks",
+    "model", "device", "dtype", "free_bytes", "seconds", "captures", "least_rows", "rows_independent", "text_chunks",
 }  # fmt: skip
 
 

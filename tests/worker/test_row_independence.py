@@ -30,6 +30,17 @@ def _library(monkeypatch, other_below):
     monkeypatch.setattr(row_linear, "linear", product)
 
 
+def test_a_library_that_treats_the_last_of_many_rows_otherwise_is_found_out(model, monkeypatch):
+    def product(x, weight, bias):
+        out = linear(x.double(), weight.double(), None if bias is None else bias.double()).float()
+        if len(x) > 20000:
+            out[-100:] *= 1 + 2**-20
+        return out
+
+    monkeypatch.setattr(row_linear, "linear", product)
+    assert make_rows_independent(model, PYTORCH) == (1, False)
+
+
 def test_products_are_tried_as_they_run(model, monkeypatch):
     """With a bias, and in one with what follows, a library may take another kernel."""
     seen = []
@@ -52,13 +63,13 @@ def test_the_least_number_of_rows_is_found_by_trying(model, monkeypatch, other_b
 
 def test_a_library_that_needs_too_many_rows_is_left_as_it_is(model, monkeypatch):
     _library(monkeypatch, MOST_PADDING + 1)
-    assert make_rows_independent(model, PYTORCH) is None
+    assert make_rows_independent(model, PYTORCH) == (None, False)
     assert model.blocks[1].ffn.fc2.least_rows == 1
 
 
 def test_every_product_of_the_blocks_then_gives_a_row_alone_what_it_gives_among_many(model, monkeypatch):
     _library(monkeypatch, 64)
-    assert make_rows_independent(model, PYTORCH) == 64
+    assert make_rows_independent(model, PYTORCH) == (64, True)
     layers = [layer for layer in model.modules() if isinstance(layer, RowLinear)]
     assert len(layers) == 6 * SIZES.depth + 1
     for layer in layers:

@@ -11,9 +11,12 @@ from .specs import FastvarSpec
 
 
 def distance_to_mean(states: Tensor) -> Tensor:
-    """Squared distance of each token to the mean token (FastVAR's saliency): [P, N, C] to [P, N] float32."""
-    states = states.float()
-    return (states - states.mean(1, keepdim=True)).square().sum(-1)
+    """Squared distance of each token to the mean token (FastVAR's saliency): [P, N, C] to [P, N] float32.
+
+    Added up in float64: a GPU's sums depend on the number of prompts in their last digits, and this decides who runs.
+    """
+    states = states.double()
+    return (states - states.mean(1, keepdim=True)).square().sum(-1).float()
 
 
 class FastvarPolicy(Unobserving):
