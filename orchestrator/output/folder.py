@@ -25,7 +25,7 @@ from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import publish_bytes
 from toprovar_batch.worker.storage import storage_errors
 
-from .card import dataset_card
+from .card import dataset_card, mended_card
 from .run_lock import RunLock
 
 JOB_FOLDER = "_job"
@@ -187,14 +187,24 @@ def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[O
             refuse_other_job(folder, record or _claim(folder, job, plan, identity), identity)
             if record is None or not folder.filesystem.exists(folder.inside(*SAMPLES_FILE)):
                 _freeze_samples(folder, plan)
-            if not folder.filesystem.exists(folder.inside("README.md")):
-                folder.publish(dataset_card(job, schema, plan.samples.num_rows), "README.md")
+            _write_card(folder, dataset_card(job, schema, plan.samples.num_rows))
             if folder.scratch is not None and lock is not None and lock.held:
                 held.callback(_sweep, folder.scratch)
                 _sweep(folder.scratch)
         except storage_errors() as error:
             raise OutputFolderError(f"{job.output}: cannot be written: {error}") from error
         yield folder
+
+
+def _write_card(folder: OutputFolder, card: str) -> None:
+    """Write the card of a new output, and mend that of an earlier version; what a person wrote into it stays."""
+    try:
+        found = folder.filesystem.cat_file(folder.inside("README.md")).decode(errors="surrogateescape")
+    except FileNotFoundError:
+        found = None
+    wanted = card if found is None else mended_card(found)
+    if wanted != found:
+        folder.publish(wanted.encode(errors="surrogateescape"), "README.md")
 
 
 def refuse_strangers(folder: OutputFolder) -> None:

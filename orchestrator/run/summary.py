@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from toprovar_batch.orchestrator.output.reading import reading_call
 from toprovar_batch.worker.shard_stats import NO_PRUNING, ShardStats
 
 
@@ -86,7 +87,7 @@ class RunSummary:
             yield f"try the failed samples again with: {go_on} --retry-errors"
         yield f"dataset: {self.output}"
         if self.is_complete:
-            yield f'read it with datasets.load_dataset("{self.output}") or as Parquet; docs/dataset.md shows how'
+            yield f"read it with datasets.{reading_call(self.output)} or as Parquet; docs/dataset.md shows how"
 
     def _speed_lines(self) -> Iterator[str]:
         run = self.this_run

@@ -98,7 +98,8 @@ def test_a_pruned_job_tells_what_it_saved(write_job, tmp_path, run_cli):
     assert record["totals"]["pruning_start_scales"] == {"3": 2}
     status = run_cli("status", tmp_path / "out")
     assert "pruning starts at scale 3 in 2 images" in status.output
-    loaded = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    files, cache = str(tmp_path / "out/data/*.parquet"), str(tmp_path / "cache")
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=cache)
     assert loaded.features["pruning_map"].dtype == "binary"
     other = run_cli("submit", job, *settings, "--set", "policy.beta=3")
     assert other.exit_code == 2

@@ -48,7 +48,8 @@ def output(write_job):
 
 
 def test_load_dataset_reads_the_folder(output, tmp_path):
-    data = load_dataset(output.folder.path, split="train", cache_dir=str(tmp_path / "cache"))
+    files = f"{output.folder.path}/data/*.parquet"
+    data = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     assert data.num_rows == 8
     assert isinstance(data.features["image"], Image)
     assert data[0]["image"].size == (1, 1)
