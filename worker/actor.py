@@ -16,13 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from toprovar_batch.worker.errors import OutputFolderError, UserError
-from toprovar_batch.worker.part_file import PartWriter, image_path, read_stats, result_rows
+from toprovar_batch.worker.part_file import PartWriter, image_path, result_rows
+from toprovar_batch.worker.part_reader import DamagedPartError, kept_rows
 from toprovar_batch.worker.pipeline import Beginning, Finished, PendingResults, run_batches
 from toprovar_batch.worker.request import GenerationRequest, GenerationResult
 from toprovar_batch.worker.shard_stats import Computation, ShardStats
@@ -120,7 +119,14 @@ class Committed:
     engine: dict[str, Any]  # the engine's description and its usage after the shard
 
 
-ShardEvent = Started | Progress | Committed
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """The shard's earlier part, whose good rows were to be kept, is damaged: it stays as it is, for the user to see."""
+
+    reason: str
+
+
+ShardEvent = Started | Progress | Committed | Declined
 
 
 def build_engine(spec: "ResolvedSpec", runtime: "RuntimeSpec", num_threads: int) -> GenerationEngine:
@@ -183,7 +189,7 @@ class GenerationWorker:
 
         Yields:
             `Started` before a batch enters the engine, `Progress` once it has its results, and `Committed` once the part
-            is visible. Unless the task is isolated, up to three batches are in the engine: two on the device and one
+            is visible. `Declined` alone where an earlier part to keep rows of is damaged. Unless the task is isolated, up to three batches are in the engine: two on the device and one
             that is encoded.
 
         Raises:
@@ -203,12 +209,14 @@ class GenerationWorker:
         stats = ShardStats(attempt=task.attempt, worker=self._name, engine=self._engine_hash)
         start = time.monotonic()
         with PartWriter(task.target, task.schema, task.scratch) as part:
-            todo, written = task.samples, []
-            for rows in _kept_rows(task, stats):
-                part.write(rows)
-                stats.add_rows(rows)
-                written += rows["sample_id"].to_pylist()
-                todo = todo.filter(pc.invert(pc.is_in(todo["sample_id"], rows["sample_id"].combine_chunks())))
+            try:
+                written = _keep_rows(task, part, stats)
+            except DamagedPartError as error:
+                yield Declined(str(error))
+                return
+            todo = task.samples.filter(
+                pc.invert(pc.is_in(task.samples["sample_id"], pa.array(written, pa.string())))
+            )
             stats.generated = todo.num_rows
             for event, rows in self._generate(task, todo):
                 yield event  # before writing: a full disk is not the samples' fault; and the device has work meanwhile
@@ -258,6 +266,17 @@ class GenerationWorker:
         return {**record, **task.labels, "attempt": task.attempt, "worker": self._name}
 
 
+def _keep_rows(task: ShardTask, part: PartWriter, stats: ShardStats) -> list[str]:
+    """Write the good rows of the shard's earlier part, if any are kept; give their ids."""
+    written: list[str] = []
+    if task.kept is not None:
+        for rows in kept_rows(task.kept, task.schema, task.samples["sample_id"].to_pylist(), stats):
+            part.write(rows)
+            stats.add_rows(rows)
+            written += rows["sample_id"].to_pylist()
+    return written
+
+
 @contextmanager
 def _as_one_line() -> Iterator[None]:
     """Raise what the block raises in a form that survives the way to the driver; users' mistakes as they are.
@@ -299,17 +318,6 @@ def _split(
         else:
             hopeless.append(GenerationResult.failed(row["sample_id"], error))
     return requests, hopeless
-
-
-def _kept_rows(task: ShardTask, stats: ShardStats) -> Iterator[pa.Table]:
-    """Read the good rows of the shard's earlier part, a row group at a time; `stats` gets what they were computed with."""
-    if task.kept is None:
-        return
-    with fsspec.open(task.kept, "rb") as file, pq.ParquetFile(file) as part:
-        stats.add_computations(ShardStats.from_json(read_stats(part.metadata)).computed_with)
-        for group in range(part.num_row_groups):
-            rows = part.read_row_group(group).select(task.schema.names).cast(task.schema)
-            yield rows.filter(pc.equal(rows["status"], "ok"))
 
 
 def _digest(description: Mapping[str, Any]) -> str:

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import click
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
 from toprovar_batch.worker.errors import OutputFolderError, UserError
+from toprovar_batch.worker.part_reader import UnreachableError, open_parquet
 from toprovar_batch.worker.storage import storage_errors
 
 _COLUMNS: Final = ("sample_id", "prompt", "image", "status")
@@ -101,14 +101,14 @@ def _cells(output: str, width: int, limit: int, font: Font) -> Iterator[Cell]:
             raise OutputFolderError(f"{output}: no dataset of a job is here (no _job/job.json)")
         for row in _rows(folder, job["num_shards"], limit):
             yield _cell(output, row, width, font)
-    except (*storage_errors(), pa.ArrowException) as error:
+    except (*storage_errors(), UnreachableError, pa.ArrowException) as error:
         raise OutputFolderError(f"{output}: cannot be read: {error}") from error
 
 
 def _rows(folder: OutputFolder, num_shards: int, limit: int) -> Iterator[dict[str, Any]]:
     for shard_id in folder.finished(num_shards):
         path = folder.part(shard_id, num_shards)
-        with folder.filesystem.open(path, "rb") as file, pq.ParquetFile(file) as part:
+        with open_parquet(folder.filesystem, path) as part:
             for batch in part.iter_batches(batch_size=8, columns=list(_COLUMNS)):
                 for row in batch.to_pylist()[:limit]:
                     limit -= 1

@@ -184,7 +184,9 @@ def _summarise(
     wall_s: float,
     error: BaseException | None,
 ) -> RunSummary:
-    published = parts.good | outcome.committed
+    damaged = parts.damaged | outcome.damaged
+    published = {shard: stats for shard, stats in parts.good.items() if shard not in damaged}
+    published |= outcome.committed
     return RunSummary(
         output=job.output,
         num_samples=plan.samples.num_rows,
@@ -197,7 +199,7 @@ def _summarise(
         num_lost=sum(incident["kind"] != "load" for incident in outcome.incidents),
         num_load_failures=sum(incident["kind"] == "load" for incident in outcome.incidents),
         failed=outcome.failed,
-        damaged=parts.damaged,
+        damaged=damaged,
         unreachable=parts.unreachable,
         retry_errors=retry_errors,
         stopped_by=outcome.stopped_by.name if outcome.stopped_by else None,

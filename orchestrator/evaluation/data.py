@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image, UnidentifiedImageError
 from pydantic import TypeAdapter, ValidationError
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
 from toprovar_batch.worker.errors import OutputFolderError
+from toprovar_batch.worker.part_reader import UnreachableError, open_parquet
 from toprovar_batch.worker.reference.scenes import Wanted
 from toprovar_batch.worker.reference.scoring.verdict import check_wanted
 from toprovar_batch.worker.storage import storage_errors
@@ -66,10 +66,10 @@ class EvaluationData:
         self._columns: tuple[str, ...] = NEEDED_COLUMNS
         try:
             for path in _parts(self._folder):
-                with self._folder.filesystem.open(path, "rb") as file, pq.ParquetFile(file) as part:
+                with open_parquet(self._folder.filesystem, path) as part:
                     self._check_columns(part.schema_arrow)
                     self._groups += [(path, group) for group in range(part.num_row_groups)]
-        except (*storage_errors(), pa.ArrowException) as error:
+        except (*storage_errors(), UnreachableError, pa.ArrowException) as error:
             raise OutputFolderError(f"{output}: cannot be read: {error}") from error
         if not self._groups:
             raise OutputFolderError(f"{output}: no dataset of a job is here (no data/*.parquet with a row)")
@@ -115,9 +115,9 @@ class EvaluationData:
     def _table(self, group: int, columns: Sequence[str]) -> pa.Table:
         path, number = self._groups[group]
         try:
-            with self._folder.filesystem.open(path, "rb") as file, pq.ParquetFile(file) as part:
+            with open_parquet(self._folder.filesystem, path) as part:
                 return part.read_row_group(number, columns=list(columns))
-        except (*storage_errors(), pa.ArrowException) as error:
+        except (*storage_errors(), UnreachableError, pa.ArrowException) as error:
             raise OutputFolderError(f"{path}: cannot be read: {error}") from error
 
     def _sample(self, row: dict[str, Any]) -> Sample:

@@ -3,16 +3,15 @@
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from toprovar_batch.worker.errors import OutputFolderError, RunFailedError
 from toprovar_batch.worker.part_file import read_stats
+from toprovar_batch.worker.part_reader import DAMAGE, UnreachableError, first_words, open_parquet
 from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.storage import storage_errors
 
@@ -21,7 +20,6 @@ from .folder import SAMPLES_FILE, OutputFolder
 _READERS = 16  # footers read at once: object stores answer slowly, but many at a time
 # A file server's clients may see a new file late; after this long, in seconds, it is missing.
 _LISTING_LAG_S = 60.0
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
 T = TypeVar("T")
 
 
@@ -40,10 +38,6 @@ class Findings(Generic[T]):
     unreachable: dict[int, str] = field(default_factory=dict)
 
 
-class UnreachableError(Exception):
-    """The storage did not give what was asked of it; says nothing about the content."""
-
-
 def read_footers(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int) -> Findings[ShardStats]:
     """Read the stats of published parts, without their images.
 
@@ -57,7 +51,7 @@ def read_footers(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int
     """
 
     def read(shard_id: int) -> ShardStats:
-        with open_parquet(folder, folder.part(shard_id, num_shards)) as part:
+        with open_parquet(folder.filesystem, folder.part(shard_id, num_shards)) as part:
             stats = ShardStats.from_json(read_stats(part.metadata))
             if stats.rows != part.metadata.num_rows:
                 raise ValueError(f"{part.metadata.num_rows} rows where its footer counts {stats.rows}")
@@ -121,12 +115,12 @@ def verify_parts(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int
 def _planned_ids(folder: OutputFolder, num_shards: int) -> list[pa.ChunkedArray]:
     """Read the sample ids of every shard from the frozen plan, at once: its footer grows with the shards."""
     try:
-        with open_parquet(folder, folder.inside(*SAMPLES_FILE)) as plan:
+        with open_parquet(folder.filesystem, folder.inside(*SAMPLES_FILE)) as plan:
             ids = plan.read(columns=["sample_id"])["sample_id"]
             sizes = [plan.metadata.row_group(group).num_rows for group in range(plan.num_row_groups)]
-    except (UnreachableError, *_DAMAGE) as error:
+    except (UnreachableError, *DAMAGE) as error:
         raise OutputFolderError(
-            f"{folder.url}: the plan {'/'.join(SAMPLES_FILE)} cannot be read ({_first_words(error)}), so the parts "
+            f"{folder.url}: the plan {'/'.join(SAMPLES_FILE)} cannot be read ({first_words(error)}), so the parts "
             "cannot be compared with it; where it is missing, submit the job again to have it written"
         ) from error
     if len(sizes) != num_shards:
@@ -140,62 +134,9 @@ def _planned_ids(folder: OutputFolder, num_shards: int) -> list[pa.ChunkedArray]
 
 def _sample_ids(path: str, folder: OutputFolder) -> Iterator[str]:
     """Read a part, checksums included, a row group at a time; give its sample ids."""
-    with open_parquet(folder, path) as part:
+    with open_parquet(folder.filesystem, path) as part:
         for group in range(part.num_row_groups):
             yield from part.read_row_group(group)["sample_id"].to_pylist()
-
-
-class _WatchedFile:
-    """What pyarrow needs of a file; remembers when the storage below it failed.
-
-    pyarrow raises OSError for broken content and for broken storage alike.
-    """
-
-    closed = False
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.trouble: Exception | None = None
-
-    def read(self, size: int = -1) -> bytes:
-        return self._watch(self._file.read, size)
-
-    def seek(self, *where: int) -> int:
-        return self._watch(self._file.seek, *where)
-
-    def tell(self) -> int:
-        return self._watch(self._file.tell)
-
-    def close(self) -> None:
-        self.closed = True
-
-    def _watch(self, call: Callable[..., T], *arguments: int) -> T:
-        try:
-            return call(*arguments)
-        except ValueError:  # an impossible place: broken content sends pyarrow there
-            raise
-        except Exception as error:
-            self.trouble = error
-            raise
-
-
-@contextmanager
-def open_parquet(folder: OutputFolder, path: str) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file of an output folder, checksums on.
-
-    Raises:
-        UnreachableError: the storage failed, here or inside the block.
-    """
-    watched = None
-    try:
-        with folder.filesystem.open(path, "rb") as file:
-            watched = _WatchedFile(file)
-            with pq.ParquetFile(watched, page_checksum_verification=True) as part:
-                yield part
-    except Exception as error:  # every file system raises errors of its own kind
-        if watched is None or watched.trouble is not None:
-            raise UnreachableError(_first_words(error)) from error
-        raise
 
 
 def _read_all(read: Callable[[int], T], shard_ids: Iterable[int]) -> Findings[T]:
@@ -207,13 +148,9 @@ def _read_all(read: Callable[[int], T], shard_ids: Iterable[int]) -> Findings[T]
             findings.good[shard_id] = read(shard_id)
         except UnreachableError as error:
             findings.unreachable[shard_id] = str(error)
-        except _DAMAGE as error:
-            findings.damaged[shard_id] = _first_words(error)
+        except DAMAGE as error:
+            findings.damaged[shard_id] = first_words(error)
 
     with ThreadPoolExecutor(_READERS) as pool:
         list(pool.map(attempt, shard_ids))
     return findings
-
-
-def _first_words(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -108,6 +108,7 @@ def run_record(summary: RunSummary, outcome: Outcome, started: datetime) -> dict
         "failure": None if summary.error is None else _describe(summary.error).model_dump(),
         "shards": sorted(outcome.committed),
         "failed_shards": outcome.failed,
+        "damaged_shards": summary.damaged,
         "workers": summary.num_workers,
         "bytes": outcome.num_bytes,
         "totals": stats_record(summary.this_run),

@@ -8,6 +8,7 @@ import pytest
 
 from toprovar_batch.worker.actor import (
     Committed,
+    Declined,
     GenerationWorker,
     Progress,
     ShardTask,
@@ -218,6 +219,37 @@ def test_kept_rows_stay_and_only_the_others_are_generated_again(tmp_path):
     assert after["s0"] == before["s0"]
     assert (after["s1"]["status"], after["s1"]["attempt"]) == ("ok", 2)
     assert (committed.stats.rows, committed.stats.ok, committed.stats.generated) == (3, 3, 1)
+
+
+def spoil(path, old, new):
+    """Change bytes of a file, and nothing else of it."""
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    assert len(old) == len(new)
+    path.write_bytes(content.replace(old, new))
+    return path.read_bytes()
+
+
+def test_a_corrupt_picture_is_not_kept_under_a_new_checksum(tmp_path):
+    worker, engine = make_worker()
+    task = make_task(tmp_path, ["a", "fail"])
+    list(worker.run(task))
+    spoiled = spoil(tmp_path / "data/part.parquet", b"img", b"imG")
+    engine.batches.clear()
+    (declined,) = worker.run(make_task(tmp_path, ["a", "mended"], kept=task.target, attempt=2))
+    assert isinstance(declined, Declined)
+    assert f"{task.target}: " in declined.reason
+    assert engine.batches == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "data/part.parquet"]
+    assert (tmp_path / "data/part.parquet").read_bytes() == spoiled
+
+
+def test_rows_of_other_samples_are_not_kept(tmp_path):
+    worker, _ = make_worker()
+    first = make_task(tmp_path, ["a", "fail", "c"])
+    list(worker.run(first))
+    (declined,) = worker.run(make_task(tmp_path, ["a", "fail"], kept=first.target, attempt=2))
+    assert "sample s2 is there twice, or not of its shard" in declined.reason
 
 
 def test_an_engine_that_loses_a_sample_publishes_nothing(tmp_path):

@@ -115,3 +115,20 @@ def test_a_folder_without_a_finished_part_and_a_broken_picture_are_named(output)
     pq.write_table(pa.Table.from_pylist([row]), output / "data/part-00000-of-00003.parquet")
     with pytest.raises(OutputFolderError, match="sample 7: its image cannot be read"):
         make_sheet(str(output))
+
+
+def test_a_corrupt_picture_is_not_drawn(output):
+    path = output / "data/part-00000-of-00003.parquet"
+    table = pq.read_table(path)
+    pq.write_table(
+        table,
+        path,
+        compression="none",
+        write_page_checksum=True,
+        use_dictionary=False,
+        write_statistics=False,
+    )
+    picture = table["image"].to_pylist()[0]["bytes"]
+    path.write_bytes(path.read_bytes().replace(picture, picture[:-1] + b"X", 1))
+    with pytest.raises(OutputFolderError, match="cannot be read"):
+        make_sheet(str(output))

@@ -226,6 +226,31 @@ def test_a_part_that_cannot_be_read_now_is_neither_made_again_nor_called_damaged
     assert "delete" not in status.output
 
 
+def test_a_part_with_a_corrupt_picture_is_left_alone_and_named_when_errors_are_tried_again(
+    write_job, tmp_path, make_engine_factory, capsys
+):
+    path = write_job(["refuse", *(f"prompt {index}" for index in range(6)), "refuse"])
+    submit(path, engine_factory=make_engine_factory())
+    part = tmp_path / "out/data/part-00000-of-00002.parquet"
+    picture = pq.read_table(part)["image"].to_pylist()[1]["bytes"]
+    spoiled = part.read_bytes().replace(picture, picture[:-1] + b"X", 1)
+    part.write_bytes(spoiled)
+    summary = submit(path, engine_factory=make_engine_factory(refusing=False), retry_errors=True)
+    assert part.read_bytes() == spoiled
+    assert list(summary.damaged) == [0]
+    assert not summary.is_complete
+    assert (summary.this_run.generated, summary.dataset.errors) == (1, 0)
+    with pytest.raises(RunFailedError, match="1 parts are unreadable"):
+        finish(summary, "again")
+    said = capsys.readouterr()
+    assert f"shard 0 unreadable: {part}: " in said.out
+    assert "delete the unreadable parts and run again" in said.out
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out/_job/runs").iterdir()]
+    assert [list(record["damaged_shards"]) for record in records if record["totals"]["generated"] == 1] == [
+        ["0"]
+    ]
+
+
 def test_a_record_that_cannot_be_written_fails_the_run_in_one_sentence(
     write_job, tmp_path, make_engine_factory
 ):
