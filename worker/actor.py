@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from toprovar_batch.worker.errors import OutputFolderError, UserError
+from toprovar_batch.worker.kept_part import DamagedPartError, kept_rows
 from toprovar_batch.worker.part_file import PartWriter, image_path, result_rows
-from toprovar_batch.worker.part_reader import DamagedPartError, kept_rows
+from toprovar_batch.worker.part_identity import PartOwner, recorded_job
 from toprovar_batch.worker.pipeline import Beginning, Finished, PendingResults, run_batches
 from toprovar_batch.worker.request import GenerationRequest, GenerationResult
 from toprovar_batch.worker.shard_stats import Computation, ShardStats
@@ -74,7 +74,9 @@ class ShardTask:
         isolated: generate one image at a time, and none beside it, so that a death names its sample.
         poisoned: sample id -> why it must not reach the engine again.
         kept: address of an earlier part of this shard whose good rows are kept, or None.
-        witness: a file in the output folder that must be visible here; None for remote outputs.
+        job: hash of the identity of the job, for the part's footer.
+        record: address of the output's `_job/job.json`, which must name this job when the shard begins and when its
+            part is published; None: nobody looks.
     """
 
     shard_id: int
@@ -87,7 +89,8 @@ class ShardTask:
     isolated: bool = False
     poisoned: Mapping[str, str] = field(default_factory=dict)
     kept: str | None = None
-    witness: str | None = None
+    job: str = ""
+    record: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,7 @@ class GenerationWorker:
             that is encoded.
 
         Raises:
-            OutputFolderError: the output is a folder of another machine.
+            OutputFolderError: the output is a folder of another machine, or does not belong to the job any more.
             WorkerError: the engine raised or gave other samples back than it took, or the part cannot be
                 written; nothing is published then.
         """
@@ -201,12 +204,8 @@ class GenerationWorker:
             yield from self._run(task)
 
     def _run(self, task: ShardTask) -> Iterator[ShardEvent]:
-        if task.witness is not None and not Path(task.witness).exists():
-            raise OutputFolderError(
-                f"{task.witness}: not visible to worker {self._name}; a cluster needs an output that all nodes "
-                "share, such as s3://"
-            )
-        stats = ShardStats(attempt=task.attempt, worker=self._name, engine=self._engine_hash)
+        self._check_owner(task)
+        stats = ShardStats(attempt=task.attempt, worker=self._name, engine=self._engine_hash, job=task.job)
         start = time.monotonic()
         with PartWriter(task.target, task.schema, task.scratch) as part:
             try:
@@ -227,8 +226,22 @@ class GenerationWorker:
             stats.wall_s = time.monotonic() - start
             stats.finished = datetime.now(UTC).isoformat(timespec="seconds")
             _check_ids(written, task.samples["sample_id"].to_pylist(), "the shard's rows")
+            self._check_owner(task)
             num_bytes = part.publish({"shard_id": task.shard_id, **stats.to_json()})
         yield Committed(stats, num_bytes, self._record_of_engine())
+
+    def _check_owner(self, task: ShardTask) -> None:
+        """Keep a part out of a folder that was deleted, or that another job has begun since."""
+        if task.record is None:
+            return
+        found = recorded_job(task.record)
+        if found is None:
+            raise OutputFolderError(
+                f"{task.record}: not visible to worker {self._name}; a cluster needs an output that all nodes "
+                "share, such as s3://, and that nobody deletes while a job runs"
+            )
+        if found != task.job:
+            raise OutputFolderError(f"{task.record}: belongs to another job now; choose another output")
 
     def _generate(self, task: ShardTask, todo: pa.Table) -> Iterator[tuple[ShardEvent, pa.Table | None]]:
         """Turn the samples left to do into rows, batch by batch; hopeless samples go first."""
@@ -270,7 +283,8 @@ def _keep_rows(task: ShardTask, part: PartWriter, stats: ShardStats) -> list[str
     """Write the good rows of the shard's earlier part, if any are kept; give their ids."""
     written: list[str] = []
     if task.kept is not None:
-        for rows in kept_rows(task.kept, task.schema, task.samples["sample_id"].to_pylist(), stats):
+        owner = PartOwner(task.job, task.schema)
+        for rows in kept_rows(task.kept, owner, task.shard_id, task.samples, stats):
             part.write(rows)
             stats.add_rows(rows)
             written += rows["sample_id"].to_pylist()

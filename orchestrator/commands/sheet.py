@@ -11,8 +11,10 @@ import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
+from toprovar_batch.orchestrator.output.parts import open_own_part, planned_schema
 from toprovar_batch.worker.errors import OutputFolderError, UserError
-from toprovar_batch.worker.part_reader import UnreachableError, open_parquet
+from toprovar_batch.worker.part_identity import PartOwner
+from toprovar_batch.worker.part_reader import UnreachableError
 from toprovar_batch.worker.storage import storage_errors
 
 _COLUMNS: Final = ("sample_id", "prompt", "image", "status")
@@ -99,16 +101,16 @@ def _cells(output: str, width: int, limit: int, font: Font) -> Iterator[Cell]:
         job = folder.read_job()
         if job is None:
             raise OutputFolderError(f"{output}: no dataset of a job is here (no _job/job.json)")
-        for row in _rows(folder, job["num_shards"], limit):
+        for row in _rows(folder.owned_by(job), job["num_shards"], limit):
             yield _cell(output, row, width, font)
     except (*storage_errors(), UnreachableError, pa.ArrowException) as error:
         raise OutputFolderError(f"{output}: cannot be read: {error}") from error
 
 
 def _rows(folder: OutputFolder, num_shards: int, limit: int) -> Iterator[dict[str, Any]]:
+    owner = PartOwner(folder.job, planned_schema(folder))
     for shard_id in folder.finished(num_shards):
-        path = folder.part(shard_id, num_shards)
-        with open_parquet(folder.filesystem, path) as part:
+        with open_own_part(folder, folder.part(shard_id, num_shards), shard_id, owner) as part:
             for batch in part.iter_batches(batch_size=8, columns=list(_COLUMNS)):
                 for row in batch.to_pylist()[:limit]:
                     limit -= 1

@@ -31,6 +31,7 @@ class RunSummary:
         num_workers: most workers that were loaded at one time in this run.
         num_lost: attempts of this run whose worker died, hung or raised.
         num_load_failures: workers of this run that could not load.
+        nameless_parts: published parts of earlier versions, which do not name their job.
         failed: shard id -> why it was given up.
         damaged: shard id -> why its part cannot be read.
         unreachable: shard id -> why its part could not be read now.
@@ -49,6 +50,7 @@ class RunSummary:
     num_workers: int
     num_lost: int
     num_load_failures: int = 0
+    nameless_parts: int = 0
     failed: dict[int, str] = field(default_factory=dict)
     damaged: dict[int, str] = field(default_factory=dict)
     unreachable: dict[int, str] = field(default_factory=dict)
@@ -68,6 +70,7 @@ class RunSummary:
         yield f"{data.ok:,} images, {data.errors:,} failed, of {self.num_samples:,} samples; {self.finished_shards} of {self.num_shards} shards"
         yield from error_lines(data)
         yield from computation_lines(data)
+        yield from nameless_lines(self.nameless_parts)
         yield from self._speed_lines()
         troubles = (
             ("given up", self.failed),
@@ -124,6 +127,12 @@ def computation_lines(stats: ShardStats) -> Iterator[str]:
         yield "computed in " + ", ".join(f"{computation} ({count:,} images)" for computation, count in counts)
 
 
+def nameless_lines(count: int) -> Iterator[str]:
+    """Say how many parts cannot tell which job they are of."""
+    if count:
+        yield f"{count} parts of an earlier version do not name their job; status --verify compares their samples and seeds"
+
+
 def time_lines(stats: ShardStats) -> Iterator[str]:
     """Say where an image's time went, and what the policy saved."""
     if stats.ok:
@@ -159,6 +168,6 @@ def error_lines(stats: ShardStats) -> Iterator[str]:
 def stats_record(stats: ShardStats) -> dict[str, Any]:
     """Give the sums that mean something over many shards, JSON-able."""
     record = stats.to_json()
-    for name in ("attempt", "worker", "engine", "finished"):
+    for name in ("attempt", "worker", "engine", "finished", "job"):
         del record[name]
     return record

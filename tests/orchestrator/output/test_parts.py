@@ -161,7 +161,7 @@ def test_a_plan_of_another_number_of_shards_is_refused(output):
 def test_a_part_with_a_missing_row_is_found(output):
     publish(output.folder, output.plan, output.schema, 0, num_rows=3)
     damaged = verify_parts(output.folder, [0, 1], 2).damaged
-    assert damaged == {0: "its 3 rows are not the 4 samples of its shard"}
+    assert damaged == {0: "its 3 rows are not the 4 samples of its shard, with their seeds"}
 
 
 def test_a_part_of_other_samples_is_found(output, tmp_path):
