@@ -16,6 +16,7 @@ from toprovar_batch.worker.errors import OutputFolderError, UserError
 from toprovar_batch.worker.part_identity import PartOwner
 from toprovar_batch.worker.part_reader import UnreachableError
 from toprovar_batch.worker.storage import storage_errors
+from toprovar_batch.worker.whole_file import whole_file
 
 _COLUMNS: Final = ("sample_id", "prompt", "image", "status")
 _MARGIN: Final = 8
@@ -161,7 +162,7 @@ def _cut(word: str, width: int, font: Font) -> str:
 
 
 def write_sheet(sheet: Image.Image, file: Path) -> None:
-    """Write a sheet in the format of the file's extension.
+    """Write a sheet in the format of the file's extension; a file that is there stays if that fails.
 
     Raises:
         UserError: an unknown extension, or a file that cannot be written.
@@ -170,9 +171,9 @@ def write_sheet(sheet: Image.Image, file: Path) -> None:
     if kind is None:
         raise UserError(f"{file}: its extension is none of {', '.join(_FORMATS)}")
     try:
-        sheet.save(file, kind, quality=92)
+        with whole_file(file) as path:
+            sheet.save(path, kind, quality=92)
     except (OSError, ValueError) as error:
-        file.unlink(missing_ok=True)
         raise UserError(
             f"{file}: a sheet of {sheet.width} x {sheet.height} cannot be written: {error}"
         ) from error

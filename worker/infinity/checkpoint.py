@@ -227,9 +227,17 @@ def load_into(
 def save_plain(module: nn.Module, path: Path) -> None:
     """Write a module's weights as one safetensors file in this package's names, which `read_state_dict` reads."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    _save_aside(state, path)
+
+
+def _save_aside(state: StateDict, path: Path) -> None:
+    """Write a file beside `path`, and put it there once it is whole."""
     temporary = path.with_name(path.name + ".tmp")
-    save_file(state, temporary)
-    temporary.replace(path)
+    try:
+        save_file(state, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def save_shards(module: nn.Module, folder: Path, max_bytes: int) -> None:
@@ -248,7 +256,7 @@ def save_shards(module: nn.Module, folder: Path, max_bytes: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files = [f"model-{index:05d}-of-{len(shards):05d}.safetensors" for index in range(1, len(shards) + 1)]
     for file, shard in zip(files, shards, strict=True):
-        save_file(shard, folder / file)
+        _save_aside(shard, folder / file)
     weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
     index = {
         "metadata": {"total_size": sum(t.nbytes for s in shards for t in s.values())},
