@@ -115,6 +115,7 @@ def run_record(summary: RunSummary, outcome: Outcome, started: datetime) -> dict
         "damaged_shards": summary.damaged,
         "workers": summary.num_workers,
         "bytes": outcome.num_bytes,
+        "flat_batches": summary.flat_batches,
         "totals": stats_record(summary.this_run),
         "incidents": outcome.incidents,
         "engines": {

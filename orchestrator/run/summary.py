@@ -31,6 +31,7 @@ class RunSummary:
         num_workers: most workers that were loaded at one time in this run.
         num_lost: attempts of this run whose worker died, hung or raised.
         num_load_failures: workers of this run that could not load.
+        flat_batches: of this run, in which every picture is of one colour.
         nameless_parts: published parts of earlier versions, which do not name their job.
         failed: shard id -> why it was given up.
         damaged: shard id -> why its part cannot be read.
@@ -50,6 +51,7 @@ class RunSummary:
     num_workers: int
     num_lost: int
     num_load_failures: int = 0
+    flat_batches: int = 0
     nameless_parts: int = 0
     failed: dict[int, str] = field(default_factory=dict)
     damaged: dict[int, str] = field(default_factory=dict)
@@ -71,6 +73,8 @@ class RunSummary:
         yield from error_lines(data)
         yield from computation_lines(data)
         yield from nameless_lines(self.nameless_parts)
+        if self.flat_batches:
+            yield f"{self.flat_batches} batches hold pictures of one colour alone: look at them, and check the weights and dtype"
         yield from self._speed_lines()
         troubles = (
             ("given up", self.failed),

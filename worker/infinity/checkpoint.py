@@ -209,6 +209,8 @@ def load_into(
     fitted: Mapping[str, Tensor],
     device: torch.device,
     dtype_of: Callable[[str], torch.dtype],
+    *,
+    source: str,
 ) -> None:
     """Give a module (built on the meta device) its weights, each moved and converted once.
 
@@ -217,11 +219,39 @@ def load_into(
         fitted: from `fit_state`.
         device: where the parameters go.
         dtype_of: the wanted dtype of a parameter, by name.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: a tensor holds a number that is not finite; names it.
     """
     weights = {
         name: tensor.to(device=device, dtype=dtype_of(name), copy=True) for name, tensor in fitted.items()
     }
+    check_finite(weights, source)
     module.load_state_dict(weights, strict=True, assign=True)
+
+
+def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that would give pictures of nothing; waits for their device once.
+
+    Args:
+        weights: name to tensor, all on one device.
+        source: the file or folder, for messages.
+
+    Raises:
+        CheckpointError: a tensor holds a number that is not finite; names the first.
+    """
+    if not weights:
+        return
+    # The extremes are NaN where any number is, and need no copy of the tensor.
+    extremes = torch.stack([torch.stack(tensor.aminmax()).float() for tensor in weights.values()])
+    finite = extremes.isfinite().all(1).tolist()
+    for (name, tensor), sound in zip(weights.items(), finite, strict=True):
+        if not sound:
+            raise CheckpointError(
+                f"{name}: holds numbers that are not finite in {str(tensor.dtype).removeprefix('torch.')}, in {source}; "
+                "fetch the file again, or choose another model.dtype"
+            )
 
 
 def save_plain(module: nn.Module, path: Path) -> None:

@@ -258,7 +258,15 @@ class Vae(nn.Module):
             summed_codes: of any number of images.
             backend: which kernels run; only PyTorch's give a gradient.
         """
-        return self.decoder(summed_codes.to(self.dtype), backend).float().clamp(-1, 1)
+        return self._decode(summed_codes, backend).clamp(-1, 1)
+
+    def decode_checked(self, summed_codes: Tensor, backend: Backend = PYTORCH) -> tuple[Tensor, Tensor]:
+        """As `decode`; and [B] bool, on the same device, whether all numbers of an image were finite before the clamp."""
+        pixels = self._decode(summed_codes, backend)
+        return pixels.clamp(-1, 1), pixels.isfinite().flatten(1).all(1)
+
+    def _decode(self, summed_codes: Tensor, backend: Backend) -> Tensor:
+        return self.decoder(summed_codes.to(self.dtype), backend).float()
 
 
 def to_uint8(pixels: Tensor) -> Tensor:

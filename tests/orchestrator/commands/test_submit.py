@@ -251,6 +251,15 @@ def test_a_part_with_a_corrupt_picture_is_left_alone_and_named_when_errors_are_t
     ]
 
 
+def test_batches_of_one_colour_are_said_once_and_are_on_record(
+    write_job, tmp_path, make_engine_factory, capsys
+):
+    summary = submit(write_job(num_workers=1), engine_factory=make_engine_factory(flat_batches=2))
+    show(summary, "again")
+    assert capsys.readouterr().out.count("2 batches hold pictures of one colour alone") == 1
+    assert the_record(tmp_path)["flat_batches"] == 2
+
+
 def test_a_record_that_cannot_be_written_fails_the_run_in_one_sentence(
     write_job, tmp_path, make_engine_factory
 ):

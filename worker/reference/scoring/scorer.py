@@ -90,7 +90,8 @@ def load_scorer(device: torch.device, path: Path = SCORER_FILE) -> Scorer:
     with torch.device("meta"):
         detector = Detector(min_score)
     weights = {name: tensor for name, tensor in state.items() if not name.startswith(_REFERENCE)}
-    load_into(detector, fit_state(detector, weights, source=str(path)), device, lambda _name: torch.float32)
+    fitted = fit_state(detector, weights, source=str(path))
+    load_into(detector, fitted, device, lambda _name: torch.float32, source=str(path))
     return Scorer(detector.eval().requires_grad_(False), references, record)
 
 
