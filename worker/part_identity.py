@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import fsspec
@@ -68,12 +69,12 @@ def check_part(part: pq.ParquetFile, owner: PartOwner, shard_id: int | None) -> 
         UnreachableError: a later version of this program made it.
     """
     record = read_stats(part.metadata)
-    if CHECKSUM in record and record[CHECKSUM] != record_checksum(record):
-        raise ValueError("what its footer says does not match the checksum there")
     if record.get("schema_version", 0) > SCHEMA_VERSION:
         raise UnreachableError(
             f"a later version of this program made it (schema version {record['schema_version']}, here {SCHEMA_VERSION})"
         )
+    if CHECKSUM in record and record[CHECKSUM] != record_checksum(record):
+        raise ValueError("what its footer says does not match the checksum there")
     stats = ShardStats.from_json(record)
     if owner.job and stats.job and stats.job != owner.job:
         raise ValueError("it belongs to another job than this output")
@@ -86,6 +87,7 @@ def check_part(part: pq.ParquetFile, owner: PartOwner, shard_id: int | None) -> 
     return stats
 
 
+@lru_cache(maxsize=4)  # the parts of a dataset share one
 def stored_schema(schema: pa.Schema) -> pa.Schema:
     """A schema as it comes back from Parquet, which knows no seconds, for example."""
     buffer = pa.BufferOutputStream()
