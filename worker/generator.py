@@ -268,9 +268,8 @@ class Generator:
         """[B, H, W, 3] uint8 RGB and [B] bool, whether all numbers were finite; both on the device."""
         decode, backend = self.model.vae.decode_checked, self._ready.backend
         chunks = [decode(chunk, backend) for chunk in codes.split(_DECODE_CHUNK)]
-        return torch.cat([to_uint8(pixels) for pixels, _ in chunks]), torch.cat(
-            [finite for _, finite in chunks]
-        )
+        images = torch.cat([to_uint8(pixels) for pixels, _ in chunks])
+        return images, torch.cat([largest for _, largest in chunks]).isfinite()
 
     def _statistics(self, sampled: _Sampled) -> list[ImageStatistics]:
         """What is known of each image of a batch when it is queued."""

@@ -90,6 +90,11 @@ def test_the_call_reads_a_folder_of_any_name(tmp_path, read, name):
     assert read(reading_call(str(tmp_path / name))) == ["a0"]
 
 
+def test_the_call_reads_a_folder_that_is_named_by_its_url(tmp_path, read):
+    write_part(tmp_path / "out", 0, "a0")
+    assert read(reading_call(f"file://{tmp_path}/out")) == ["a0"]
+
+
 def test_the_folder_itself_is_never_stale_either(tmp_path, begin):
     folders = tmp_path / "a/out", tmp_path / "b/out"
     for folder in folders:
