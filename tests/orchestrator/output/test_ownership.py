@@ -212,3 +212,18 @@ def test_an_earlier_driver_leaves_the_unfinished_files_of_a_later_one(write_job,
     assert unfinished.exists()
     later.__exit__(None, None, None)
     assert not unfinished.exists()
+
+
+@pytest.mark.slow
+def test_a_run_whose_folder_another_job_has_begun_stops_and_adds_nothing(write_job, tmp_path, start_driver):
+    path = write_job([f"prompt {index}" for index in range(8)], num_workers=1)
+    driver = start_driver(path)
+    driver.permit(2)  # of the four images of a shard
+    driver.wait_until_taken(2)
+    shutil.rmtree(tmp_path / "out")
+    other = load_job(path, ["sampling.seed=7"])
+    with open_output(other, plan_job(other), dataset_schema([])):
+        assert driver.finish() == 2, driver.said
+    assert "belongs to another job now" in driver.said
+    assert not (tmp_path / "out/data").exists()
+    assert not (tmp_path / "out/_job/runs").exists()
