@@ -13,16 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from toprovar_batch.worker.errors import OutputFolderError, UserError
-from toprovar_batch.worker.part_file import PartWriter, image_path, read_stats, result_rows
+from toprovar_batch.worker.kept_part import DamagedPartError, kept_rows
+from toprovar_batch.worker.part_file import PartWriter, image_path, result_rows
+from toprovar_batch.worker.part_identity import PartOwner, recorded_job
 from toprovar_batch.worker.pipeline import Beginning, Finished, PendingResults, run_batches
 from toprovar_batch.worker.request import GenerationRequest, GenerationResult
 from toprovar_batch.worker.shard_stats import Computation, ShardStats
@@ -75,7 +74,9 @@ class ShardTask:
         isolated: generate one image at a time, and none beside it, so that a death names its sample.
         poisoned: sample id -> why it must not reach the engine again.
         kept: address of an earlier part of this shard whose good rows are kept, or None.
-        witness: a file in the output folder that must be visible here; None for remote outputs.
+        job: hash of the identity of the job, for the part's footer.
+        record: address of the output's `_job/job.json`, which must name this job when the shard begins and when its
+            part is published; None: nobody looks.
     """
 
     shard_id: int
@@ -88,7 +89,8 @@ class ShardTask:
     isolated: bool = False
     poisoned: Mapping[str, str] = field(default_factory=dict)
     kept: str | None = None
-    witness: str | None = None
+    job: str = ""
+    record: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,14 @@ class Committed:
     engine: dict[str, Any]  # the engine's description and its usage after the shard
 
 
-ShardEvent = Started | Progress | Committed
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """The shard's earlier part, whose good rows were to be kept, is damaged: it stays as it is, for the user to see."""
+
+    reason: str
+
+
+ShardEvent = Started | Progress | Committed | Declined
 
 
 def build_engine(spec: "ResolvedSpec", runtime: "RuntimeSpec", num_threads: int) -> GenerationEngine:
@@ -183,11 +192,11 @@ class GenerationWorker:
 
         Yields:
             `Started` before a batch enters the engine, `Progress` once it has its results, and `Committed` once the part
-            is visible. Unless the task is isolated, up to three batches are in the engine: two on the device and one
+            is visible. `Declined` alone where an earlier part to keep rows of is damaged. Unless the task is isolated, up to three batches are in the engine: two on the device and one
             that is encoded.
 
         Raises:
-            OutputFolderError: the output is a folder of another machine.
+            OutputFolderError: the output is a folder of another machine, or does not belong to the job any more.
             WorkerError: the engine raised or gave other samples back than it took, or the part cannot be
                 written; nothing is published then.
         """
@@ -195,20 +204,18 @@ class GenerationWorker:
             yield from self._run(task)
 
     def _run(self, task: ShardTask) -> Iterator[ShardEvent]:
-        if task.witness is not None and not Path(task.witness).exists():
-            raise OutputFolderError(
-                f"{task.witness}: not visible to worker {self._name}; a cluster needs an output that all nodes "
-                "share, such as s3://"
-            )
-        stats = ShardStats(attempt=task.attempt, worker=self._name, engine=self._engine_hash)
+        self._check_owner(task)
+        stats = ShardStats(attempt=task.attempt, worker=self._name, engine=self._engine_hash, job=task.job)
         start = time.monotonic()
         with PartWriter(task.target, task.schema, task.scratch) as part:
-            todo, written = task.samples, []
-            for rows in _kept_rows(task, stats):
-                part.write(rows)
-                stats.add_rows(rows)
-                written += rows["sample_id"].to_pylist()
-                todo = todo.filter(pc.invert(pc.is_in(todo["sample_id"], rows["sample_id"].combine_chunks())))
+            try:
+                written = _keep_rows(task, part, stats)
+            except DamagedPartError as error:
+                yield Declined(str(error))
+                return
+            todo = task.samples.filter(
+                pc.invert(pc.is_in(task.samples["sample_id"], pa.array(written, pa.string())))
+            )
             stats.generated = todo.num_rows
             for event, rows in self._generate(task, todo):
                 yield event  # before writing: a full disk is not the samples' fault; and the device has work meanwhile
@@ -219,8 +226,22 @@ class GenerationWorker:
             stats.wall_s = time.monotonic() - start
             stats.finished = datetime.now(UTC).isoformat(timespec="seconds")
             _check_ids(written, task.samples["sample_id"].to_pylist(), "the shard's rows")
+            self._check_owner(task)
             num_bytes = part.publish({"shard_id": task.shard_id, **stats.to_json()})
         yield Committed(stats, num_bytes, self._record_of_engine())
+
+    def _check_owner(self, task: ShardTask) -> None:
+        """Keep a part out of a folder that was deleted, or that another job has begun since."""
+        if task.record is None:
+            return
+        found = recorded_job(task.record)
+        if found is None:
+            raise OutputFolderError(
+                f"{task.record}: not visible to worker {self._name}; a cluster needs an output that all nodes "
+                "share, such as s3://, and that nobody deletes while a job runs"
+            )
+        if found != task.job:
+            raise OutputFolderError(f"{task.record}: belongs to another job now; choose another output")
 
     def _generate(self, task: ShardTask, todo: pa.Table) -> Iterator[tuple[ShardEvent, pa.Table | None]]:
         """Turn the samples left to do into rows, batch by batch; hopeless samples go first."""
@@ -256,6 +277,18 @@ class GenerationWorker:
         elif statistics is not None:  # of an image that failed only this means something; the rest is null
             record["prompt_truncated"] = statistics.prompt_truncated
         return {**record, **task.labels, "attempt": task.attempt, "worker": self._name}
+
+
+def _keep_rows(task: ShardTask, part: PartWriter, stats: ShardStats) -> list[str]:
+    """Write the good rows of the shard's earlier part, if any are kept; give their ids."""
+    written: list[str] = []
+    if task.kept is not None:
+        owner = PartOwner(task.job, task.schema)
+        for rows in kept_rows(task.kept, owner, task.shard_id, task.samples, stats):
+            part.write(rows)
+            stats.add_rows(rows)
+            written += rows["sample_id"].to_pylist()
+    return written
 
 
 @contextmanager
@@ -299,17 +332,6 @@ def _split(
         else:
             hopeless.append(GenerationResult.failed(row["sample_id"], error))
     return requests, hopeless
-
-
-def _kept_rows(task: ShardTask, stats: ShardStats) -> Iterator[pa.Table]:
-    """Read the good rows of the shard's earlier part, a row group at a time; `stats` gets what they were computed with."""
-    if task.kept is None:
-        return
-    with fsspec.open(task.kept, "rb") as file, pq.ParquetFile(file) as part:
-        stats.add_computations(ShardStats.from_json(read_stats(part.metadata)).computed_with)
-        for group in range(part.num_row_groups):
-            rows = part.read_row_group(group).select(task.schema.names).cast(task.schema)
-            yield rows.filter(pc.equal(rows["status"], "ok"))
 
 
 def _digest(description: Mapping[str, Any]) -> str:

@@ -60,6 +60,7 @@ class Engine:
         self._encoders = encoding_threads()
         self._batch_limit: int | None = None
         self._out_of_memory: list[dict[str, int]] = []
+        self._flat_batches = 0
 
     def setup(self) -> None:
         """Load the model.
@@ -162,6 +163,7 @@ class Engine:
         start = time.perf_counter()
         encoded = encode_images(made.pixels, image_spec, self._encoders)
         made.times.encode = time.perf_counter() - start
+        self._flat_batches += made.is_flat
         height, width = made.pixels.shape[1:3]
         return [
             GenerationResult(
@@ -189,11 +191,15 @@ class Engine:
         return self.generator.describe()
 
     def usage(self) -> dict[str, Any]:
-        """What loading and running took so far, JSON-able; `batch_limit` is what memory has set, or None."""
+        """What loading and running took so far, JSON-able.
+
+        `batch_limit` is what memory has set, or None; `flat_batches` counts those with pictures of one colour alone.
+        """
         return {
             **self.generator.usage(),
             "out_of_memory": list(self._out_of_memory),
             "batch_limit": self._batch_limit,
+            "flat_batches": self._flat_batches,
         }
 
 

@@ -182,14 +182,14 @@ class Generator:
     ) -> QueuedImages:
         clock.mark(None)
         sampled = self._sample(batch, self._policy_factory, clock, on_scale, self._ready.workspace)
-        pixels = self._decode(sampled.runner.codes.summed_codes)
+        pixels, decoded = self._decode(sampled.runner.codes.summed_codes)
         clock.mark("decode")
         runner = sampled.runner
         with_maps = self._spec.policy.pruning_map
         maps = queue_copy_to_host(runner.history.pruning_maps()) if with_maps else None
         pixels = queue_copy_to_host(pixels)
-        # A CPU copies nothing to the host, and the runner's own may serve another batch.
-        finite = queue_copy_to_host(runner.finite.clone())
+        # A tensor of its own: a CPU copies nothing to the host, and the runner's may serve another batch.
+        finite = queue_copy_to_host(runner.finite & decoded)
         clock.mark(None)
         return QueuedImages(pixels, finite, maps, self._statistics(sampled))
 
@@ -210,7 +210,7 @@ class Generator:
     def decode(self, runner: BatchRunner) -> np.ndarray:
         """The pictures of a batch that `observe` ran: [B, H, W, 3] uint8 RGB."""
         with torch.inference_mode():
-            return copy_to_host(self._decode(runner.codes.summed_codes)).numpy()
+            return copy_to_host(self._decode(runner.codes.summed_codes)[0]).numpy()
 
     def _sample(
         self,
@@ -274,11 +274,12 @@ class Generator:
         encoded = dict(zip(distinct, self.model.text_encoder.encode(distinct), strict=True))
         return [encoded[text] for text in texts], [encoded[text] if text else None for text in negatives]
 
-    def _decode(self, codes: Tensor) -> Tensor:
-        """[B, H, W, 3] uint8 RGB on the device."""
-        decode, backend = self.model.vae.decode, self._ready.backend
-        chunks = [to_uint8(decode(chunk, backend)) for chunk in codes.split(_DECODE_CHUNK)]
-        return torch.cat(chunks)
+    def _decode(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, H, W, 3] uint8 RGB and [B] bool, whether all numbers were finite; both on the device."""
+        decode, backend = self.model.vae.decode_checked, self._ready.backend
+        chunks = [decode(chunk, backend) for chunk in codes.split(_DECODE_CHUNK)]
+        images = torch.cat([to_uint8(pixels) for pixels, _ in chunks])
+        return images, torch.cat([largest for _, largest in chunks]).isfinite()
 
     def _statistics(self, sampled: _Sampled) -> list[ImageStatistics]:
         """What is known of each image of a batch when it is queued."""

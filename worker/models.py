@@ -62,7 +62,7 @@ def load_transformer(
         CheckpointError: the file does not fit the sizes; names the tensor.
     """
     model, fitted = _read_transformer(sizes, path)
-    load_into(model, fitted, device, transformer_dtype(dtype))
+    load_into(model, fitted, device, transformer_dtype(dtype), source=str(path))
     return model.eval().requires_grad_(False)
 
 
@@ -85,7 +85,7 @@ def load_vae(
         CheckpointError: the file does not fit the sizes; names the tensor.
     """
     vae, fitted = _read_vae(sizes, path, with_encoder=with_encoder)
-    load_into(vae, fitted, device, lambda _name: dtype)
+    load_into(vae, fitted, device, lambda _name: dtype, source=str(path))
     return vae.eval().requires_grad_(False)
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .cached_copy import make_once
+from .whole_file import whole_file
 
 SUFFIX = ".parquet"
 _COLUMN = "numbers"
@@ -32,17 +33,18 @@ def pack(source: Path, target: Path) -> None:
     numbers = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(2), len(content) // 2, [None, pa.py_buffer(content)]
     )
-    pq.write_table(
-        pa.table({_COLUMN: numbers}),
-        target,
-        row_group_size=max(1, len(numbers)),
-        use_dictionary=False,
-        use_byte_stream_split=[_COLUMN],
-        compression="zstd",
-        compression_level=_LEVEL,
-        write_statistics=False,
-        write_page_checksum=True,
-    )
+    with whole_file(target) as aside:
+        pq.write_table(
+            pa.table({_COLUMN: numbers}),
+            aside,
+            row_group_size=max(1, len(numbers)),
+            use_dictionary=False,
+            use_byte_stream_split=[_COLUMN],
+            compression="zstd",
+            compression_level=_LEVEL,
+            write_statistics=False,
+            write_page_checksum=True,
+        )
 
 
 def unpack(source: Path, target: Path) -> None:

@@ -23,6 +23,9 @@ from .file_aside import FileAside
 from .image_statistics import STATISTIC_COLUMNS
 
 STATS_KEY = b"toprovar"
+SCHEMA_VERSION = 1
+"""Counts up whenever a column of `dataset_schema` comes, goes or changes its type; each part names its own."""
+CHECKSUM = "checksum"  # key of a record, over all others
 ROW_GROUP_BYTES = 32 << 20  # a row group holds about this much; 32 images of 1 MB
 _PAGE_CHECK_ROWS = 4  # the writer looks at its page size every so many rows: keeps pages of images near 4 MB
 _NAME_BYTES = 200  # of an image's name; file systems end at 255
@@ -155,7 +158,8 @@ class PartWriter:
         """Close the file with `stats` in its footer and make it visible under its name.
 
         Args:
-            stats: JSON-able record of the shard, read back by `read_stats`.
+            stats: JSON-able record of the shard, read back by `read_stats`. The footer adds the schema version, and a
+                checksum of the record.
 
         Returns:
             Size of the part in bytes.
@@ -164,7 +168,9 @@ class PartWriter:
             OSError: the target cannot be written; nothing is visible then.
         """
         self._flush()
-        self._writer.add_key_value_metadata({STATS_KEY: json.dumps(stats, ensure_ascii=False).encode()})
+        record = {**stats, "schema_version": SCHEMA_VERSION}
+        record[CHECKSUM] = record_checksum(record)
+        self._writer.add_key_value_metadata({STATS_KEY: json.dumps(record, ensure_ascii=False).encode()})
         self._writer.close()
         size = self._path.stat().st_size
         publish_file(self._path, self._filesystem, self._target)
@@ -233,6 +239,12 @@ def read_stats(metadata: pq.FileMetaData) -> dict[str, Any]:
     """Read the shard's record from a part's footer; empty when the file has none."""
     stats: dict[str, Any] = json.loads((metadata.metadata or {}).get(STATS_KEY, b"{}"))
     return stats
+
+
+def record_checksum(record: Mapping[str, Any]) -> str:
+    """Hash a shard's record, however its keys are ordered; a checksum that is in it does not count."""
+    rest = {key: value for key, value in record.items() if key != CHECKSUM}
+    return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _sync(path: Path) -> None:

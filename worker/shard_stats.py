@@ -76,6 +76,7 @@ class ShardStats:
         worker: who published it, host:pid.
         engine: hash of the engine's description in the run's record.
         finished: UTC time of the publication, ISO 8601.
+        job: hash of the identity of the job that it was made for; empty in parts of earlier versions.
     """
 
     rows: int = 0
@@ -93,6 +94,7 @@ class ShardStats:
     worker: str = ""
     engine: str = ""
     finished: str = ""
+    job: str = ""
 
     def add_rows(self, rows: pa.Table, computation: Computation | None = None) -> None:
         """Count rows of the dataset's schema, computed with `computation` if that is known."""
@@ -115,7 +117,7 @@ class ShardStats:
             self._count_error(row["error"], ErrorKind(1, [row["sample_id"]]))
 
     def merge(self, other: "ShardStats") -> None:
-        """Add the sums of another shard; attempt, worker, engine and finished stay."""
+        """Add the sums of another shard; attempt, worker, engine, finished and job stay."""
         self.rows += other.rows
         self.ok += other.ok
         self.errors += other.errors

@@ -212,7 +212,7 @@ class _Run:
 
 def _check(made: GeneratedBatch) -> None:
     if not all(made.finite):
-        raise RunFailedError("the model gave logits that are not finite numbers; nothing was timed")
+        raise RunFailedError("the model gave numbers that are not finite; nothing was timed")
     if any(image.std() == 0 for image in made.pixels):
         raise RunFailedError("the model gave a picture of one colour; nothing was timed")
 

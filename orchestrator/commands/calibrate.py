@@ -21,6 +21,7 @@ from toprovar_batch.orchestrator.output.identity import job_identity
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
 from toprovar_batch.worker.errors import JobSpecError, OutputFolderError
 from toprovar_batch.worker.pruning.policies.specs import PolicySpec
+from toprovar_batch.worker.whole_file import write_whole
 
 if TYPE_CHECKING:
     from toprovar_batch.orchestrator.calibration.search import Found, Goal
@@ -142,7 +143,13 @@ def _obstacle(path: str) -> str | None:
     parent = file.absolute().parent
     if not parent.is_dir():
         return f"the folder of {path} does not exist; make it first"
-    if not os.access(file if file.exists() else parent, os.W_OK):
+    # A file is written beside the one that is there, and takes its place; what is no file is written itself.
+    places = (
+        [file]
+        if file.exists() and not file.is_file()
+        else [file.resolve().parent, *([file] if file.exists() else [])]
+    )
+    if not all(os.access(place, os.W_OK) for place in places):
         return f"{path} may not be written; name another place, or change its permissions"
     return None
 
@@ -216,6 +223,6 @@ def write_policy(spec: PolicySpec, target: str, provenance: dict[str, Any]) -> N
     }
     text = _HEADER + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     try:
-        Path(target).write_text(text, encoding="utf-8")
+        write_whole(Path(target), text)
     except OSError as error:
         raise OutputFolderError(f"{target}: the policy file cannot be written: {error.strerror}") from error

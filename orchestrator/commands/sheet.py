@@ -8,12 +8,15 @@ from typing import Any, Final
 
 import click
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
+from toprovar_batch.orchestrator.output.parts import open_own_part, planned_schema
 from toprovar_batch.worker.errors import OutputFolderError, UserError
+from toprovar_batch.worker.part_identity import PartOwner
+from toprovar_batch.worker.part_reader import UnreachableError
 from toprovar_batch.worker.storage import storage_errors
+from toprovar_batch.worker.whole_file import whole_file
 
 _COLUMNS: Final = ("sample_id", "prompt", "image", "status")
 _MARGIN: Final = 8
@@ -99,16 +102,16 @@ def _cells(output: str, width: int, limit: int, font: Font) -> Iterator[Cell]:
         job = folder.read_job()
         if job is None:
             raise OutputFolderError(f"{output}: no dataset of a job is here (no _job/job.json)")
-        for row in _rows(folder, job["num_shards"], limit):
+        for row in _rows(folder.owned_by(job), job["num_shards"], limit):
             yield _cell(output, row, width, font)
-    except (*storage_errors(), pa.ArrowException) as error:
+    except (*storage_errors(), UnreachableError, pa.ArrowException) as error:
         raise OutputFolderError(f"{output}: cannot be read: {error}") from error
 
 
 def _rows(folder: OutputFolder, num_shards: int, limit: int) -> Iterator[dict[str, Any]]:
+    owner = PartOwner(folder.job, planned_schema(folder))
     for shard_id in folder.finished(num_shards):
-        path = folder.part(shard_id, num_shards)
-        with folder.filesystem.open(path, "rb") as file, pq.ParquetFile(file) as part:
+        with open_own_part(folder, folder.part(shard_id, num_shards), shard_id, owner) as part:
             for batch in part.iter_batches(batch_size=8, columns=list(_COLUMNS)):
                 for row in batch.to_pylist()[:limit]:
                     limit -= 1
@@ -159,7 +162,7 @@ def _cut(word: str, width: int, font: Font) -> str:
 
 
 def write_sheet(sheet: Image.Image, file: Path) -> None:
-    """Write a sheet in the format of the file's extension.
+    """Write a sheet in the format of the file's extension; a file that is there stays if that fails.
 
     Raises:
         UserError: an unknown extension, or a file that cannot be written.
@@ -168,9 +171,9 @@ def write_sheet(sheet: Image.Image, file: Path) -> None:
     if kind is None:
         raise UserError(f"{file}: its extension is none of {', '.join(_FORMATS)}")
     try:
-        sheet.save(file, kind, quality=92)
+        with whole_file(file) as path:
+            sheet.save(path, kind, quality=92)
     except (OSError, ValueError) as error:
-        file.unlink(missing_ok=True)
         raise UserError(
             f"{file}: a sheet of {sheet.width} x {sheet.height} cannot be written: {error}"
         ) from error

@@ -6,11 +6,17 @@ from typing import Any
 import click
 
 from toprovar_batch.orchestrator.output.folder import locate_output
-from toprovar_batch.orchestrator.output.parts import read_footers, verify_parts
+from toprovar_batch.orchestrator.output.parts import (
+    foreign_file_reasons,
+    planned_schema,
+    read_footers,
+    verify_parts,
+)
 from toprovar_batch.orchestrator.run.record import read_records
 from toprovar_batch.orchestrator.run.summary import (
     computation_lines,
     error_lines,
+    nameless_lines,
     stats_record,
     time_lines,
     total,
@@ -39,13 +45,15 @@ def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
         job = folder.read_job()
         if job is None:
             raise OutputFolderError(f"{output}: no dataset of a job is here (no _job/job.json)")
+        folder = folder.owned_by(job)
         num_shards = job["num_shards"]
         finished = folder.finished(num_shards)
-        parts = read_footers(folder, finished, num_shards)
+        parts = read_footers(folder, finished, num_shards, planned_schema(folder))
         damaged, unreachable = parts.damaged, parts.unreachable
         if verify:
             verified = verify_parts(folder, parts.good, num_shards)
             damaged, unreachable = damaged | verified.damaged, unreachable | verified.unreachable
+        foreign = foreign_file_reasons(folder, num_shards)
         runs = read_records(folder)
     except storage_errors() as error:
         raise OutputFolderError(f"{output}: cannot be read: {error}") from error
@@ -54,10 +62,10 @@ def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
         "samples": job["num_samples"],
         "shards": num_shards,
         "shards_done": len(finished),
+        "nameless_parts": sum(not stats.job for stats in parts.good.values()),
         "totals": stats_record(total(parts.good.values())),
-        "damaged": {
-            folder.part(shard_id, num_shards): reason for shard_id, reason in sorted(damaged.items())
-        },
+        "damaged": {folder.part(shard_id, num_shards): reason for shard_id, reason in sorted(damaged.items())}
+        | foreign,
         "unreachable": {
             folder.part(shard_id, num_shards): reason for shard_id, reason in sorted(unreachable.items())
         },
@@ -101,7 +109,8 @@ def _print(status: dict[str, Any]) -> None:
     totals = ShardStats.from_json(status["totals"])
     click.echo(f"{status['name']}: {status['shards_done']} of {status['shards']} shards done")
     click.echo(f"{totals.ok:,} images, {totals.errors:,} failed, of {status['samples']:,} samples")
-    for line in (*error_lines(totals), *computation_lines(totals), *time_lines(totals)):
+    nameless = nameless_lines(status["nameless_parts"])
+    for line in (*error_lines(totals), *computation_lines(totals), *nameless, *time_lines(totals)):
         click.echo(line)
     for run in status["runs"]:
         if "error" in run:

@@ -14,13 +14,13 @@ import ray
 from toprovar_batch.orchestrator.job.checks import check_job
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.spec import JobSpec
-from toprovar_batch.orchestrator.output.folder import (
-    JOB_FILE,
-    PLAN_COLUMNS,
-    OutputFolder,
-    open_output,
+from toprovar_batch.orchestrator.output.folder import PLAN_COLUMNS, OutputFolder, open_output
+from toprovar_batch.orchestrator.output.parts import (
+    Findings,
+    foreign_file_reasons,
+    missing_parts,
+    read_footers,
 )
-from toprovar_batch.orchestrator.output.parts import Findings, missing_parts, read_footers
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
 from toprovar_batch.orchestrator.run.dispatch import Dispatcher, Outcome
 from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
@@ -74,7 +74,9 @@ def submit(
         click.echo(f"Warning: {warning}", err=True)
     schema = dataset_schema(field for field in plan.samples.schema if field.name not in PLAN_COLUMNS)
     with open_output(job, plan, schema) as folder:
-        parts = read_footers(folder, folder.finished(plan.num_shards), plan.num_shards)
+        parts = read_footers(folder, folder.finished(plan.num_shards), plan.num_shards, schema)
+        for path, reason in foreign_file_reasons(folder, plan.num_shards).items():
+            click.echo(f"Warning: {path}: {reason}; delete it", err=True)
         todo = shards_to_do(plan.num_shards, parts, retry_errors=retry_errors)
         summarise = partial(_summarise, job, plan, parts, retry_errors)
         outcome = Outcome()
@@ -132,7 +134,8 @@ def _dispatch(
             isolated=assignment.isolated,
             poisoned=assignment.poisoned,
             kept=target if shard_id in published else None,
-            witness=folder.inside(*JOB_FILE) if folder.is_local else None,
+            job=folder.job,
+            record=folder.job_url,
         )
 
     kept = total(published.values())
@@ -184,7 +187,9 @@ def _summarise(
     wall_s: float,
     error: BaseException | None,
 ) -> RunSummary:
-    published = parts.good | outcome.committed
+    damaged = parts.damaged | outcome.damaged
+    published = {shard: stats for shard, stats in parts.good.items() if shard not in damaged}
+    published |= outcome.committed
     return RunSummary(
         output=job.output,
         num_samples=plan.samples.num_rows,
@@ -196,8 +201,10 @@ def _summarise(
         num_workers=outcome.num_workers,
         num_lost=sum(incident["kind"] != "load" for incident in outcome.incidents),
         num_load_failures=sum(incident["kind"] == "load" for incident in outcome.incidents),
+        flat_batches=sum(engine.get("flat_batches", 0) for engine in outcome.engines.values()),
+        nameless_parts=sum(not stats.job for stats in published.values()),
         failed=outcome.failed,
-        damaged=parts.damaged,
+        damaged=damaged,
         unreachable=parts.unreachable,
         retry_errors=retry_errors,
         stopped_by=outcome.stopped_by.name if outcome.stopped_by else None,

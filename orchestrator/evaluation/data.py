@@ -1,21 +1,22 @@
 """What an evaluation reads from an output folder: samples with their pictures and what they were to show."""
 
 import io
-import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image, UnidentifiedImageError
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
+from toprovar_batch.orchestrator.output.parts import foreign_file_reasons, open_own_part, planned_schema
 from toprovar_batch.worker.errors import OutputFolderError
+from toprovar_batch.worker.part_identity import PartOwner
+from toprovar_batch.worker.part_reader import UnreachableError, open_parquet
 from toprovar_batch.worker.reference.scenes import Wanted
 from toprovar_batch.worker.reference.scoring.verdict import check_wanted
 from toprovar_batch.worker.storage import storage_errors
@@ -65,11 +66,12 @@ class EvaluationData:
         self._groups: list[tuple[str, int]] = []
         self._columns: tuple[str, ...] = NEEDED_COLUMNS
         try:
-            for path in _parts(self._folder):
-                with self._folder.filesystem.open(path, "rb") as file, pq.ParquetFile(file) as part:
+            parts, owner = _parts(self._folder)
+            for path, shard_id in parts:
+                with open_own_part(self._folder, path, shard_id, owner) as part:
                     self._check_columns(part.schema_arrow)
                     self._groups += [(path, group) for group in range(part.num_row_groups)]
-        except (*storage_errors(), pa.ArrowException) as error:
+        except (*storage_errors(), UnreachableError, pa.ArrowException) as error:
             raise OutputFolderError(f"{output}: cannot be read: {error}") from error
         if not self._groups:
             raise OutputFolderError(f"{output}: no dataset of a job is here (no data/*.parquet with a row)")
@@ -115,9 +117,9 @@ class EvaluationData:
     def _table(self, group: int, columns: Sequence[str]) -> pa.Table:
         path, number = self._groups[group]
         try:
-            with self._folder.filesystem.open(path, "rb") as file, pq.ParquetFile(file) as part:
+            with open_parquet(self._folder.filesystem, path) as part:
                 return part.read_row_group(number, columns=list(columns))
-        except (*storage_errors(), pa.ArrowException) as error:
+        except (*storage_errors(), UnreachableError, pa.ArrowException) as error:
             raise OutputFolderError(f"{path}: cannot be read: {error}") from error
 
     def _sample(self, row: dict[str, Any]) -> Sample:
@@ -170,9 +172,19 @@ def read_wanted(row: Mapping[str, Any]) -> tuple[Wanted, ...]:
     return wanted
 
 
-def _parts(folder: OutputFolder) -> list[str]:
-    try:
-        listing = folder.filesystem.ls(folder.inside("data"), detail=False)
-    except FileNotFoundError:
-        return []
-    return sorted(name for name in listing if posixpath.basename(name).endswith(".parquet"))
+def _parts(folder: OutputFolder) -> tuple[list[tuple[str, int | None]], PartOwner]:
+    """The parts of a folder with their shards, and whose they must be; a folder without a job's record has any.
+
+    Raises:
+        OutputFolderError: there are files that are no part of the folder's job.
+    """
+    job = folder.read_job()
+    if job is None:
+        return [(path, None) for path in folder.foreign_files(0)], PartOwner()
+    num_shards = job["num_shards"]
+    for path, reason in foreign_file_reasons(folder, num_shards).items():
+        raise OutputFolderError(f"{path}: {reason}; delete it")
+    parts: list[tuple[str, int | None]] = [
+        (folder.part(shard_id, num_shards), shard_id) for shard_id in folder.finished(num_shards)
+    ]
+    return parts, PartOwner(folder.owned_by(job).job, planned_schema(folder))

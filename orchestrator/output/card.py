@@ -8,6 +8,8 @@ import yaml
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.worker.part_file import IMAGE_TYPE
 
+from .reading import reading_call
+
 _DTYPES = {
     "double": "float64",
     "float": "float32",
@@ -21,6 +23,11 @@ _PLAIN = (
     pa.types.is_large_string,
     pa.types.is_binary,
 )
+# What cards of earlier versions had, and what stands in its place. The block makes `datasets` give stale rows.
+_EARLIER = {
+    "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*.parquet\n": "",
+    'load_dataset("path/of/this/folder", split="train")': reading_call("path/of/this/folder"),
+}
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -33,14 +40,13 @@ def dataset_card(job: JobSpec, schema: pa.Schema, num_samples: int) -> str:
         num_samples: rows of the finished dataset.
 
     Returns:
-        Markdown with a YAML header; `datasets.load_dataset(folder)` reads the header.
+        Markdown with a YAML header. The header has no `configs`, see `reading_call`.
     """
     size = next((name for limit, name in _SIZES if num_samples < limit), "1M<n<10M")
     header: dict[str, Any] = {
         "pretty_name": job.name,
         "task_categories": ["text-to-image"],
         "size_categories": [size],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
     }
     features = [_feature(field) for field in schema]
     if all(features):  # otherwise datasets takes the types from the Parquet files, as well
@@ -57,12 +63,19 @@ The folder fills shard by shard; `toprovar-batch status` on it says how far it i
 ```python
 from datasets import load_dataset
 
-images = load_dataset("path/of/this/folder", split="train")
+images = {reading_call("path/of/this/folder")}
 images[0]["image"].show()
 ```
 
 A row whose `status` is `error` has no image; its `error` says why.
 """
+
+
+def mended_card(card: str) -> str:
+    """Give a card without what made `datasets` read stale rows; one that has none of it comes back as it is."""
+    for earlier, now in _EARLIER.items():
+        card = card.replace(earlier, now)
+    return card
 
 
 def _feature(field: pa.Field) -> dict[str, Any] | None:

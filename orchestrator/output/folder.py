@@ -5,7 +5,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,9 +23,10 @@ from toprovar_batch.orchestrator.output.identity import differing_fields, job_id
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import publish_bytes
+from toprovar_batch.worker.part_identity import identity_hash
 from toprovar_batch.worker.storage import storage_errors
 
-from .card import dataset_card
+from .card import dataset_card, mended_card
 from .run_lock import RunLock
 
 JOB_FOLDER = "_job"
@@ -53,11 +54,13 @@ class OutputFolder:
         url: as the user gave it.
         filesystem: behind it.
         path: of the folder within `filesystem`.
+        job: hash of the identity of the job that owns it, see `owned_by`; empty where nobody has asked.
     """
 
     url: str
     filesystem: fsspec.AbstractFileSystem
     path: str
+    job: str = ""
 
     @property
     def is_local(self) -> bool:
@@ -81,16 +84,36 @@ class OutputFolder:
         """The part's address for a process that has only fsspec."""
         return str(self.filesystem.unstrip_protocol(self.part(shard_id, num_shards)))
 
+    def owned_by(self, record: dict[str, Any]) -> "OutputFolder":
+        """The same folder, which knows its job; `record` is from `read_job`."""
+        return replace(self, job=identity_hash(record["identity"]))
+
+    @property
+    def job_url(self) -> str:
+        """The address of its job's record for a process that has only fsspec."""
+        return str(self.filesystem.unstrip_protocol(self.inside(*JOB_FILE)))
+
     def finished(self, num_shards: int) -> list[int]:
         """Ids of the shards whose part is there, ascending: the only record of what is done."""
+        return sorted(self._parts(num_shards).values())
+
+    def foreign_files(self, num_shards: int) -> list[str]:
+        """Parquet files beside the parts that are none of this job, though readers of `data/*.parquet` read them."""
+        known = self._parts(num_shards)
+        return sorted(name for name in self._data() if name.endswith(".parquet") and name not in known)
+
+    def _data(self) -> list[str]:
         self.filesystem.invalidate_cache()
         try:
-            listing = self.filesystem.ls(self.inside("data"), detail=False)
+            return list(self.filesystem.ls(self.inside("data"), detail=False))
         except FileNotFoundError:
             return []
-        names = (_PART_NAME.fullmatch(posixpath.basename(name)) for name in listing)
-        shards = (int(name[1]) for name in names if name and int(name[2]) == num_shards)
-        return sorted(shard_id for shard_id in shards if shard_id < num_shards)
+
+    def _parts(self, num_shards: int) -> dict[str, int]:
+        """The paths of the parts that are there, and their shards."""
+        names = ((name, _PART_NAME.fullmatch(posixpath.basename(name))) for name in self._data())
+        shards = {name: int(match[1]) for name, match in names if match and int(match[2]) == num_shards}
+        return {name: shard_id for name, shard_id in shards.items() if shard_id < num_shards}
 
     def publish(self, content: str | bytes, *names: str) -> None:
         """Write a small file in one visible step."""
@@ -184,17 +207,28 @@ def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[O
                 lock = held.enter_context(RunLock(Path(folder.inside(JOB_FOLDER, "driver.lock"))))
             identity = job_identity(job, plan)
             record = folder.read_job()
-            refuse_other_job(folder, record or _claim(folder, job, plan, identity), identity)
+            claimed = record or _claim(folder, job, plan, identity)
+            refuse_other_job(folder, claimed, identity)
             if record is None or not folder.filesystem.exists(folder.inside(*SAMPLES_FILE)):
                 _freeze_samples(folder, plan)
-            if not folder.filesystem.exists(folder.inside("README.md")):
-                folder.publish(dataset_card(job, schema, plan.samples.num_rows), "README.md")
+            _write_card(folder, dataset_card(job, schema, plan.samples.num_rows))
             if folder.scratch is not None and lock is not None and lock.held:
-                held.callback(_sweep, folder.scratch)
+                held.callback(_sweep_under, lock, folder.scratch)
                 _sweep(folder.scratch)
         except storage_errors() as error:
             raise OutputFolderError(f"{job.output}: cannot be written: {error}") from error
-        yield folder
+        yield folder.owned_by(claimed)
+
+
+def _write_card(folder: OutputFolder, card: str) -> None:
+    """Write the card of a new output, and mend that of an earlier version; what a person wrote into it stays."""
+    try:
+        found = folder.filesystem.cat_file(folder.inside("README.md")).decode(errors="surrogateescape")
+    except FileNotFoundError:
+        found = None
+    wanted = card if found is None else mended_card(found)
+    if wanted != found:
+        folder.publish(wanted.encode(errors="surrogateescape"), "README.md")
 
 
 def refuse_strangers(folder: OutputFolder) -> None:
@@ -248,6 +282,12 @@ def _sweep(scratch: str) -> None:
     for leftover in Path(scratch).glob("*.tmp"):
         with suppress(OSError):
             leftover.unlink()
+
+
+def _sweep_under(lock: RunLock, scratch: str) -> None:
+    """Sweep at the end of a run, unless the folder was deleted and another run may be writing in a new one."""
+    if lock.in_place:
+        _sweep(scratch)
 
 
 def _claim(folder: OutputFolder, job: JobSpec, plan: SamplePlan, identity: dict[str, Any]) -> dict[str, Any]:

@@ -1,27 +1,30 @@
 """What the published parts say: counts from their footers, and a full check of their content."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toprovar_batch.worker.errors import OutputFolderError, RunFailedError
-from toprovar_batch.worker.part_file import read_stats
+from toprovar_batch.worker.part_file import dataset_schema, read_stats
+from toprovar_batch.worker.part_identity import PartOwner, check_part
+from toprovar_batch.worker.part_reader import DAMAGE, UnreachableError, first_words, open_parquet
 from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.storage import storage_errors
 
-from .folder import SAMPLES_FILE, OutputFolder
+from .folder import PLAN_COLUMNS, SAMPLES_FILE, OutputFolder
 
 _READERS = 16  # footers read at once: object stores answer slowly, but many at a time
 # A file server's clients may see a new file late; after this long, in seconds, it is missing.
 _LISTING_LAG_S = 60.0
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
+_IDENTIFYING = ("sample_id", "seed")  # with the job, they decide a row
 T = TypeVar("T")
 
 
@@ -40,30 +43,55 @@ class Findings(Generic[T]):
     unreachable: dict[int, str] = field(default_factory=dict)
 
 
-class UnreachableError(Exception):
-    """The storage did not give what was asked of it; says nothing about the content."""
-
-
-def read_footers(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int) -> Findings[ShardStats]:
+def read_footers(
+    folder: OutputFolder, shard_ids: Iterable[int], num_shards: int, schema: pa.Schema | None = None
+) -> Findings[ShardStats]:
     """Read the stats of published parts, without their images.
 
     Args:
-        folder: the output.
+        folder: the output; where it knows its job, parts of another job are damaged.
         shard_ids: whose parts are there.
         num_shards: of the job.
+        schema: of the dataset, if it is known.
 
     Returns:
         The stats of those that can be read, and what is wrong with the others.
     """
+    owner = PartOwner(folder.job, schema)
 
     def read(shard_id: int) -> ShardStats:
-        with open_parquet(folder, folder.part(shard_id, num_shards)) as part:
-            stats = ShardStats.from_json(read_stats(part.metadata))
-            if stats.rows != part.metadata.num_rows:
-                raise ValueError(f"{part.metadata.num_rows} rows where its footer counts {stats.rows}")
-            return stats
+        with open_parquet(folder.filesystem, folder.part(shard_id, num_shards)) as part:
+            if not read_stats(part.metadata):
+                raise ValueError("its footer says nothing of a shard")
+            return check_part(part, owner, shard_id)
 
     return _read_all(read, shard_ids)
+
+
+@contextmanager
+def open_own_part(
+    folder: OutputFolder, path: str, shard_id: int | None, owner: PartOwner
+) -> Iterator[pq.ParquetFile]:
+    """Open a part that must be this output's, checksums on, for a reader that cannot go on without it.
+
+    Raises:
+        OutputFolderError: it is the part of another job or shard, or its columns are others.
+        UnreachableError: the storage failed, here or inside the block, or a later version made it.
+    """
+    with open_parquet(folder.filesystem, path) as part:
+        try:
+            check_part(part, owner, shard_id)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OutputFolderError(
+                f"{path}: {first_words(error)}; delete it and submit the job again"
+            ) from error
+        yield part
+
+
+def foreign_file_reasons(folder: OutputFolder, num_shards: int) -> dict[str, str]:
+    """Path -> a sentence, for files that lie among the parts and are none of this job."""
+    reason = "it is no part of this job, and whoever reads data/*.parquet reads it"
+    return dict.fromkeys(folder.foreign_files(num_shards), reason)
 
 
 def missing_parts(folder: OutputFolder, shard_ids: Collection[int], num_shards: int) -> dict[int, str]:
@@ -94,7 +122,7 @@ def missing_parts(folder: OutputFolder, shard_ids: Collection[int], num_shards: 
 
 
 def verify_parts(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int) -> Findings[None]:
-    """Read parts from end to end and compare their samples with the plan.
+    """Read parts from end to end and compare their samples and seeds with the plan.
 
     Args:
         folder: the output.
@@ -107,26 +135,37 @@ def verify_parts(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int
     Raises:
         OutputFolderError: the plan cannot be read, so that nothing can be said about any part.
     """
-    plan = _planned_ids(folder, num_shards)
+    plan = _planned_samples(folder, num_shards)
 
     def verify(shard_id: int) -> None:
-        planned = plan[shard_id].to_pylist()
-        found = list(_sample_ids(folder.part(shard_id, num_shards), folder))
-        if sorted(found) != sorted(planned):
-            raise ValueError(f"its {len(found)} rows are not the {len(planned)} samples of its shard")
+        planned = Counter(_rows(plan[shard_id]))
+        found = Counter(_read_whole(folder.part(shard_id, num_shards), folder))
+        if found != planned:
+            raise ValueError(
+                f"its {found.total()} rows are not the {planned.total()} samples of its shard, with their seeds"
+            )
 
     return _read_all(verify, shard_ids)
 
 
-def _planned_ids(folder: OutputFolder, num_shards: int) -> list[pa.ChunkedArray]:
-    """Read the sample ids of every shard from the frozen plan, at once: its footer grows with the shards."""
+def planned_schema(folder: OutputFolder) -> pa.Schema | None:
+    """The schema of the dataset, from the frozen plan; None where that cannot be read."""
     try:
-        with open_parquet(folder, folder.inside(*SAMPLES_FILE)) as plan:
-            ids = plan.read(columns=["sample_id"])["sample_id"]
+        with open_parquet(folder.filesystem, folder.inside(*SAMPLES_FILE)) as plan:
+            return dataset_schema(field for field in plan.schema_arrow if field.name not in PLAN_COLUMNS)
+    except (UnreachableError, *DAMAGE):
+        return None
+
+
+def _planned_samples(folder: OutputFolder, num_shards: int) -> list[pa.Table]:
+    """Read the ids and seeds of every shard from the frozen plan, at once: its footer grows with the shards."""
+    try:
+        with open_parquet(folder.filesystem, folder.inside(*SAMPLES_FILE)) as plan:
+            samples = plan.read(columns=list(_IDENTIFYING))
             sizes = [plan.metadata.row_group(group).num_rows for group in range(plan.num_row_groups)]
-    except (UnreachableError, *_DAMAGE) as error:
+    except (UnreachableError, *DAMAGE) as error:
         raise OutputFolderError(
-            f"{folder.url}: the plan {'/'.join(SAMPLES_FILE)} cannot be read ({_first_words(error)}), so the parts "
+            f"{folder.url}: the plan {'/'.join(SAMPLES_FILE)} cannot be read ({first_words(error)}), so the parts "
             "cannot be compared with it; where it is missing, submit the job again to have it written"
         ) from error
     if len(sizes) != num_shards:
@@ -135,67 +174,18 @@ def _planned_ids(folder: OutputFolder, num_shards: int) -> list[pa.ChunkedArray]
             "delete it and submit the job again to have it written"
         )
     ends = accumulate(sizes)
-    return [ids.slice(end - size, size) for end, size in zip(ends, sizes, strict=True)]
+    return [samples.slice(end - size, size) for end, size in zip(ends, sizes, strict=True)]
 
 
-def _sample_ids(path: str, folder: OutputFolder) -> Iterator[str]:
-    """Read a part, checksums included, a row group at a time; give its sample ids."""
-    with open_parquet(folder, path) as part:
+def _read_whole(path: str, folder: OutputFolder) -> Iterator[tuple[str, int]]:
+    """Read a part, checksums included, a row group at a time; give its sample ids with their seeds."""
+    with open_parquet(folder.filesystem, path) as part:
         for group in range(part.num_row_groups):
-            yield from part.read_row_group(group)["sample_id"].to_pylist()
+            yield from _rows(part.read_row_group(group))
 
 
-class _WatchedFile:
-    """What pyarrow needs of a file; remembers when the storage below it failed.
-
-    pyarrow raises OSError for broken content and for broken storage alike.
-    """
-
-    closed = False
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.trouble: Exception | None = None
-
-    def read(self, size: int = -1) -> bytes:
-        return self._watch(self._file.read, size)
-
-    def seek(self, *where: int) -> int:
-        return self._watch(self._file.seek, *where)
-
-    def tell(self) -> int:
-        return self._watch(self._file.tell)
-
-    def close(self) -> None:
-        self.closed = True
-
-    def _watch(self, call: Callable[..., T], *arguments: int) -> T:
-        try:
-            return call(*arguments)
-        except ValueError:  # an impossible place: broken content sends pyarrow there
-            raise
-        except Exception as error:
-            self.trouble = error
-            raise
-
-
-@contextmanager
-def open_parquet(folder: OutputFolder, path: str) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file of an output folder, checksums on.
-
-    Raises:
-        UnreachableError: the storage failed, here or inside the block.
-    """
-    watched = None
-    try:
-        with folder.filesystem.open(path, "rb") as file:
-            watched = _WatchedFile(file)
-            with pq.ParquetFile(watched, page_checksum_verification=True) as part:
-                yield part
-    except Exception as error:  # every file system raises errors of its own kind
-        if watched is None or watched.trouble is not None:
-            raise UnreachableError(_first_words(error)) from error
-        raise
+def _rows(table: pa.Table) -> Iterator[tuple[str, int]]:
+    return zip(*(table[name].to_pylist() for name in _IDENTIFYING), strict=True)
 
 
 def _read_all(read: Callable[[int], T], shard_ids: Iterable[int]) -> Findings[T]:
@@ -207,13 +197,9 @@ def _read_all(read: Callable[[int], T], shard_ids: Iterable[int]) -> Findings[T]
             findings.good[shard_id] = read(shard_id)
         except UnreachableError as error:
             findings.unreachable[shard_id] = str(error)
-        except _DAMAGE as error:
-            findings.damaged[shard_id] = _first_words(error)
+        except DAMAGE as error:
+            findings.damaged[shard_id] = first_words(error)
 
     with ThreadPoolExecutor(_READERS) as pool:
         list(pool.map(attempt, shard_ids))
     return findings
-
-
-def _first_words(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -52,6 +52,14 @@ class RunLock:
     ) -> None:
         self._file.close()
 
+    @property
+    def in_place(self) -> bool:
+        """Whether it is held and still what other drivers find: a folder may be deleted and begun again."""
+        try:
+            return self.held and os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
+
     def _holder(self) -> str:
         self._file.seek(0)
         try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from toprovar_batch.worker.actor import Committed, Progress, ShardTask
+from toprovar_batch.worker.actor import Committed, Declined, Progress, ShardTask
 from toprovar_batch.worker.errors import RunFailedError, UserError
 from toprovar_batch.worker.shard_stats import ShardStats
 
@@ -40,6 +40,7 @@ class Outcome:
     Attributes:
         committed: stats of every shard published in this run, by shard id.
         failed: shard id -> why it was given up.
+        damaged: shard id -> why the part that is there was left alone, when rows of it were to be kept.
         incidents: every failed attempt and load: what, where and why.
         engines: worker name -> the description of its engine, as of its last shard.
         engine_hashes: worker name -> the hash that the footers of its parts carry.
@@ -50,6 +51,7 @@ class Outcome:
 
     committed: dict[int, ShardStats] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    damaged: dict[int, str] = field(default_factory=dict)
     incidents: list[dict[str, Any]] = field(default_factory=list)
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     engine_hashes: dict[str, str] = field(default_factory=dict)
@@ -173,6 +175,10 @@ class Dispatcher:
                 self.outcome.committed[shard_id] = stats
                 self.outcome.num_bytes += num_bytes
                 self.outcome.engines[worker.name] = engine
+            case Reported(_, shard_id, Declined(reason)):
+                self._ledger.commit(shard_id)  # a part is published, the earlier one
+                self.outcome.damaged[shard_id] = reason
+                self._observer.say(f"shard {shard_id} is left alone, as its part is damaged: {reason}")
             case Reported(_, shard_id, Progress() as progress):
                 self._observer.progress(shard_id, progress.num_ok, progress.num_error)
             case Lost(mistake=UserError() as mistake):

@@ -14,6 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from toprovar_batch.worker.actor import (
     Committed,
+    Declined,
     GenerationEngine,
     GenerationWorker,
     Progress,
@@ -224,7 +225,7 @@ class Fleet:
             yield self._bury(worker, _sentence(error))
         else:
             worker.in_flight = _still_in_flight(worker.in_flight, event)
-            if isinstance(event, Committed):
+            if isinstance(event, Committed | Declined):
                 worker.phase, worker.source = "idle", None
             yield Reported(worker, worker.shard_id, event)
 
@@ -245,7 +246,7 @@ def _still_in_flight(before: tuple[str, ...], event: ShardEvent) -> tuple[str, .
         case Progress(sample_ids):
             done = frozenset(sample_ids)
             return tuple(sample_id for sample_id in before if sample_id not in done)
-        case Committed():
+        case Committed() | Declined():
             return ()
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from toprovar_batch.orchestrator.output.folder import JOB_FOLDER, OutputFolder
 from toprovar_batch.worker.errors import RunFailedError
+from toprovar_batch.worker.part_identity import recorded_job
 from toprovar_batch.worker.storage import storage_errors
 
 from .dispatch import Outcome
@@ -79,8 +80,11 @@ class RunLog:
         text = json.dumps(record, indent=2, ensure_ascii=False)
         name = f"{self._started:%Y%m%dT%H%M%SZ}-{os.getpid()}.json"
         try:
+            if self._folder.job and recorded_job(self._folder.job_url) != self._folder.job:
+                trouble = "was deleted while the job ran, or belongs to another job now"
+                return f"{self._folder.url}: {trouble}{_kept_here(text, name)}"
             self._folder.publish(text, *RUNS_FOLDER, name)
-        except storage_errors() as error:
+        except storage_errors(ValueError, KeyError) as error:
             return f"{self._folder.url}: the run's record cannot be written: {error}{_kept_here(text, name)}"
         return None
 
@@ -93,7 +97,7 @@ def _kept_here(text: str, name: str) -> str:
             file.write(text)
     except OSError:
         return ""
-    return f"; it is kept in {path}"
+    return f"; the run's record is kept in {path}"
 
 
 def run_record(summary: RunSummary, outcome: Outcome, started: datetime) -> dict[str, Any]:
@@ -108,8 +112,10 @@ def run_record(summary: RunSummary, outcome: Outcome, started: datetime) -> dict
         "failure": None if summary.error is None else _describe(summary.error).model_dump(),
         "shards": sorted(outcome.committed),
         "failed_shards": outcome.failed,
+        "damaged_shards": summary.damaged,
         "workers": summary.num_workers,
         "bytes": outcome.num_bytes,
+        "flat_batches": summary.flat_batches,
         "totals": stats_record(summary.this_run),
         "incidents": outcome.incidents,
         "engines": {

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from toprovar_batch.orchestrator.output.reading import reading_call
 from toprovar_batch.worker.shard_stats import NO_PRUNING, ShardStats
 
 
@@ -30,6 +31,8 @@ class RunSummary:
         num_workers: most workers that were loaded at one time in this run.
         num_lost: attempts of this run whose worker died, hung or raised.
         num_load_failures: workers of this run that could not load.
+        flat_batches: of this run, in which every picture is of one colour.
+        nameless_parts: published parts of earlier versions, which do not name their job.
         failed: shard id -> why it was given up.
         damaged: shard id -> why its part cannot be read.
         unreachable: shard id -> why its part could not be read now.
@@ -48,6 +51,8 @@ class RunSummary:
     num_workers: int
     num_lost: int
     num_load_failures: int = 0
+    flat_batches: int = 0
+    nameless_parts: int = 0
     failed: dict[int, str] = field(default_factory=dict)
     damaged: dict[int, str] = field(default_factory=dict)
     unreachable: dict[int, str] = field(default_factory=dict)
@@ -67,6 +72,9 @@ class RunSummary:
         yield f"{data.ok:,} images, {data.errors:,} failed, of {self.num_samples:,} samples; {self.finished_shards} of {self.num_shards} shards"
         yield from error_lines(data)
         yield from computation_lines(data)
+        yield from nameless_lines(self.nameless_parts)
+        if self.flat_batches:
+            yield f"{self.flat_batches} batches hold pictures of one colour alone: look at them, and check the weights and dtype"
         yield from self._speed_lines()
         troubles = (
             ("given up", self.failed),
@@ -86,7 +94,7 @@ class RunSummary:
             yield f"try the failed samples again with: {go_on} --retry-errors"
         yield f"dataset: {self.output}"
         if self.is_complete:
-            yield f'read it with datasets.load_dataset("{self.output}") or as Parquet; docs/dataset.md shows how'
+            yield f"read it with datasets.{reading_call(self.output)} or as Parquet; docs/dataset.md shows how"
 
     def _speed_lines(self) -> Iterator[str]:
         run = self.this_run
@@ -121,6 +129,12 @@ def computation_lines(stats: ShardStats) -> Iterator[str]:
         yield f"computed in {next(iter(stats.computed_with))}"
     elif counts:
         yield "computed in " + ", ".join(f"{computation} ({count:,} images)" for computation, count in counts)
+
+
+def nameless_lines(count: int) -> Iterator[str]:
+    """Say how many parts cannot tell which job they are of."""
+    if count:
+        yield f"{count} parts of an earlier version do not name their job; status --verify compares their samples and seeds"
 
 
 def time_lines(stats: ShardStats) -> Iterator[str]:
@@ -158,6 +172,6 @@ def error_lines(stats: ShardStats) -> Iterator[str]:
 def stats_record(stats: ShardStats) -> dict[str, Any]:
     """Give the sums that mean something over many shards, JSON-able."""
     record = stats.to_json()
-    for name in ("attempt", "worker", "engine", "finished"):
+    for name in ("attempt", "worker", "engine", "finished", "job"):
         del record[name]
     return record

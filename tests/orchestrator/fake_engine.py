@@ -48,13 +48,23 @@ class FakeEngine:
     `hiccup-once NAME`: an exception, the first time only. `lock`: an exception that cannot be pickled.
     """
 
-    def __init__(self, folder, batch_size=4, broken=None, refusing=True, in_the_way=None, description=None):
+    def __init__(
+        self,
+        folder,
+        batch_size=4,
+        broken=None,
+        refusing=True,
+        in_the_way=None,
+        description=None,
+        flat_batches=0,
+    ):
         self.folder = Path(folder)
         self.batch_size = batch_size
         self.broken = broken  # how `setup` fails
         self.refusing = refusing  # whether "refuse" is obeyed
         self.in_the_way = in_the_way  # a folder made where a part shall go
         self.description = description or {}  # more of what `describe` gives
+        self.flat_batches = flat_batches  # what `usage` gives
 
     def setup(self):
         if self.broken == "checkpoint":
@@ -99,7 +109,8 @@ class FakeEngine:
         return {"device": "fake", "batch_size": self.batch_size, **self.description}
 
     def usage(self):
-        return {"load_seconds": float(os.getpid())}  # another in each worker, as a real one
+        load_seconds = float(os.getpid())  # another in each worker, as a real one
+        return {"load_seconds": load_seconds, "flat_batches": self.flat_batches}
 
     def _note(self, sample_id):
         """Leave a line for every generation, so that a test can count them."""

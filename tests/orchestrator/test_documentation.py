@@ -13,7 +13,7 @@ from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.run.dispatch import Outcome
 from toprovar_batch.orchestrator.run.record import run_record
 from toprovar_batch.orchestrator.run.summary import RunSummary
-from toprovar_batch.worker.part_file import dataset_schema
+from toprovar_batch.worker.part_file import CHECKSUM, dataset_schema
 from toprovar_batch.worker.shard_stats import ShardStats
 
 UNSET = {"null", "the preset's", "the file's name without extension"}  # how a default of None is written
@@ -153,7 +153,8 @@ def test_every_column_is_documented_in_its_place_with_its_type(read):
 def test_every_key_of_a_footer_is_documented(read):
     footer = read("dataset.md").partition("## A part's footer")[2]
     written = [key for _, cells in table_rows(footer, "key", "meaning") for key in keys(cells[0])]
-    assert sorted(written) == sorted(["shard_id", *(item.name for item in fields(ShardStats))])
+    added = ["shard_id", "schema_version", CHECKSUM]
+    assert sorted(written) == sorted([*added, *(item.name for item in fields(ShardStats))])
 
 
 def test_every_key_of_a_record_is_documented(read):

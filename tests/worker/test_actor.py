@@ -1,6 +1,8 @@
 import errno
+import json
 import pickle
 import threading
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,6 +10,7 @@ import pytest
 
 from toprovar_batch.worker.actor import (
     Committed,
+    Declined,
     GenerationWorker,
     Progress,
     ShardTask,
@@ -17,6 +20,7 @@ from toprovar_batch.worker.actor import (
 from toprovar_batch.worker.errors import CheckpointError, OutputFolderError
 from toprovar_batch.worker.image_statistics import ImageStatistics
 from toprovar_batch.worker.part_file import PartWriter, dataset_schema, read_stats
+from toprovar_batch.worker.part_identity import identity_hash
 from toprovar_batch.worker.request import GenerationResult
 
 
@@ -220,6 +224,37 @@ def test_kept_rows_stay_and_only_the_others_are_generated_again(tmp_path):
     assert (committed.stats.rows, committed.stats.ok, committed.stats.generated) == (3, 3, 1)
 
 
+def spoil(path, old, new):
+    """Change bytes of a file, and nothing else of it."""
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    assert len(old) == len(new)
+    path.write_bytes(content.replace(old, new))
+    return path.read_bytes()
+
+
+def test_a_corrupt_picture_is_not_kept_under_a_new_checksum(tmp_path):
+    worker, engine = make_worker()
+    task = make_task(tmp_path, ["a", "fail"])
+    list(worker.run(task))
+    spoiled = spoil(tmp_path / "data/part.parquet", b"img", b"imG")
+    engine.batches.clear()
+    (declined,) = worker.run(make_task(tmp_path, ["a", "mended"], kept=task.target, attempt=2))
+    assert isinstance(declined, Declined)
+    assert f"{task.target}: " in declined.reason
+    assert engine.batches == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "data/part.parquet"]
+    assert (tmp_path / "data/part.parquet").read_bytes() == spoiled
+
+
+def test_rows_of_other_samples_are_not_kept(tmp_path):
+    worker, _ = make_worker()
+    first = make_task(tmp_path, ["a", "fail", "c"])
+    list(worker.run(first))
+    (declined,) = worker.run(make_task(tmp_path, ["a", "fail"], kept=first.target, attempt=2))
+    assert "sample s2 is there twice, or is not the shard's" in declined.reason
+
+
 def test_an_engine_that_loses_a_sample_publishes_nothing(tmp_path):
     worker, engine = make_worker()
     generate = engine.generate
@@ -312,8 +347,70 @@ def test_an_output_on_another_machine_is_the_users_mistake(tmp_path):
     with pytest.raises(
         OutputFolderError, match=r"job\.json: not visible to worker .*; a cluster needs an output"
     ):
-        list(worker.run(make_task(tmp_path, ["a"], witness=str(tmp_path / "_job/job.json"))))
+        list(worker.run(make_task(tmp_path, ["a"], record=str(tmp_path / "_job/job.json"))))
     assert engine.batches == []
+
+
+def write_record(tmp_path, **identity):
+    """Begin a job's folder; gives the address of its record and the hash of its identity."""
+    record = tmp_path / "_job/job.json"
+    record.parent.mkdir(exist_ok=True)
+    record.write_text(json.dumps({"identity": identity}))
+    return {"record": str(record), "job": identity_hash(identity)}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda tmp_path: write_record(tmp_path, seed=2), r"job\.json: belongs to another job now"),
+        (
+            lambda tmp_path: (tmp_path / "_job/job.json").unlink(),
+            r"job\.json: not visible to worker .* nobody deletes",
+        ),
+    ],
+    ids=["another job", "deleted"],
+)
+def test_a_worker_whose_folder_is_another_jobs_by_now_publishes_nothing(tmp_path, change, reason):
+    worker, engine = make_worker()
+    generate = engine.generate
+    engine.generate = lambda batch: (change(tmp_path) and None) or generate(batch)
+    with pytest.raises(OutputFolderError, match=reason):
+        list(worker.run(make_task(tmp_path, ["a"], **write_record(tmp_path, seed=1))))
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_shard_of_another_job_is_not_begun(tmp_path):
+    worker, engine = make_worker()
+    task = make_task(tmp_path, ["a"], **write_record(tmp_path, seed=1))
+    write_record(tmp_path, seed=2)
+    with pytest.raises(OutputFolderError, match="belongs to another job now"):
+        list(worker.run(task))
+    assert engine.batches == []
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"job": "another"}, "belongs to another job"), ({"shard_id": 7}, "it is the part of shard 0")],
+)
+def test_rows_of_another_jobs_part_are_not_kept(tmp_path, change, reason):
+    worker, _ = make_worker()
+    first = make_task(tmp_path, ["a", "fail"], job="mine")
+    list(worker.run(first))
+    (declined,) = worker.run(
+        make_task(tmp_path, ["a", "b"], **{"job": "mine", "kept": first.target} | change)
+    )
+    assert reason in declined.reason
+
+
+def test_rows_of_other_seeds_are_not_kept_even_from_a_part_that_names_no_job(tmp_path):
+    worker, _ = make_worker()
+    first = make_task(tmp_path, ["a", "fail"])
+    list(worker.run(first))
+    again = make_task(tmp_path, ["a", "fail"], job="mine", kept=first.target)
+    seeds = pa.array([5, 6])
+    again = replace(again, samples=again.samples.set_column(3, "seed", seeds))
+    (declined,) = worker.run(again)
+    assert "sample s0 is there twice, or is not the shard's" in declined.reason
 
 
 def test_the_footer_counts_the_shard(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from toprovar_batch.worker.engine import Engine
+from toprovar_batch.worker.generated import GeneratedBatch, PhaseTimes
 from toprovar_batch.worker.generator import Generator
 from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.resolved import resolve
@@ -85,13 +86,14 @@ def test_without_guidance_a_negative_prompt_has_no_effect():
 def test_the_decoder_runs_on_the_engines_backend_image_by_image(engine, monkeypatch):
     seen, generator = [], engine.generator
     vae = generator.model.vae
-    real = vae.decode
+    real = vae.decode_checked
     monkeypatch.setattr(
-        vae, "decode", lambda codes, backend: seen.append((len(codes), backend)) or real(codes)
+        vae, "decode_checked", lambda codes, backend: seen.append((len(codes), backend)) or real(codes)
     )
     with torch.inference_mode():
-        pixels = generator._decode(torch.zeros(3, vae.sizes.codebook_dim, 2, 2))
+        pixels, finite = generator._decode(torch.zeros(3, vae.sizes.codebook_dim, 2, 2))
     assert pixels.shape == (3, 32, 32, 3)
+    assert finite.tolist() == [True] * 3
     assert seen == [(1, generator._ready.backend)] * 3
 
 
@@ -181,6 +183,53 @@ def test_logits_that_are_no_numbers_are_an_error_row():
     assert (long.status, long.image, short.status) == ("error", None, "error")
     assert "finite" in long.error
     assert [result.statistics.prompt_truncated for result in (long, short)] == [True, False]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_pixels_that_are_no_numbers_are_an_error_row_of_their_image(monkeypatch, number):
+    engine = _engine()
+    decoder, calls = engine.generator.model.vae.decoder.forward, []
+
+    def decode(*arguments):
+        pixels = decoder(*arguments)
+        calls.append(pixels.shape)
+        if len(calls) == 2:
+            pixels[:, 1, 3, 4] = number
+        return pixels
+
+    monkeypatch.setattr(engine.generator.model.vae.decoder, "forward", decode)
+    results = engine.generate([_request(index) for index in range(3)])
+    assert [result.status for result in results] == ["ok", "error", "ok"]
+    assert (results[1].image, "not finite" in results[1].error) == (None, True)
+
+
+def _decoder_of_one_colour(engine):
+    for name, parameter in engine.generator.model.vae.decoder.named_parameters():
+        if name.startswith("conv_out"):
+            parameter.zero_()
+
+
+def test_batches_of_flat_pictures_are_counted():
+    engine = _engine()
+    engine.generate([_request(0), _request(1)])
+    assert engine.usage()["flat_batches"] == 0
+    _decoder_of_one_colour(engine)
+    results = engine.generate([_request(0), _request(1)])
+    assert [result.status for result in results] == ["ok", "ok"]
+    assert engine.usage()["flat_batches"] == 1
+
+
+def test_a_batch_with_one_picture_that_is_not_flat_is_not_suspicious():
+    flat, last = np.full((4, 4, 3), 7, np.uint8), np.full((4, 4, 3), 7, np.uint8)
+    last[3, 3, 0] = 8
+
+    def is_flat(*images, finite=(True, True)):
+        return GeneratedBatch(np.stack(images), list(finite), [], PhaseTimes()).is_flat
+
+    assert is_flat(flat, flat)
+    assert not is_flat(flat, last)
+    assert is_flat(flat, last, finite=(True, False))
+    assert not is_flat(flat, flat, finite=(False, False))
 
 
 def test_a_batch_of_several_image_sizes_is_refused_before_anything_is_made(engine):

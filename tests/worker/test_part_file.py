@@ -11,12 +11,15 @@ from datasets import Dataset, Image
 
 from toprovar_batch.worker.image_statistics import ImageStatistics
 from toprovar_batch.worker.part_file import (
+    CHECKSUM,
     RESULT_COLUMNS,
     ROW_GROUP_BYTES,
+    SCHEMA_VERSION,
     PartWriter,
     dataset_schema,
     image_path,
     read_stats,
+    record_checksum,
     result_rows,
 )
 
@@ -150,7 +153,9 @@ def test_duckdb_reads_the_part(tmp_path):
 
 def test_stats_stand_in_the_footer(tmp_path):
     metadata = pq.read_metadata(write_part(tmp_path, rows_=5, name="ü"))
-    assert read_stats(metadata) == {"rows_": 5, "name": "ü"}
+    record = read_stats(metadata)
+    assert record.pop(CHECKSUM) == record_checksum(record)
+    assert record == {"rows_": 5, "name": "ü", "schema_version": SCHEMA_VERSION}
 
 
 def test_image_bytes_are_stored_as_they_are_and_the_rest_is_compressed(tmp_path):
@@ -187,7 +192,7 @@ def test_an_exception_leaves_nothing_behind(tmp_path, failure):
 def test_a_part_replaces_an_earlier_one_and_leaves_no_file_aside(tmp_path):
     write_part(tmp_path, attempt=1)
     path = write_part(tmp_path, attempt=2)
-    assert read_stats(pq.read_metadata(path)) == {"attempt": 2}
+    assert read_stats(pq.read_metadata(path))["attempt"] == 2
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
 
 

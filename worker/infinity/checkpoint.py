@@ -209,6 +209,8 @@ def load_into(
     fitted: Mapping[str, Tensor],
     device: torch.device,
     dtype_of: Callable[[str], torch.dtype],
+    *,
+    source: str,
 ) -> None:
     """Give a module (built on the meta device) its weights, each moved and converted once.
 
@@ -217,19 +219,55 @@ def load_into(
         fitted: from `fit_state`.
         device: where the parameters go.
         dtype_of: the wanted dtype of a parameter, by name.
+        source: the file, for messages.
+
+    Raises:
+        CheckpointError: a tensor holds a number that is not finite; names it.
     """
     weights = {
         name: tensor.to(device=device, dtype=dtype_of(name), copy=True) for name, tensor in fitted.items()
     }
+    check_finite(weights, source)
     module.load_state_dict(weights, strict=True, assign=True)
+
+
+def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that would give pictures of nothing; waits for their device once.
+
+    Args:
+        weights: name to tensor, all on one device.
+        source: the file or folder, for messages.
+
+    Raises:
+        CheckpointError: a tensor holds a number that is not finite; names the first.
+    """
+    if not weights:
+        return
+    # The extremes are NaN where any number is, and need no copy of the tensor.
+    extremes = torch.stack([torch.stack(tensor.aminmax()).float() for tensor in weights.values()])
+    finite = extremes.isfinite().all(1).tolist()
+    for (name, tensor), sound in zip(weights.items(), finite, strict=True):
+        if not sound:
+            raise CheckpointError(
+                f"{name}: holds numbers that are not finite in {str(tensor.dtype).removeprefix('torch.')}, in {source}; "
+                "fetch the file again, or choose another model.dtype"
+            )
 
 
 def save_plain(module: nn.Module, path: Path) -> None:
     """Write a module's weights as one safetensors file in this package's names, which `read_state_dict` reads."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    _save_aside(state, path)
+
+
+def _save_aside(state: StateDict, path: Path) -> None:
+    """Write a file beside `path`, and put it there once it is whole."""
     temporary = path.with_name(path.name + ".tmp")
-    save_file(state, temporary)
-    temporary.replace(path)
+    try:
+        save_file(state, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def save_shards(module: nn.Module, folder: Path, max_bytes: int) -> None:
@@ -248,7 +286,7 @@ def save_shards(module: nn.Module, folder: Path, max_bytes: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files = [f"model-{index:05d}-of-{len(shards):05d}.safetensors" for index in range(1, len(shards) + 1)]
     for file, shard in zip(files, shards, strict=True):
-        save_file(shard, folder / file)
+        _save_aside(shard, folder / file)
     weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
     index = {
         "metadata": {"total_size": sum(t.nbytes for s in shards for t in s.values())},

@@ -13,6 +13,7 @@ from torch import Tensor
 from toprovar_batch.kernels.host_values import send
 from toprovar_batch.worker.errors import ModelSpecError
 
+from .checkpoint import check_finite
 from .config import MAX_TEXT_TOKENS, T5Architecture
 from .initialize import initialize_randomly
 from .text_shapes import CHUNK_ROWS, chunks
@@ -93,6 +94,7 @@ class TextEncoder:
 
         Raises:
             ModelSpecError: not a T5 encoder with its tokenizer, or not to be had; names it.
+            CheckpointError: a weight is no finite number; names the tensor.
         """
         from transformers import AutoConfig, AutoTokenizer, T5EncoderModel  # noqa: PLC0415 (slow to import)
         from transformers.utils import logging  # noqa: PLC0415
@@ -126,7 +128,9 @@ class TextEncoder:
             name,
             "its tokenizer does not know plain words; is tokenizer.json or spiece.model missing?",
         )
-        return cls(tokenizer, model, device)
+        encoder = cls(tokenizer, model, device)
+        check_finite(dict(encoder._model.named_parameters()), name)
+        return encoder
 
     @classmethod
     def random(

@@ -1,5 +1,6 @@
 """The convolutional VAE between pixels and the codes' space. Module names are those of the official files."""
 
+import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -258,7 +259,18 @@ class Vae(nn.Module):
             summed_codes: of any number of images.
             backend: which kernels run; only PyTorch's give a gradient.
         """
-        return self.decoder(summed_codes.to(self.dtype), backend).float().clamp(-1, 1)
+        return self._decode(summed_codes, backend).clamp(-1, 1)
+
+    def decode_checked(self, summed_codes: Tensor, backend: Backend = PYTORCH) -> tuple[Tensor, Tensor]:
+        """As `decode`; and [B] float32, on the same device, the largest magnitude of an image before the clamp.
+
+        That is no finite number where any number of the image is none. It takes one launch.
+        """
+        pixels = self._decode(summed_codes, backend)
+        return pixels.clamp(-1, 1), torch.linalg.vector_norm(pixels.flatten(1), math.inf, dim=1)
+
+    def _decode(self, summed_codes: Tensor, backend: Backend) -> Tensor:
+        return self.decoder(summed_codes.to(self.dtype), backend).float()
 
 
 def to_uint8(pixels: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from toprovar_batch.worker.pruning.saliency import bit_certainty
 from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.resolved import resolve
 from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec
+from toprovar_batch.worker.whole_file import write_whole
 
 from .scenes import make_batch
 
@@ -203,7 +204,7 @@ def complexity_command(scenes: int, batch_size: int, weights: Path | None, outpu
     generator = Generator(resolve(EngineSpec(model=model)), RuntimeSpec(batch_size=batch_size))
     generator.setup()
     record = study(generator, scenes, batch_size)
-    output.write_text(json.dumps({"engine": generator.describe()} | record, indent=1) + "\n")
+    write_whole(output, json.dumps({"engine": generator.describe()} | record, indent=1) + "\n")
     own = rank_correlation(record["complexity"], record["roughness"])
     click.echo(f"{scenes} scenes; complexity with the picture's roughness: {own:+.2f}")
     click.echo("rank correlation of each scale's statistic with complexity / with roughness:")

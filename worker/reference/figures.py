@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from toprovar_batch.worker.whole_file import whole_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -127,7 +129,9 @@ def figure_command(kind: str, record: Path, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     # Without a date and with fixed names inside, the same record gives the same file.
     with rc_context({"svg.hashsalt": kind}):
-        drawn.savefig(output, metadata={"Date": None} if output.suffix == ".svg" else None)
+        kind = output.suffix.lower().removeprefix(".") or "png"
+        with whole_file(output) as path:
+            drawn.savefig(path, format=kind, metadata={"Date": None} if kind == "svg" else None)
 
 
 if __name__ == "__main__":

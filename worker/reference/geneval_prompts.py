@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import click
 
+from toprovar_batch.worker.whole_file import write_whole
+
 from .scenes import task_prompts
 from .scenes.vocab import TASKS
 
@@ -41,7 +43,7 @@ def geneval_file() -> str:
 @click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
 def geneval_prompts_command(output: Path) -> None:
     """Write the prompts of jobs/geneval.yaml to OUTPUT."""
-    output.write_text(geneval_file(), encoding="utf-8")
+    write_whole(output, geneval_file())
     click.echo(f"{output}: {len(geneval_rows())} prompts")
 
 

@@ -22,6 +22,7 @@ from toprovar_batch.worker.pruning.policies.specs import DenseSpec, PolicySpec
 from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.resolved import resolve
 from toprovar_batch.worker.specs import EngineSpec, ModelSpec, RuntimeSpec
+from toprovar_batch.worker.whole_file import write_whole
 
 from .quality_tables import as_text, rows_of
 from .scenes import TaskPrompt, task_prompts
@@ -251,7 +252,7 @@ def quality_command(
         click.echo(f"{name}: {len(wanted)} prompts, {images} pictures each")
         click.echo(as_text(list(rows_of(record[name]))))
         # What is measured is kept if a later one fails.
-        output.write_text(json.dumps(record, indent=1) + "\n")
+        write_whole(output, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

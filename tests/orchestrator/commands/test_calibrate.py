@@ -20,7 +20,7 @@ from toprovar_batch.orchestrator.calibration.goal import (
 )
 from toprovar_batch.orchestrator.calibration.search import fraction_of
 from toprovar_batch.orchestrator.cli import main
-from toprovar_batch.orchestrator.commands.calibrate import choose_sample
+from toprovar_batch.orchestrator.commands.calibrate import _obstacle, choose_sample
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.pruning.policies.specs import FixedExitSpec
@@ -268,3 +268,11 @@ def test_what_is_read_is_not_replaced(write_job, tmp_path, monkeypatch):
     assert result.exit_code == 2
     assert f"--file: ./{job.name} would replace {job}; name another file" in result.output
     assert job.read_text() == before
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path, monkeypatch):
+    file = tmp_path / "policy.yaml"
+    file.touch()
+    assert _obstacle(str(file)) is None
+    monkeypatch.setattr("os.access", lambda place, _mode: place == file)  # as it is for users other than root
+    assert "may not be written" in _obstacle(str(file))

@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +12,8 @@ from click.testing import CliRunner
 from PIL import Image, ImageFont
 
 from toprovar_batch.orchestrator.cli import main
-from toprovar_batch.orchestrator.commands.sheet import _wrapped, make_sheet
-from toprovar_batch.worker.errors import OutputFolderError
+from toprovar_batch.orchestrator.commands.sheet import _wrapped, make_sheet, write_sheet
+from toprovar_batch.worker.errors import OutputFolderError, UserError
 
 COLOURS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255)}
 GREY = (211, 211, 211)
@@ -115,3 +116,46 @@ def test_a_folder_without_a_finished_part_and_a_broken_picture_are_named(output)
     pq.write_table(pa.Table.from_pylist([row]), output / "data/part-00000-of-00003.parquet")
     with pytest.raises(OutputFolderError, match="sample 7: its image cannot be read"):
         make_sheet(str(output))
+
+
+def test_a_corrupt_picture_is_not_drawn(output):
+    path = output / "data/part-00000-of-00003.parquet"
+    table = pq.read_table(path)
+    pq.write_table(
+        table,
+        path,
+        compression="none",
+        write_page_checksum=True,
+        use_dictionary=False,
+        write_statistics=False,
+    )
+    picture = table["image"].to_pylist()[0]["bytes"]
+    path.write_bytes(path.read_bytes().replace(picture, picture[:-1] + b"X", 1))
+    with pytest.raises(OutputFolderError, match="cannot be read"):
+        make_sheet(str(output))
+
+
+def test_a_file_that_is_there_outlives_a_sheet_that_cannot_be_written(tmp_path):
+    file = tmp_path / "sheet.webp"
+    write_sheet(Image.new("RGB", (2, 2)), file)
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="a sheet of 1 x 16384 cannot be written"):
+        write_sheet(Image.new("RGB", (1, 16384)), file)  # one pixel more than WebP takes
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_in_a_folder_that_cannot_be_written_stays(tmp_path, monkeypatch):
+    file = tmp_path / "sheet.png"
+    file.write_bytes(b"earlier")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(Image.Image, "save", refuse)
+    with pytest.raises(
+        UserError, match=r"sheet\.png: a sheet of 2 x 2 cannot be written: .*Permission denied"
+    ):
+        write_sheet(Image.new("RGB", (2, 2)), file)
+    assert file.read_bytes() == b"earlier"

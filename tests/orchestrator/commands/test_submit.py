@@ -98,7 +98,8 @@ def test_a_pruned_job_tells_what_it_saved(write_job, tmp_path, run_cli):
     assert record["totals"]["pruning_start_scales"] == {"3": 2}
     status = run_cli("status", tmp_path / "out")
     assert "pruning starts at scale 3 in 2 images" in status.output
-    loaded = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    files, cache = str(tmp_path / "out/data/*.parquet"), str(tmp_path / "cache")
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=cache)
     assert loaded.features["pruning_map"].dtype == "binary"
     other = run_cli("submit", job, *settings, "--set", "policy.beta=3")
     assert other.exit_code == 2
@@ -223,6 +224,40 @@ def test_a_part_that_cannot_be_read_now_is_neither_made_again_nor_called_damaged
     assert status.exit_code == 1
     assert "1 parts cannot be read now; leave them and try again" in status.stderr
     assert "delete" not in status.output
+
+
+def test_a_part_with_a_corrupt_picture_is_left_alone_and_named_when_errors_are_tried_again(
+    write_job, tmp_path, make_engine_factory, capsys
+):
+    path = write_job(["refuse", *(f"prompt {index}" for index in range(6)), "refuse"])
+    submit(path, engine_factory=make_engine_factory())
+    part = tmp_path / "out/data/part-00000-of-00002.parquet"
+    picture = pq.read_table(part)["image"].to_pylist()[1]["bytes"]
+    spoiled = part.read_bytes().replace(picture, picture[:-1] + b"X", 1)
+    part.write_bytes(spoiled)
+    summary = submit(path, engine_factory=make_engine_factory(refusing=False), retry_errors=True)
+    assert part.read_bytes() == spoiled
+    assert list(summary.damaged) == [0]
+    assert not summary.is_complete
+    assert (summary.this_run.generated, summary.dataset.errors) == (1, 0)
+    with pytest.raises(RunFailedError, match="1 parts are unreadable"):
+        finish(summary, "again")
+    said = capsys.readouterr()
+    assert f"shard 0 unreadable: {part}: " in said.out
+    assert "delete the unreadable parts and run again" in said.out
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out/_job/runs").iterdir()]
+    assert [list(record["damaged_shards"]) for record in records if record["totals"]["generated"] == 1] == [
+        ["0"]
+    ]
+
+
+def test_batches_of_one_colour_are_said_once_and_are_on_record(
+    write_job, tmp_path, make_engine_factory, capsys
+):
+    summary = submit(write_job(num_workers=1), engine_factory=make_engine_factory(flat_batches=2))
+    show(summary, "again")
+    assert capsys.readouterr().out.count("2 batches hold pictures of one colour alone") == 1
+    assert the_record(tmp_path)["flat_batches"] == 2
 
 
 def test_a_record_that_cannot_be_written_fails_the_run_in_one_sentence(

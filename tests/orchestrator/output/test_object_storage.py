@@ -2,7 +2,10 @@
 
 import json
 import signal
+from functools import partial
 
+import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
@@ -13,6 +16,7 @@ from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.check import check_output
 from toprovar_batch.orchestrator.output.folder import OutputFolder, open_output
+from toprovar_batch.orchestrator.output.reading import reading_call
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema
@@ -141,3 +145,18 @@ def test_a_store_without_exclusive_writes_is_written_all_the_same(write_job, s3,
     monkeypatch.setattr(s3fs.S3FileSystem, "pipe_file", refuse)
     begin(write_job(output="s3://bucket/plain"))
     assert s3.exists("bucket/plain/_job/job.json")
+
+
+def test_datasets_reads_an_output_in_object_storage_as_it_is_now(s3, tmp_path):
+    def write(shard_id):
+        with s3.open(f"bucket/read/data/part-{shard_id:05d}-of-00002.parquet", "wb") as file:
+            pq.write_table(pa.table({"sample_id": [f"s{shard_id}"]}), file)
+
+    def read():
+        load = partial(datasets.load_dataset, cache_dir=str(tmp_path / "cache"))
+        return eval(reading_call("s3://bucket/read"), {"load_dataset": load})["sample_id"]
+
+    write(0)
+    assert read() == ["s0"]
+    write(1)
+    assert read() == ["s0", "s1"]

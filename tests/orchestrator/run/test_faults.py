@@ -35,7 +35,8 @@ def check_dataset(job, output, num_errors=0):
     assert sorted(table["sample_id"].to_pylist()) == planned
     ids = duckdb.sql(f"SELECT sample_id FROM '{output}/data/*.parquet' ORDER BY sample_id").fetchall()
     assert [row[0] for row in ids] == planned
-    data = load_dataset(str(output), split="train", cache_dir=str(output.parent / "cache"))
+    files, cache = str(output / "data/*.parquet"), str(output.parent / "cache")
+    data = load_dataset("parquet", data_files=files, split="train", cache_dir=cache)
     assert sorted(data["sample_id"]) == planned
     assert (
         sum(image is not None and image.size[0] > 0 for image in data["image"]) == len(planned) - num_errors

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,37 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path, change, message):
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=message):
         _load(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_weight_that_is_no_finite_number_is_named(tmp_path, number):
+    state = _official()
+    state["block_chunks.1.module.1.sa.mat_qkv.weight"][5, 7] = number
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(
+        CheckpointError, match=r"^blocks\.3\.sa\.mat_qkv\.weight: .* not finite in float32, in .*w\.pth"
+    ):
+        _load(tmp_path / "w.pth")
+
+
+def test_a_weight_of_the_vae_that_is_no_finite_number_is_named(tmp_path):
+    vae = load_vae(SQUARE_VAE, GOLDEN / "square" / "vae.pth", CPU, torch.float32)
+    vae.decoder.conv_out.bias[0] = float("nan")
+    save_plain(vae, tmp_path / "vae.safetensors")
+    with pytest.raises(CheckpointError, match=r"^decoder\.conv_out\.bias: holds numbers that are not finite"):
+        load_vae(SQUARE_VAE, tmp_path / "vae.safetensors", CPU, torch.float32)
+
+
+@pytest.mark.parametrize(("dtype", "fits"), [(torch.bfloat16, True), (torch.float16, False)])
+def test_a_weight_that_a_dtype_cannot_hold_is_named(tmp_path, dtype, fits):
+    state = _official()
+    name = "block_chunks.0.module.0.sa.mat_qkv.weight"
+    state[name] = state[name].float()
+    state[name][0, 0] = 1e6
+    torch.save(state, tmp_path / "w.pth")
+    expected = nullcontext() if fits else pytest.raises(CheckpointError, match="not finite in float16")
+    with expected:
+        load_transformer(SQUARE, tmp_path / "w.pth", CPU, dtype)
 
 
 def _truncated(folder):

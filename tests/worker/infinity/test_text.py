@@ -6,9 +6,10 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, ByT5Tokenizer, T5Config, T5EncoderModel
 
-from toprovar_batch.worker.errors import ModelSpecError
+from toprovar_batch.worker.errors import CheckpointError, ModelSpecError
 from toprovar_batch.worker.infinity.config import T5Architecture
 from toprovar_batch.worker.infinity.text import TextEncoder, check_local_encoder
 
@@ -93,6 +94,15 @@ def test_truncated_weights_are_one_sentence(folder):
         with pytest.raises(ModelSpecError, match=re.escape(str(folder))) as caught:
             check(folder)
         assert "\n" not in str(caught.value)
+
+
+def test_a_weight_that_is_no_finite_number_is_named(folder):
+    state = load_file(folder / "model.safetensors")
+    name = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    state[name][0, 0] = float("nan")
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"^{name}: holds numbers that are not finite"):
+        _load(folder)
 
 
 def test_weights_of_another_shape_are_refused(folder):

@@ -15,6 +15,7 @@ from torch import Tensor
 from toprovar_batch.worker.errors import CheckpointError
 from toprovar_batch.worker.infinity.checkpoint import fit_state, load_into, read_state_dict
 from toprovar_batch.worker.reference.scenes.vocab import COLOUR_NAMES, SHAPE_NAMES
+from toprovar_batch.worker.whole_file import whole_file
 
 from .detector import NUM_FEATURES, Detector
 from .image_metrics import FeatureStatistics
@@ -58,9 +59,8 @@ def save_scorer(scorer: Scorer, path: Path) -> None:
         "colours": json.dumps(COLOUR_NAMES),
         "record": json.dumps(dict(scorer.record)),
     }
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(state, temporary, metadata)
-    temporary.replace(path)
+    with whole_file(path) as aside:
+        save_file(state, aside, metadata)
 
 
 def load_scorer(device: torch.device, path: Path = SCORER_FILE) -> Scorer:
@@ -90,7 +90,8 @@ def load_scorer(device: torch.device, path: Path = SCORER_FILE) -> Scorer:
     with torch.device("meta"):
         detector = Detector(min_score)
     weights = {name: tensor for name, tensor in state.items() if not name.startswith(_REFERENCE)}
-    load_into(detector, fit_state(detector, weights, source=str(path)), device, lambda _name: torch.float32)
+    fitted = fit_state(detector, weights, source=str(path))
+    load_into(detector, fitted, device, lambda _name: torch.float32, source=str(path))
     return Scorer(detector.eval().requires_grad_(False), references, record)
 
 

@@ -25,6 +25,7 @@ from toprovar_batch.worker.reference.scoring.scorer_check import (
     reference_statistics,
     scorer_accuracy,
 )
+from toprovar_batch.worker.whole_file import write_whole
 
 from .augment import degrade
 from .detector_loss import Labels, detector_loss, detector_targets
@@ -273,7 +274,7 @@ def measure_scorer(
     }
     save_scorer(Scorer(detector, references, record), output)
     load_scorer(device, output)
-    output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_whole(output.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
     return record
 
 

@@ -15,6 +15,7 @@ from toprovar_batch.worker.infinity.schedule import scale_schedule
 from toprovar_batch.worker.infinity.transformer import Infinity
 from toprovar_batch.worker.models import load_transformer, load_vae
 from toprovar_batch.worker.presets import ModelPreset
+from toprovar_batch.worker.whole_file import write_whole
 
 from . import data_parallel
 from .feature_pool import FeaturePool, PoolFiller
@@ -278,4 +279,4 @@ def _save(model: ReferenceModel, tokenizer: Any, output: Path, record: dict[str,
     save_shards(low.transformer, output / "transformer", _SHARD_BYTES)
     low.text_encoder.save_pretrained(output / "text_encoder")
     tokenizer.save_pretrained(output / "text_encoder")
-    (output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_whole(output / "training.json", json.dumps(record, indent=2) + "\n")

@@ -16,6 +16,7 @@ from toprovar_batch.worker.infinity.config import VaeArchitecture
 from toprovar_batch.worker.infinity.schedule import ScaleSchedule, scale_schedule
 from toprovar_batch.worker.infinity.vae import Vae
 from toprovar_batch.worker.models import load_vae
+from toprovar_batch.worker.whole_file import write_whole
 
 from .scene_stream import render_pixels, scene_batches
 from .schedule import AveragedWeights, TimedCosine
@@ -173,7 +174,7 @@ def train_vae(
     _save(averaged, output)
     final = load_vae(sizes, output, device, torch.float32, with_encoder=True)
     record = {"steps": float(step), "seconds": seconds, **reconstruction_psnr(final, 512, 256, device)}
-    output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+    write_whole(output.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
     return record
 
 
