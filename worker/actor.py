@@ -45,9 +45,7 @@ class GenerationEngine(Protocol):
     def setup(self) -> None:
         """Load the weights."""
 
-    def plan_batches(
-        self, requests: Sequence[GenerationRequest], batch_size: int | None = None
-    ) -> list[list[GenerationRequest]]:
+    def plan_batches(self, requests: Sequence[GenerationRequest]) -> list[list[GenerationRequest]]:
         """Cut requests into batches that can run together."""
 
     def begin(self, batch: Sequence[GenerationRequest]) -> PendingResults:
@@ -72,7 +70,8 @@ class ShardTask:
         scratch: folder for the unfinished part, or None for the system's.
         labels: columns with one value for the whole job (`model`, `policy`).
         attempt: counted from 1.
-        isolated: generate one image at a time, and none beside it, so that a death names its sample.
+        suspects: groups of sample ids; no sample of another group is in the engine beside one, so that a death
+            names its group. One batch of the other samples goes before them, to see that the worker works.
         poisoned: sample id -> why it must not reach the engine again.
         kept: address of an earlier part of this shard whose good rows are kept, or None.
         witness: a file in the output folder that must be visible here; None for remote outputs.
@@ -85,7 +84,7 @@ class ShardTask:
     scratch: str | None
     labels: Mapping[str, str]
     attempt: int = 1
-    isolated: bool = False
+    suspects: tuple[tuple[str, ...], ...] = ()
     poisoned: Mapping[str, str] = field(default_factory=dict)
     kept: str | None = None
     witness: str | None = None
@@ -183,8 +182,8 @@ class GenerationWorker:
 
         Yields:
             `Started` before a batch enters the engine, `Progress` once it has its results, and `Committed` once the part
-            is visible. Unless the task is isolated, up to three batches are in the engine: two on the device and one
-            that is encoded.
+            is visible. Up to three batches are in the engine, two on the device and one that is encoded; of suspects
+            there is one.
 
         Raises:
             OutputFolderError: the output is a folder of another machine.
@@ -233,8 +232,7 @@ class GenerationWorker:
         requests, hopeless = _split(todo, task.poisoned)
         if hopeless:
             yield Progress(tuple(result.sample_id for result in hopeless), 0), rows_of(hopeless)
-        batches = self._engine.plan_batches(requests, 1 if task.isolated else None)
-        for step in run_batches(self._engine.begin, batches, overlap=not task.isolated):
+        for step in self._steps(requests, task.suspects):
             sample_ids = tuple(request.sample_id for request in step.batch)
             match step:
                 case Beginning():
@@ -243,6 +241,21 @@ class GenerationWorker:
                     _check_ids([result.sample_id for result in results], sample_ids, "the engine's results")
                     num_ok = sum(result.status == "ok" for result in results)
                     yield Progress(sample_ids, num_ok), rows_of(results)
+
+    def _steps(
+        self, requests: Sequence[GenerationRequest], suspects: Sequence[Sequence[str]]
+    ) -> Iterator[Beginning | Finished]:
+        """Take requests through the engine; those of a group of suspects with nothing beside them."""
+        groups = [[request for request in requests if request.sample_id in group] for group in suspects]
+        named = {sample_id for group in suspects for sample_id in group}
+        rest = self._plan_batches([request for request in requests if request.sample_id not in named])
+        alone = rest[:1] if groups else []
+        alone += [batch for group in groups for batch in self._plan_batches(group)]
+        yield from run_batches(self._engine.begin, alone, overlap=False)
+        yield from run_batches(self._engine.begin, rest[1:] if groups else rest, overlap=True)
+
+    def _plan_batches(self, requests: Sequence[GenerationRequest]) -> list[list[GenerationRequest]]:
+        return self._engine.plan_batches(requests) if requests else []
 
     def _record(self, result: GenerationResult, task: ShardTask) -> dict[str, Any]:
         """Give the result's columns of the dataset."""

@@ -129,7 +129,7 @@ def _dispatch(
             scratch=folder.scratch,
             labels=labels,
             attempt=assignment.attempt,
-            isolated=assignment.isolated,
+            suspects=assignment.suspects,
             poisoned=assignment.poisoned,
             kept=target if shard_id in published else None,
             witness=folder.inside(*JOB_FILE) if folder.is_local else None,

@@ -64,8 +64,8 @@ class FakeEngine:
         if self.in_the_way is not None:
             self.in_the_way.mkdir(parents=True, exist_ok=True)
 
-    def plan_batches(self, requests, batch_size=None):
-        size = batch_size or self.batch_size
+    def plan_batches(self, requests):
+        size = self.batch_size
         return [requests[start : start + size] for start in range(0, len(requests), size)]
 
     def begin(self, batch):

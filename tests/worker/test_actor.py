@@ -42,9 +42,8 @@ class RecordingEngine:
     def setup(self):
         pass
 
-    def plan_batches(self, requests, batch_size=None):
-        size = batch_size or 2
-        return [requests[start : start + size] for start in range(0, len(requests), size)]
+    def plan_batches(self, requests):
+        return [requests[start : start + 2] for start in range(0, len(requests), 2)]
 
     def begin(self, batch):
         return Done(self.generate(batch))
@@ -176,12 +175,19 @@ def test_bad_prompts_and_poisoned_samples_never_reach_the_engine(tmp_path):
     assert errors == {"s0": None, "s1": "not text", "s2": "killed its worker"}
 
 
-def test_an_isolated_shard_runs_one_by_one(tmp_path):
+def test_suspects_have_nothing_beside_them_and_the_others_run_in_batches_that_overlap(tmp_path):
     worker, engine = make_worker()
-    events = list(worker.run(make_task(tmp_path, ["a", "b", "c"], isolated=True)))
-    assert engine.batches == [["a"], ["b"], ["c"]]
-    in_turn = [event for row in range(3) for event in (Started((f"s{row}",)), Progress((f"s{row}",), 1))]
-    assert events[:-1] == in_turn
+    task = make_task(tmp_path, list("abcdefghij"), suspects=(("s4",), ("s5", "s6", "s7")))
+    events = list(worker.run(task))
+    assert engine.batches == [["a", "b"], ["e"], ["f", "g"], ["h"], ["c", "d"], ["i", "j"]]
+    alone = [("s0", "s1"), ("s4",), ("s5", "s6"), ("s7",)]  # first, a worker is seen to work
+    in_turn = [event for ids in alone for event in (Started(ids), Progress(ids, len(ids)))]
+    assert events[:-1] == [
+        *in_turn,
+        *(Started(("s2", "s3")), Started(("s8", "s9"))),
+        *(Progress(("s2", "s3"), 2), Progress(("s8", "s9"), 2)),
+    ]
+    assert len(read_rows(task)) == 10
 
 
 def test_rows_are_written_while_two_batches_are_in_the_engine_and_the_part_is_whole(tmp_path, monkeypatch):
@@ -241,7 +247,7 @@ def test_an_engine_that_gives_one_sample_twice_for_another_publishes_nothing(tmp
 
 def test_an_engine_that_plans_one_sample_twice_for_another_publishes_nothing(tmp_path):
     worker, engine = make_worker()
-    engine.plan_batches = lambda requests, _size: [requests[:1], requests[:1]]
+    engine.plan_batches = lambda requests: [requests[:1], requests[:1]]
     with pytest.raises(WorkerError, match=r"rows are not its samples: s1 missing, s0 too many"):
         list(worker.run(make_task(tmp_path, ["a", "b"])))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

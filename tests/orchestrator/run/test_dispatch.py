@@ -97,7 +97,7 @@ def fail_to_load(mistake=None):
 
 def lose(fleet):
     worker = fleet.workers.pop()
-    yield Lost(worker, worker.shard_id, ("a",), raised=False, reason="its process died")
+    yield Lost(worker, worker.shard_id, ("a", "b"), raised=False, reason="its process died")
 
 
 def press(times):
