@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 _SENTENCE_LENGTH = 500  # characters of an exception that reach an error row
+_SAMPLES_TO_JUDGE = 3  # failed samples without a single image that are the engine's fault
 
 
 class WorkerError(RuntimeError):
@@ -187,8 +188,8 @@ class GenerationWorker:
 
         Raises:
             OutputFolderError: the output is a folder of another machine.
-            WorkerError: the engine raised or gave other samples back than it took, or the part cannot be
-                written; nothing is published then.
+            WorkerError: the engine raised, made nothing of several samples, or gave other samples back than it
+                took, or the part cannot be written; nothing is published then.
         """
         with _as_one_line():
             yield from self._run(task)
@@ -230,6 +231,7 @@ class GenerationWorker:
             return result_rows(samples, [self._record(result, task) for result in results], task.schema)
 
         requests, hopeless = _split(todo, task.poisoned)
+        outcomes: Counter[str | None] = Counter()  # None: an image
         if hopeless:
             yield Progress(tuple(result.sample_id for result in hopeless), 0), rows_of(hopeless)
         for step in self._steps(requests, task.suspects):
@@ -241,6 +243,8 @@ class GenerationWorker:
                     _check_ids([result.sample_id for result in results], sample_ids, "the engine's results")
                     num_ok = sum(result.status == "ok" for result in results)
                     yield Progress(sample_ids, num_ok), rows_of(results)
+                    outcomes.update(result.error for result in results)
+        _check_some_made(outcomes)
 
     def _steps(
         self, requests: Sequence[GenerationRequest], suspects: Sequence[Sequence[str]]
@@ -297,6 +301,20 @@ def _check_ids(found: Sequence[str], wanted: Sequence[str], what: str) -> None:
     if missing or surplus:
         lost, more = (", ".join(list(ids)[:3]) or "none" for ids in (missing, surplus))
         raise RuntimeError(f"{what} are not its samples: {lost} missing, {more} too many")
+
+
+def _check_some_made(outcomes: Counter[str | None]) -> None:
+    """Refuse a shard in which the engine made nothing of several samples: they are hardly all to blame for it.
+
+    Args:
+        outcomes: samples by the sentence of their error, None for those with an image.
+
+    Raises:
+        RuntimeError: naming the most frequent error.
+    """
+    if outcomes.total() >= _SAMPLES_TO_JUDGE and not outcomes[None]:
+        [(sentence, _)] = outcomes.most_common(1)
+        raise RuntimeError(f"none of {outcomes.total()} samples could be made: {sentence}")
 
 
 def _split(

@@ -247,10 +247,10 @@ def show(summary: RunSummary, go_on: str) -> None:
 def finish(summary: RunSummary, go_on: str) -> None:
     """Print the summary and leave with the run's exit code.
 
-    0: every sample has its row; 128 + the signal's number: stopped by it, as shells have it; else 1.
+    0: every sample has its row, and one an image at least; 128 + the signal's number: stopped by it, as shells have it; else 1.
 
     Raises:
-        RunFailedError: shards were given up, parts are unreadable, or cannot be read now.
+        RunFailedError: shards were given up, parts are unreadable, or cannot be read now; or no sample has an image.
     """
     show(summary, go_on)
     if summary.stopped_by:
@@ -260,3 +260,5 @@ def finish(summary: RunSummary, go_on: str) -> None:
             f"{len(summary.failed)} shards were given up, {len(summary.damaged)} parts are unreadable, "
             f"{len(summary.unreachable)} cannot be read now"
         )
+    if summary.only_errors:
+        raise RunFailedError(f"none of {summary.dataset.errors:,} samples has an image")

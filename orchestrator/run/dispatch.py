@@ -12,6 +12,7 @@ from toprovar_batch.worker.actor import Committed, Progress, ShardTask
 from toprovar_batch.worker.errors import RunFailedError, UserError
 from toprovar_batch.worker.shard_stats import ShardStats
 
+from .breaker import Breaker, Quarantine
 from .engine_watch import EngineWatch
 from .fleet import Fleet, FleetEvent, Loaded, LoadFailed, Lost, Reported
 from .ledger import Assignment, LoadGuard, ShardLedger, Trouble
@@ -92,6 +93,7 @@ class Dispatcher:
     ) -> None:
         self._ledger, self._fleet, self._guard = ledger, fleet, guard
         self._make_task, self._observer, self._watch = make_task, observer, watch
+        self._breaker, self._num_quarantined = Breaker(), 0
         self._told: set[str] = set()
         self.outcome = outcome or Outcome()
 
@@ -103,7 +105,7 @@ class Dispatcher:
 
         Raises:
             UserError: no worker can load the model or reach the output, for a reason that the user can mend.
-            RunFailedError: no worker can load the model, for any other reason.
+            RunFailedError: no worker can load the model, for any other reason, or none makes an image.
         """
         with StopSignals() as signals:
             try:
@@ -124,7 +126,10 @@ class Dispatcher:
         """Start workers while there is room for them and work that none of the coming ones will take."""
         workers = self._fleet.workers
         coming = self._fleet.in_phase("placing", "loading", "idle")
-        wanted = min(self._fleet.room() - len(workers), self._ledger.num_waiting - len(coming))
+        room = self._fleet.room() - self._num_quarantined
+        if room <= 0 and not workers:
+            raise RunFailedError(f"no worker is left that makes images: {self._last_reason()}")
+        wanted = min(room - len(workers), self._ledger.num_waiting - len(coming))
         missing = self._fleet.starving_for()
         if missing is not None:
             self._say_once("starving", f"still waiting for {missing}")
@@ -132,8 +137,24 @@ class Dispatcher:
             for _ in range(wanted):
                 self._fleet.start_worker()
         elif not workers:
-            last = self.outcome.incidents[-1]["reason"]
-            raise RunFailedError(f"{self._guard.failures_in_row} workers in a row could not load: {last}")
+            count = self._guard.failures_in_row
+            raise RunFailedError(f"{count} workers in a row could not load: {self._last_reason()}")
+
+    def _last_reason(self) -> str:
+        reason: str = self.outcome.incidents[-1]["reason"]
+        return reason
+
+    def _quarantine(self, found: Quarantine) -> None:
+        """Give the samples of a broken place back, and go on with a worker fewer; end where there is no other place."""
+        if found.everywhere:
+            raise RunFailedError(f"{found.failures} workers in a row made no image: {found.reason}")
+        self._num_quarantined += 1
+        self._ledger.give_back(found.shard_ids)
+        self.outcome.failed = dict(self._ledger.failed)
+        self._observer.say(
+            f"{found.failures} workers in a row made no image on {found.host}, so the run goes on with one worker "
+            f"fewer: {found.reason}"
+        )
 
     def _drain(self) -> bool:
         """Let the shards under way finish; False when none is left."""
@@ -173,16 +194,26 @@ class Dispatcher:
                 self.outcome.committed[shard_id] = stats
                 self.outcome.num_bytes += num_bytes
                 self.outcome.engines[worker.name] = engine
-            case Reported(_, shard_id, Progress() as progress):
+            case Reported(worker, shard_id, Progress() as progress):
+                if progress.num_ok:
+                    self._breaker.succeeded(worker.name)
                 self._observer.progress(shard_id, progress.num_ok, progress.num_error)
             case Lost(mistake=UserError() as mistake):
                 raise mistake
-            case Lost(worker, shard_id, in_flight, raised, reason):
-                kind: Trouble = "exception" if raised else "death"
-                self._record(kind, shard_id, reason, worker=worker.name, in_flight=in_flight)
-                self._ledger.fail(shard_id, in_flight, kind, reason)
-                self.outcome.failed = dict(self._ledger.failed)
-                self._observer.restarted(shard_id, reason)
+            case Lost():
+                self._lost(event)
+
+    def _lost(self, event: Lost) -> None:
+        """Let ledger and breaker draw their conclusions from a lost attempt."""
+        worker, shard_id, in_flight, reason = event.worker.name, event.shard_id, event.in_flight, event.reason
+        kind: Trouble = "exception" if event.raised else "death"
+        self._record(kind, shard_id, reason, worker=worker, in_flight=in_flight)
+        self._ledger.fail(shard_id, in_flight, kind, reason, self._breaker.proof(worker))
+        self.outcome.failed = dict(self._ledger.failed)
+        self._observer.restarted(shard_id, reason)
+        found = self._breaker.failed(worker, shard_id, in_flight, kind, reason)
+        if found is not None:
+            self._quarantine(found)
 
     def _record(self, kind: str, shard_id: int | None, reason: str, **more: Any) -> None:
         self.outcome.incidents.append({"kind": kind, "shard_id": shard_id, "reason": reason, **more})

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Trouble = Literal["death", "exception"]
+Proof = Literal["worker", "run", "nobody"]
 
 # Alone in the engine this often at a death, a sample is the cause; a death may also come from outside (a node
-# that leaves), an exception hardly, so one is enough there.
-_STRIKES: dict[Trouble, int] = {"death": 2, "exception": 1}
+# that leaves), an exception hardly, so one is enough there if its worker has been seen to make images.
+_STRIKES = 2
 _WHOLE_ATTEMPTS = 2  # most deaths come from outside, so a shard is repeated whole before it is searched
 
 Group = tuple[str, ...]
@@ -89,7 +90,14 @@ class ShardLedger:
         """Note that a shard's part is published."""
         self._running.remove(shard_id)
 
-    def fail(self, shard_id: int, in_flight: Collection[str], trouble: Trouble, reason: str) -> None:
+    def fail(
+        self,
+        shard_id: int,
+        in_flight: Collection[str],
+        trouble: Trouble,
+        reason: str,
+        proof: Proof = "worker",
+    ) -> None:
         """Note that an attempt failed, and decide what becomes of the shard.
 
         Args:
@@ -97,6 +105,8 @@ class ShardLedger:
             in_flight: ids of the samples that were in the engine.
             trouble: the worker died (or hung and was killed), or it raised.
             reason: what is known about it, without a full stop.
+            proof: who has been seen to make images: this worker, another of the run, or nobody. A sample is found
+                guilty only beside others that are made.
         """
         self._running.remove(shard_id)
         self.num_failures += 1
@@ -104,7 +114,7 @@ class ShardLedger:
         state.failures += 1
         group = tuple(in_flight)
         if len(group) == 1:
-            self._strike(state, group[0], trouble, reason)
+            self._strike(state, group[0], trouble, reason, proof)
         elif not (group and _narrow(state.suspects, group)):
             state.fruitless += 1
             if group and state.failures >= _WHOLE_ATTEMPTS:
@@ -114,13 +124,24 @@ class ShardLedger:
         else:
             self._waiting.append(shard_id)
 
-    def _strike(self, state: _ShardState, sample_id: str, trouble: Trouble, reason: str) -> None:
+    def give_back(self, shard_ids: Iterable[int]) -> None:
+        """Forget what failures have told of shards, for the samples had no part in them."""
+        for shard_id in shard_ids:
+            state = self._states[shard_id]
+            self._states[shard_id] = _ShardState(attempt=state.attempt)
+            if self.failed.pop(shard_id, None) is not None:
+                self._waiting.append(shard_id)
+
+    def _strike(
+        self, state: _ShardState, sample_id: str, trouble: Trouble, reason: str, proof: Proof
+    ) -> None:
         """Note that a sample was alone in the engine when something happened."""
         state.strikes[sample_id] += 1
-        _narrow(state.suspects, (sample_id,))
-        if state.strikes[sample_id] < _STRIKES[trouble]:
-            if (sample_id,) not in state.suspects:
-                state.suspects.append((sample_id,))
+        if not _narrow(state.suspects, (sample_id,)):
+            state.suspects.append((sample_id,))
+        enough = 1 if trouble == "exception" and proof == "worker" else _STRIKES
+        if state.strikes[sample_id] < enough or proof == "nobody":
+            state.fruitless += state.failures == 1 or state.strikes[sample_id] >= _STRIKES
             return
         state.suspects = [group for group in state.suspects if group != (sample_id,)]
         state.poisoned[sample_id] = (

@@ -123,7 +123,7 @@ def _ending(summary: RunSummary) -> str:
         return "failed"
     if summary.stopped_by is not None:
         return "stopped"
-    return "complete" if summary.is_complete else "incomplete"
+    return "complete" if summary.is_complete and not summary.only_errors else "incomplete"
 
 
 def _describe(error: BaseException) -> Failure:

@@ -61,6 +61,11 @@ class RunSummary:
         troubles = self.failed or self.damaged or self.unreachable or self.error
         return self.finished_shards == self.num_shards and not troubles
 
+    @property
+    def only_errors(self) -> bool:
+        """There are rows, and none has an image."""
+        return self.dataset.errors > 0 and not self.dataset.ok
+
     def lines(self, go_on: str) -> Iterator[str]:
         """Write the summary for a person, line by line; `go_on` is the command that continues the job."""
         data = self.dataset

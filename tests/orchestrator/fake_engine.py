@@ -51,7 +51,7 @@ class FakeEngine:
     def __init__(self, folder, batch_size=4, broken=None, refusing=True, in_the_way=None, description=None):
         self.folder = Path(folder)
         self.batch_size = batch_size
-        self.broken = broken  # how `setup` fails
+        self.broken = broken  # how `setup` fails, or every generation ("gpu", "memory")
         self.refusing = refusing  # whether "refuse" is obeyed
         self.in_the_way = in_the_way  # a folder made where a part shall go
         self.description = description or {}  # more of what `describe` gives
@@ -71,11 +71,13 @@ class FakeEngine:
     def begin(self, batch):
         for request in batch:
             self._note(request.sample_id)
+            if self.broken == "gpu":
+                raise RuntimeError(f"CUDA error 700 of process {os.getpid()}")
             self._obey(request.prompt)
         return Done(
             [
                 GenerationResult(request.sample_id, "error", "refused")
-                if request.prompt == "refuse" and self.refusing
+                if self.broken == "memory" or (request.prompt == "refuse" and self.refusing)
                 else GenerationResult(
                     request.sample_id,
                     "ok",

@@ -153,13 +153,17 @@ def test_rows_carry_sample_result_and_labels(tmp_path):
 def test_whether_a_failed_prompt_was_cut_is_null_unless_it_is_known(tmp_path):
     worker, engine = make_worker()
     known = {"s0": None, "s1": ImageStatistics(prompt_truncated=True), "s2": ImageStatistics(text_ms=1.0)}
+    made = GenerationResult("s4", "ok", image=b"img", width=1, height=1, format="png")
     engine.generate = lambda batch: [
-        GenerationResult.failed(request.sample_id, "no", known[request.sample_id]) for request in batch
+        GenerationResult.failed(request.sample_id, "no", known[request.sample_id])
+        if request.sample_id in known
+        else made
+        for request in batch
     ]
-    task = make_task(tmp_path, ["a", "b", "c", None], errors=[None, None, None, "not text"])
+    task = make_task(tmp_path, ["a", "b", "c", None, "e"], errors=[None, None, None, "not text", None])
     list(worker.run(task))
     found = {sample_id: row["prompt_truncated"] for sample_id, row in read_rows(task).items()}
-    assert found == {"s0": None, "s1": True, "s2": False, "s3": None}
+    assert found == {"s0": None, "s1": True, "s2": False, "s3": None, "s4": None}
     assert {row["text_ms"] for row in read_rows(task).values()} == {None}
 
 
@@ -259,6 +263,18 @@ class HoldsALockError(Exception):
     def __init__(self, text):
         super().__init__(text)
         self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(("prompts", "refused"), [(["fail"] * 3, True), (["fail"] * 2, False)])
+def test_an_engine_that_makes_nothing_of_several_samples_publishes_nothing(tmp_path, prompts, refused):
+    worker, _ = make_worker()
+    task = make_task(tmp_path, [*prompts, None], errors=[*(None for _ in prompts), "not text"])
+    if refused:
+        with pytest.raises(WorkerError, match=r"^RuntimeError: none of 3 samples could be made: no$"):
+            list(worker.run(task))
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    else:
+        assert isinstance(list(worker.run(task))[-1], Committed)
 
 
 def test_any_exception_becomes_one_line_that_can_be_pickled(tmp_path):

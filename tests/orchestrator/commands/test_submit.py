@@ -149,7 +149,7 @@ def test_the_run_is_on_record(write_job, tmp_path, make_engine_factory):
         "ValueError: no such colour",
         "HoldsALockError: many lines",
     }
-    assert [incident["kind"] for incident in record["incidents"]] == ["exception"] * 3
+    assert [incident["kind"] for incident in record["incidents"]] == ["exception"] * 5
     assert all(engine["device"] == "fake" for engine in record["engines"].values())
     assert record["images_per_second"] > 0
     hashes = {engine["hash"] for engine in record["engines"].values()}
@@ -243,6 +243,33 @@ def test_a_worker_that_dies_loading_ends_the_run(write_job, make_engine_factory)
     job = write_job(max_load_failures=2, num_workers=1)
     with pytest.raises(RunFailedError, match="2 workers in a row could not load: its process died"):
         submit(job, engine_factory=make_engine_factory(broken="exit"))
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        ("gpu", "workers in a row made no image: RuntimeError: CUDA error 700 of process "),
+        ("memory", "workers in a row made no image: RuntimeError: none of 4 samples could be made: refused"),
+    ],
+)
+def test_a_broken_environment_costs_no_sample_and_ends_the_run(
+    write_job, tmp_path, make_engine_factory, broken, sentence
+):
+    job = write_job([f"prompt {index}" for index in range(16)])
+    with pytest.raises(RunFailedError, match=sentence):
+        submit(job, engine_factory=make_engine_factory(broken=broken))
+    assert list((tmp_path / "out/data").glob("*")) == []
+    assert sentence in the_record(tmp_path)["failure"]["message"]
+    assert sum(generated(tmp_path).values()) <= 4 * 4
+    summary = submit(job, engine_factory=make_engine_factory())
+    assert (summary.dataset.ok, summary.is_complete) == (16, True)
+
+
+def test_a_dataset_with_nothing_but_errors_fails_the_run(write_job, tmp_path, make_engine_factory):
+    summary = submit(write_job(["refuse"]), engine_factory=make_engine_factory())
+    assert the_record(tmp_path)["ended"] == "incomplete"
+    with pytest.raises(RunFailedError, match="none of 1 samples has an image"):
+        finish(summary, "again")
 
 
 def the_record(tmp_path):

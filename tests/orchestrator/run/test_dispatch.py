@@ -26,7 +26,7 @@ class ScriptedFleet:
         self.engine = {}
         self._room = room
         self._script = script or {}
-        self._waits = 0
+        self._waits, self._loaded = 0, 0
 
     def room(self):
         return self._room
@@ -54,7 +54,8 @@ class ScriptedFleet:
             return
         for worker in list(self.workers):
             if worker.phase == "loading":
-                worker.phase, worker.name = "idle", f"worker-{self.workers.index(worker)}"
+                worker.phase, worker.name = "idle", f"host:{self._loaded}"
+                self._loaded += 1
                 yield Loaded(worker, {"worker": worker.name, "engine": self.engine, "engine_hash": "h"})
             elif worker.phase == "busy":
                 worker.phase = "idle"
@@ -98,6 +99,16 @@ def fail_to_load(mistake=None):
 def lose(fleet):
     worker = fleet.workers.pop()
     yield Lost(worker, worker.shard_id, ("a", "b"), raised=False, reason="its process died")
+
+
+def raise_over(sample, last=True):
+    """A worker raises over a sample; the last one, or the first one."""
+
+    def action(fleet):
+        worker = fleet.workers.pop(-1 if last else 0)
+        yield Lost(worker, worker.shard_id, (sample,), raised=True, reason="CUDA error")
+
+    return action
 
 
 def press(times):
@@ -245,4 +256,40 @@ def test_what_is_odd_about_an_engine_is_said():
     fleet.engine = {"backend_fallback": "no compiler"}
     dispatcher, observer = make_dispatcher(fleet)
     dispatcher.run()
-    assert observer.count("Warning: worker worker-0: no compiler") == 1
+    assert observer.count("Warning: worker host:0: no compiler") == 1
+
+
+def test_a_place_where_nobody_succeeds_is_left_and_its_samples_are_given_back():
+    def good_one_works(fleet):
+        good, bad = fleet.workers
+        good.phase, bad.name = "idle", "bad:0"
+        yield Reported(good, good.shard_id, Progress(("x",), 1))
+        yield Reported(good, good.shard_id, Committed(ShardStats(rows=1, ok=1), 10, {}))
+
+    def load(fleet):
+        worker = fleet.workers[-1]
+        worker.phase, worker.name = "idle", "bad:1"
+        yield Loaded(worker, {"worker": worker.name, "engine": {}, "engine_hash": "h"})
+
+    script = {2: good_one_works, 3: raise_over("a"), 4: load, 5: raise_over("b"), 6: load, 7: raise_over("c")}
+    fleet = ScriptedFleet(room=2, script=script)
+    dispatcher, observer = make_dispatcher(fleet, num_shards=6)
+    outcome = dispatcher.run()
+    assert any("in a row made no image on bad, so the run goes on" in line for line in observer)
+    assert sorted(outcome.committed) == [0, 1, 2, 3, 4, 5]
+    assert outcome.failed == {}
+
+
+def test_a_run_in_which_nobody_succeeds_ends_and_names_the_exception():
+    script = {2 * number: raise_over(sample) for number, sample in enumerate("abc", 1)}
+    with pytest.raises(RunFailedError, match="3 workers in a row made no image: CUDA error"):
+        make_dispatcher(ScriptedFleet(script=script), num_shards=3)[0].run()
+
+
+def test_a_run_whose_only_place_breaks_ends_and_names_the_exception():
+    script = {2 + 2 * number: raise_over(sample) for number, sample in enumerate("abcd", 1)}
+    dispatcher, observer = make_dispatcher(ScriptedFleet(script=script), num_shards=9)
+    with pytest.raises(RunFailedError, match="no worker is left that makes images: CUDA error"):
+        dispatcher.run()
+    assert any("so the run goes on with one worker fewer: CUDA error" in line for line in observer)
+    assert sorted(dispatcher.outcome.committed) == [0, 1]

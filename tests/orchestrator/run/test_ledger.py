@@ -105,6 +105,32 @@ def test_a_shard_past_its_attempts_is_given_up_and_the_others_go_on():
     assert ledger.num_open == 0
 
 
+def test_an_exception_of_a_worker_that_has_made_nothing_takes_two_strikes():
+    ledger = ShardLedger([0], max_attempts=4)
+    for _ in range(2):
+        assert ledger.take().poisoned == {}
+        ledger.fail(0, ["a"], "exception", "it raised", "run")
+    assert ledger.take().poisoned == {"a": "it raised"}
+
+
+def test_nobody_is_guilty_where_nobody_succeeds():
+    ledger = ShardLedger([0], max_attempts=3)
+    for _ in range(3):
+        assert ledger.take().poisoned == {}
+        ledger.fail(0, ["a"], "exception", "it raised", "nobody")
+    assert ledger.failed == {0: "3 attempts failed, the last one because it raised"}
+
+
+def test_shards_that_are_given_back_have_a_clean_slate():
+    ledger = ShardLedger([0, 1], max_attempts=2)
+    run(ledger, [("exception", ["a"]), ("death", ["x", "y"]), ("death", []), ("death", ["x", "y"])])
+    assert list(ledger.failed) == [1]
+    ledger.give_back([0, 1])
+    assert ledger.failed == {}
+    again = run(ledger, ["ok", "ok"])
+    assert [(item.shard_id, item.suspects, item.poisoned) for item in again] == [(0, (), {}), (1, (), {})]
+
+
 def test_load_failures_count_in_a_row():
     guard = LoadGuard(max_failures=2)
     guard.failed()
