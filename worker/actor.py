@@ -10,7 +10,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,23 +21,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from toprovar_batch.worker.errors import OutputFolderError, UserError
+from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import PartWriter, image_path, read_stats, result_rows
 from toprovar_batch.worker.pipeline import Beginning, Finished, PendingResults, run_batches
 from toprovar_batch.worker.request import GenerationRequest, GenerationResult
+from toprovar_batch.worker.shard_checks import check_ids, check_some_made
 from toprovar_batch.worker.shard_stats import Computation, ShardStats
+from toprovar_batch.worker.storage import storage_errors
+from toprovar_batch.worker.worker_errors import as_one_line, one_line, writing
 
 if TYPE_CHECKING:
     from toprovar_batch.worker.resolved import ResolvedSpec
     from toprovar_batch.worker.specs import RuntimeSpec
-
-
-_SENTENCE_LENGTH = 500  # characters of an exception that reach an error row
-_SAMPLES_TO_JUDGE = 3  # failed samples without a single image that are the engine's fault
-
-
-class WorkerError(RuntimeError):
-    """Whatever a worker raised, as one line "Type: text" that any process can unpickle."""
 
 
 class GenerationEngine(Protocol):
@@ -76,6 +71,7 @@ class ShardTask:
         poisoned: sample id -> why it must not reach the engine again.
         kept: address of an earlier part of this shard whose good rows are kept, or None.
         witness: a file in the output folder that must be visible here; None for remote outputs.
+        publish_delays_s: seconds before each further try to publish a part that the output refused.
     """
 
     shard_id: int
@@ -89,6 +85,7 @@ class ShardTask:
     poisoned: Mapping[str, str] = field(default_factory=dict)
     kept: str | None = None
     witness: str | None = None
+    publish_delays_s: tuple[float, ...] = (1, 2, 4, 8, 16, 32, 60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +109,14 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """The output did not take the shard's part, which is kept and tried again."""
+
+    reason: str
+    tries_left: int
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """The shard's part is published."""
 
@@ -120,7 +125,7 @@ class Committed:
     engine: dict[str, Any]  # the engine's description and its usage after the shard
 
 
-ShardEvent = Started | Progress | Committed
+ShardEvent = Started | Progress | Refused | Committed
 
 
 def build_engine(spec: "ResolvedSpec", runtime: "RuntimeSpec", num_threads: int) -> GenerationEngine:
@@ -163,7 +168,7 @@ class GenerationWorker:
             CheckpointError: a weight file does not fit.
             WorkerError: anything else went wrong.
         """
-        with _as_one_line():
+        with as_one_line():
             self._engine = self._engine_factory()
             self._engine.setup()
             description = self._engine.describe()
@@ -182,16 +187,17 @@ class GenerationWorker:
             task: the shard and how to treat it.
 
         Yields:
-            `Started` before a batch enters the engine, `Progress` once it has its results, and `Committed` once the part
-            is visible. Up to three batches are in the engine, two on the device and one that is encoded; of suspects
+            `Started` before a batch enters the engine, `Progress` once it has its results, `Refused` where the part is
+            kept to be published later, and `Committed` once it is visible. Up to three batches are in the engine, two on the device and one that is encoded; of suspects
             there is one.
 
         Raises:
             OutputFolderError: the output is a folder of another machine.
+            OutputRefusedError: the part cannot be written, or not be published after all tries.
             WorkerError: the engine raised, made nothing of several samples, or gave other samples back than it
-                took, or the part cannot be written; nothing is published then.
+                took. Nothing is published in either case.
         """
-        with _as_one_line():
+        with as_one_line():
             yield from self._run(task)
 
     def _run(self, task: ShardTask) -> Iterator[ShardEvent]:
@@ -202,10 +208,13 @@ class GenerationWorker:
             )
         stats = ShardStats(attempt=task.attempt, worker=self._name, engine=self._engine_hash)
         start = time.monotonic()
-        with PartWriter(task.target, task.schema, task.scratch) as part:
+        with ExitStack() as stack:
+            with writing():
+                part = stack.enter_context(PartWriter(task.target, task.schema, task.scratch))
             todo, written = task.samples, []
             for rows in _kept_rows(task, stats):
-                part.write(rows)
+                with writing():
+                    part.write(rows)
                 stats.add_rows(rows)
                 written += rows["sample_id"].to_pylist()
                 todo = todo.filter(pc.invert(pc.is_in(todo["sample_id"], rows["sample_id"].combine_chunks())))
@@ -213,13 +222,16 @@ class GenerationWorker:
             for event, rows in self._generate(task, todo):
                 yield event  # before writing: a full disk is not the samples' fault; and the device has work meanwhile
                 if rows is not None:
-                    part.write(rows)
+                    with writing():
+                        part.write(rows)
                     stats.add_rows(rows, self._computation)
                     written += rows["sample_id"].to_pylist()
             stats.wall_s = time.monotonic() - start
             stats.finished = datetime.now(UTC).isoformat(timespec="seconds")
-            _check_ids(written, task.samples["sample_id"].to_pylist(), "the shard's rows")
-            num_bytes = part.publish({"shard_id": task.shard_id, **stats.to_json()})
+            check_ids(written, task.samples["sample_id"].to_pylist(), "the shard's rows")
+            with writing():
+                num_bytes = part.seal({"shard_id": task.shard_id, **stats.to_json()})
+            yield from _publish(part, task.publish_delays_s)
         yield Committed(stats, num_bytes, self._record_of_engine())
 
     def _generate(self, task: ShardTask, todo: pa.Table) -> Iterator[tuple[ShardEvent, pa.Table | None]]:
@@ -240,11 +252,11 @@ class GenerationWorker:
                 case Beginning():
                     yield Started(sample_ids), None
                 case Finished(results=results):
-                    _check_ids([result.sample_id for result in results], sample_ids, "the engine's results")
+                    check_ids([result.sample_id for result in results], sample_ids, "the engine's results")
                     num_ok = sum(result.status == "ok" for result in results)
                     yield Progress(sample_ids, num_ok), rows_of(results)
                     outcomes.update(result.error for result in results)
-        _check_some_made(outcomes)
+        check_some_made(outcomes)
 
     def _steps(
         self, requests: Sequence[GenerationRequest], suspects: Sequence[Sequence[str]]
@@ -275,46 +287,23 @@ class GenerationWorker:
         return {**record, **task.labels, "attempt": task.attempt, "worker": self._name}
 
 
-@contextmanager
-def _as_one_line() -> Iterator[None]:
-    """Raise what the block raises in a form that survives the way to the driver; users' mistakes as they are.
-
-    An exception that cannot be pickled, or unpickled, would arrive as a page of traceback.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        line = " ".join(f"{type(error).__name__}: {error}".split())[:_SENTENCE_LENGTH]
-        raise WorkerError(line.encode(errors="backslashreplace").decode()) from error
-
-
-def _check_ids(found: Sequence[str], wanted: Sequence[str], what: str) -> None:
-    """Refuse samples that are lost, foreign or there twice; two such mistakes can leave the number right.
+def _publish(part: PartWriter, delays_s: Sequence[float]) -> Iterator[Refused]:
+    """Publish a sealed part; the images in it are kept while the output refuses it.
 
     Raises:
-        RuntimeError: naming the first few.
+        OutputRefusedError: after the last try.
     """
-    missing = Counter(wanted) - Counter(found)
-    surplus = Counter(found) - Counter(wanted)
-    if missing or surplus:
-        lost, more = (", ".join(list(ids)[:3]) or "none" for ids in (missing, surplus))
-        raise RuntimeError(f"{what} are not its samples: {lost} missing, {more} too many")
-
-
-def _check_some_made(outcomes: Counter[str | None]) -> None:
-    """Refuse a shard in which the engine made nothing of several samples: they are hardly all to blame for it.
-
-    Args:
-        outcomes: samples by the sentence of their error, None for those with an image.
-
-    Raises:
-        RuntimeError: naming the most frequent error.
-    """
-    if outcomes.total() >= _SAMPLES_TO_JUDGE and not outcomes[None]:
-        [(sentence, _)] = outcomes.most_common(1)
-        raise RuntimeError(f"none of {outcomes.total()} samples could be made: {sentence}")
+    for number, delay in enumerate(delays_s):
+        try:
+            part.show()
+        except storage_errors() as error:
+            refused = Refused(one_line(error), len(delays_s) - number)
+        else:
+            return
+        yield refused
+        time.sleep(delay)
+    with writing():
+        part.show()
 
 
 def _split(

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from toprovar_batch.worker.actor import Committed, Progress, ShardTask
+from toprovar_batch.worker.actor import Committed, Progress, Refused, ShardTask
 from toprovar_batch.worker.errors import RunFailedError, UserError
 from toprovar_batch.worker.shard_stats import ShardStats
 
 from .breaker import Breaker, Quarantine
 from .engine_watch import EngineWatch
-from .fleet import Fleet, FleetEvent, Loaded, LoadFailed, Lost, Reported
+from .fleet import Fleet, FleetEvent, Loaded, LoadFailed, Lost, Reported, Worker
 from .ledger import Assignment, LoadGuard, ShardLedger, Trouble
 from .stop_signals import StopSignals
 
@@ -95,6 +95,8 @@ class Dispatcher:
         self._make_task, self._observer, self._watch = make_task, observer, watch
         self._breaker, self._num_quarantined = Breaker(), 0
         self._told: set[str] = set()
+        self._refusing: set[int] = set()  # shards that the output does not take just now
+        self._refused: str | None = None  # why it took one not at all
         self.outcome = outcome or Outcome()
 
     def run(self) -> Outcome:
@@ -105,20 +107,24 @@ class Dispatcher:
 
         Raises:
             UserError: no worker can load the model or reach the output, for a reason that the user can mend.
-            RunFailedError: no worker can load the model, for any other reason, or none makes an image.
+            RunFailedError: no worker can load the model, for any other reason, or none makes an image; or the output
+                does not take a part. The shards under way have been finished then.
         """
         with StopSignals() as signals:
             try:
                 while self._ledger.num_open and not signals.stopping:
-                    if not signals.draining:
+                    if signals.draining or self._refused is not None:
+                        if not self._drain(signals.draining):
+                            break
+                    elif not self._refusing:
                         self._hire()
                         self._hand_out()
-                    elif not self._drain():
-                        break
                     for event in self._fleet.wait(_POLL_S):
                         self._handle(event)
             finally:
                 self._fleet.dismiss_all()
+        if self._refused is not None:
+            raise RunFailedError(f"the output does not take a part: {self._refused}")
         self.outcome.stopped_by = signals.last if self._ledger.num_open else None
         return self.outcome
 
@@ -156,11 +162,12 @@ class Dispatcher:
             f"fewer: {found.reason}"
         )
 
-    def _drain(self) -> bool:
+    def _drain(self, by_signal: bool) -> bool:
         """Let the shards under way finish; False when none is left."""
         busy = len(self._fleet.in_phase("busy"))
         if busy:
-            self._say_once("drain", f"draining: finishing {busy} shards under way; press again to stop now")
+            more = "; press again to stop now" if by_signal else ""
+            self._say_once("drain", f"draining: finishing {busy} shards under way{more}")
         return busy > 0
 
     def _say_once(self, topic: str, sentence: str) -> None:
@@ -177,13 +184,7 @@ class Dispatcher:
     def _handle(self, event: FleetEvent) -> None:
         match event:
             case Loaded(worker, description):
-                self._guard.loaded()
-                loaded = len(self._fleet.in_phase("idle", "busy"))
-                self.outcome.num_workers = max(self.outcome.num_workers, loaded)
-                self.outcome.engines[worker.name] = description["engine"]
-                self.outcome.engine_hashes[worker.name] = description["engine_hash"]
-                for sentence in self._watch.notice(worker.name, description["engine"]):
-                    self._observer.say(sentence)
+                self._loaded(worker, description)
             case LoadFailed(_, reason, mistake):
                 self._guard.failed()
                 self._record("load", None, reason)
@@ -191,6 +192,7 @@ class Dispatcher:
                     raise mistake
             case Reported(worker, shard_id, Committed(stats, num_bytes, engine)):
                 self._ledger.commit(shard_id)
+                self._refusing.discard(shard_id)
                 self.outcome.committed[shard_id] = stats
                 self.outcome.num_bytes += num_bytes
                 self.outcome.engines[worker.name] = engine
@@ -198,18 +200,42 @@ class Dispatcher:
                 if progress.num_ok:
                     self._breaker.succeeded(worker.name)
                 self._observer.progress(shard_id, progress.num_ok, progress.num_error)
+            case Reported(_, shard_id, Refused(reason, tries_left)):
+                self._refuse(shard_id, reason, tries_left)
             case Lost(mistake=UserError() as mistake):
                 raise mistake
             case Lost():
                 self._lost(event)
+
+    def _loaded(self, worker: Worker, description: Mapping[str, Any]) -> None:
+        self._guard.loaded()
+        loaded = len(self._fleet.in_phase("idle", "busy"))
+        self.outcome.num_workers = max(self.outcome.num_workers, loaded)
+        self.outcome.engines[worker.name] = description["engine"]
+        self.outcome.engine_hashes[worker.name] = description["engine_hash"]
+        for sentence in self._watch.notice(worker.name, description["engine"]):
+            self._observer.say(sentence)
+
+    def _refuse(self, shard_id: int, reason: str, tries_left: int) -> None:
+        """Begin nothing that the output would not take either; the part in question is tried again by its worker."""
+        if shard_id not in self._refusing:
+            self._refusing.add(shard_id)
+            self._observer.say(
+                f"shard {shard_id} is kept and its publication tried {tries_left} times more, and no other shard is "
+                f"begun until then: {reason}"
+            )
 
     def _lost(self, event: Lost) -> None:
         """Let ledger and breaker draw their conclusions from a lost attempt."""
         worker, shard_id, in_flight, reason = event.worker.name, event.shard_id, event.in_flight, event.reason
         kind: Trouble = "exception" if event.raised else "death"
         self._record(kind, shard_id, reason, worker=worker, in_flight=in_flight)
+        self._refusing.discard(shard_id)
         self._ledger.fail(shard_id, in_flight, kind, reason, self._breaker.proof(worker))
         self.outcome.failed = dict(self._ledger.failed)
+        if event.refused:
+            self._refused = reason
+            return
         self._observer.restarted(shard_id, reason)
         found = self._breaker.failed(worker, shard_id, in_flight, kind, reason)
         if found is not None:

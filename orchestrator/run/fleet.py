@@ -17,12 +17,13 @@ from toprovar_batch.worker.actor import (
     GenerationEngine,
     GenerationWorker,
     Progress,
+    Refused,
     ShardEvent,
     ShardTask,
     Started,
-    WorkerError,
 )
 from toprovar_batch.worker.errors import UserError
+from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError
 
 _RESOURCES_EVERY_S = 1.0
 _PATIENCE_S = 20.0  # a worker that finds no node for longer is worth a word to the user
@@ -88,6 +89,7 @@ class Lost:
     raised: bool  # an exception, not a death
     reason: str
     mistake: UserError | None = None  # set when the user can mend it
+    refused: bool = False  # by the output, which does not take the shard's part
 
 
 FleetEvent = Loaded | LoadFailed | Reported | Lost
@@ -219,7 +221,8 @@ class Fleet:
             yield self._bury(worker, "it ended without publishing", raised=True)
         except RayTaskError as error:
             # The process may be damaged (a GPU in an error state fails everything after it): start afresh.
-            yield self._bury(worker, _sentence(error), raised=True, mistake=_mistake(error))
+            refused = isinstance(error.cause, OutputRefusedError)
+            yield self._bury(worker, _sentence(error), raised=True, mistake=_mistake(error), refused=refused)
         except RayError as error:
             yield self._bury(worker, _sentence(error))
         else:
@@ -229,12 +232,18 @@ class Fleet:
             yield Reported(worker, worker.shard_id, event)
 
     def _bury(
-        self, worker: Worker, reason: str, *, raised: bool = False, mistake: UserError | None = None
+        self,
+        worker: Worker,
+        reason: str,
+        *,
+        raised: bool = False,
+        mistake: UserError | None = None,
+        refused: bool = False,
     ) -> FleetEvent:
         self.dismiss(worker)
         if worker.phase != "busy":
             return LoadFailed(worker, reason, mistake)
-        return Lost(worker, worker.shard_id, worker.in_flight, raised, reason, mistake)
+        return Lost(worker, worker.shard_id, worker.in_flight, raised, reason, mistake, refused)
 
 
 def _still_in_flight(before: tuple[str, ...], event: ShardEvent) -> tuple[str, ...]:
@@ -245,7 +254,7 @@ def _still_in_flight(before: tuple[str, ...], event: ShardEvent) -> tuple[str, .
         case Progress(sample_ids):
             done = frozenset(sample_ids)
             return tuple(sample_id for sample_id in before if sample_id not in done)
-        case Committed():
+        case Refused() | Committed():
             return ()
 
 

@@ -10,14 +10,15 @@ from toprovar_batch.worker.actor import (
     Committed,
     GenerationWorker,
     Progress,
+    Refused,
     ShardTask,
     Started,
-    WorkerError,
 )
 from toprovar_batch.worker.errors import CheckpointError, OutputFolderError
 from toprovar_batch.worker.image_statistics import ImageStatistics
 from toprovar_batch.worker.part_file import PartWriter, dataset_schema, read_stats
 from toprovar_batch.worker.request import GenerationResult
+from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError
 
 
 class Done:
@@ -312,8 +313,53 @@ def test_a_failing_disk_is_not_blamed_on_the_samples(tmp_path, monkeypatch):
         Started(("s0",)),
         Progress(("s0",), 1),
     ]  # out of the engine by now
-    with pytest.raises(WorkerError, match=r"^OSError: .*No space left"):
+    with pytest.raises(OutputRefusedError, match=r"^OSError: .*No space left"):
         next(events)
+
+
+def refuse_parts(monkeypatch, times):
+    """An output that refuses a part so often."""
+    tries, real = [], PartWriter.show
+
+    def show(part):
+        tries.append(part)
+        if len(tries) <= times:
+            raise PermissionError("403 Forbidden")
+        real(part)
+
+    monkeypatch.setattr(PartWriter, "show", show)
+    return tries
+
+
+def test_the_images_of_a_refused_part_are_kept_and_published_later(tmp_path, monkeypatch):
+    refuse_parts(monkeypatch, 2)
+    worker, engine = make_worker()
+    task = make_task(tmp_path, ["a"], publish_delays_s=(0, 0, 0))
+    events = list(worker.run(task))
+    refused = [event for event in events if isinstance(event, Refused)]
+    assert refused == [Refused("PermissionError: 403 Forbidden", left) for left in (3, 2)]
+    assert engine.batches == [["a"]]
+    assert list(read_rows(task)) == ["s0"]
+
+
+def test_a_part_that_is_refused_at_every_try_is_the_outputs_fault(tmp_path, monkeypatch):
+    tries = refuse_parts(monkeypatch, 9)
+    worker, engine = make_worker()
+    task = make_task(tmp_path, ["a"], publish_delays_s=(0, 0))
+    with pytest.raises(OutputRefusedError, match=r"^PermissionError: 403 Forbidden$"):
+        list(worker.run(task))
+    assert (len(tries), engine.batches) == (3, [["a"]])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_the_waits_between_tries_grow(tmp_path, monkeypatch):
+    refuse_parts(monkeypatch, 9)
+    slept = []
+    monkeypatch.setattr("toprovar_batch.worker.actor.time.sleep", slept.append)
+    with pytest.raises(OutputRefusedError):
+        list(make_worker()[0].run(make_task(tmp_path, ["a"])))
+    assert slept == sorted(slept)
+    assert 60 < sum(slept) < 600
 
 
 def test_a_failing_disk_stops_a_shard_whose_next_batches_are_in_the_engine(tmp_path, monkeypatch):

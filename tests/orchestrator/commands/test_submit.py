@@ -15,6 +15,7 @@ from toprovar_batch.orchestrator.commands.submit import finish, show, submit
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.folder import OutputFolder, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
+from toprovar_batch.worker.actor import ShardTask
 from toprovar_batch.worker.errors import CheckpointError, JobSpecError, RunFailedError
 from toprovar_batch.worker.part_file import PartWriter, dataset_schema, read_stats
 from toprovar_batch.worker.pruning.pruning_map import read_pruning_map
@@ -157,16 +158,21 @@ def test_the_run_is_on_record(write_job, tmp_path, make_engine_factory):
     assert len(hashes) == 1  # equal engines, whatever loading took
 
 
-def test_a_shard_that_cannot_be_published_fails_the_run_after_the_others(
-    write_job, tmp_path, make_engine_factory
+def test_an_output_that_refuses_a_part_ends_the_run_and_keeps_what_is_published(
+    write_job, tmp_path, make_engine_factory, monkeypatch
 ):
-    factory = make_engine_factory(in_the_way=tmp_path / "out/data/part-00000-of-00002.parquet")
-    summary = submit(write_job(max_shard_attempts=2), engine_factory=factory)
-    assert list(summary.failed) == [0]
-    assert "2 attempts failed, the last one because IsADirectoryError" in summary.failed[0]
-    assert (summary.dataset.ok, summary.dataset.errors) == (4, 0)
-    with pytest.raises(RunFailedError, match="1 shards were given up"):
-        finish(summary, "again")
+    impatient = functools.partial(ShardTask, publish_delays_s=(0, 0))
+    monkeypatch.setattr("toprovar_batch.orchestrator.commands.submit.ShardTask", impatient)
+    factory = make_engine_factory(in_the_way=tmp_path / "out/data/part-00001-of-00004.parquet")
+    job = write_job([f"prompt {index}" for index in range(16)], num_workers=1)
+    with pytest.raises(RunFailedError, match="the output does not take a part: IsADirectoryError"):
+        submit(job, engine_factory=factory)
+    assert sum(generated(tmp_path).values()) == 8
+    record = the_record(tmp_path)
+    assert (record["ended"], record["shards"], record["totals"]["ok"]) == ("failed", [0], 4)
+    (tmp_path / "out/data/part-00001-of-00004.parquet").rmdir()
+    summary = submit(job, engine_factory=make_engine_factory())
+    assert (summary.dataset.ok, summary.this_run.generated, summary.is_complete) == (16, 12, True)
 
 
 def test_a_retry_of_errors_that_gives_a_shard_up_fails_the_run(

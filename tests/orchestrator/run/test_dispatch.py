@@ -7,7 +7,7 @@ from toprovar_batch.orchestrator.run.dispatch import Dispatcher, Outcome
 from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
 from toprovar_batch.orchestrator.run.fleet import Loaded, LoadFailed, Lost, Reported, Worker
 from toprovar_batch.orchestrator.run.ledger import LoadGuard, ShardLedger
-from toprovar_batch.worker.actor import Committed, Progress
+from toprovar_batch.worker.actor import Committed, Progress, Refused
 from toprovar_batch.worker.errors import CheckpointError, OutputFolderError, RunFailedError
 from toprovar_batch.worker.shard_stats import ShardStats
 
@@ -293,3 +293,37 @@ def test_a_run_whose_only_place_breaks_ends_and_names_the_exception():
         dispatcher.run()
     assert any("so the run goes on with one worker fewer: CUDA error" in line for line in observer)
     assert sorted(dispatcher.outcome.committed) == [0, 1]
+
+
+def refuse(fleet):
+    [worker, *_] = fleet.in_phase("busy")
+    yield Reported(worker, worker.shard_id, Refused("PermissionError: 403", 7))
+
+
+def test_nothing_is_begun_while_the_output_refuses_a_part_and_all_goes_on_after():
+    begun = []
+
+    def look(fleet):
+        begun.append(list(fleet.started))
+        return ()
+
+    fleet = ScriptedFleet(script={2: refuse, 3: look, 4: refuse})
+    dispatcher, observer = make_dispatcher(fleet)
+    outcome = dispatcher.run()
+    assert begun == [[0]]
+    assert sorted(outcome.committed) == [0, 1, 2]
+    said = "shard 0 is kept and its publication tried 7 times more, and no other shard is begun until then: "
+    assert observer.count(f"{said}PermissionError: 403") == 1
+
+
+def test_a_part_that_the_output_never_takes_ends_the_run_once_the_others_are_finished():
+    def give_up(fleet):
+        worker = fleet.workers.pop(0)
+        yield Lost(worker, worker.shard_id, (), raised=True, reason="PermissionError: 403", refused=True)
+
+    fleet = ScriptedFleet(room=2, script={2: refuse, 3: give_up})
+    dispatcher, observer = make_dispatcher(fleet, num_shards=9)
+    with pytest.raises(RunFailedError, match="the output does not take a part: PermissionError: 403"):
+        dispatcher.run()
+    assert (fleet.started, list(dispatcher.outcome.committed)) == ([0, 1], [1])
+    assert "draining: finishing 1 shards under way" in observer
