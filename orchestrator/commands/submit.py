@@ -25,7 +25,8 @@ from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
 from toprovar_batch.orchestrator.run.dispatch import Dispatcher, Outcome
 from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
 from toprovar_batch.orchestrator.run.fleet import Fleet
-from toprovar_batch.orchestrator.run.ledger import Assignment, LoadGuard, ShardLedger
+from toprovar_batch.orchestrator.run.ledger import Assignment, ShardLedger
+from toprovar_batch.orchestrator.run.load_guard import LoadGuard
 from toprovar_batch.orchestrator.run.progress import ProgressBar
 from toprovar_batch.orchestrator.run.ray_session import cluster_address, ray_session
 from toprovar_batch.orchestrator.run.record import RunLog
@@ -146,6 +147,7 @@ def _dispatch(
             cpus_per_worker=runtime.cpus_per_worker,
             stall_timeout_s=runtime.stall_timeout_s,
             load_timeout_s=runtime.load_timeout_s,
+            may_grow=cluster_address(runtime) is not None,
         )
         done = kept.rows - errors_again
         with closing(ProgressBar(plan.samples.num_rows, done, kept.errors - errors_again)) as bar:

@@ -15,7 +15,8 @@ from toprovar_batch.worker.shard_stats import ShardStats
 from .breaker import Breaker, Quarantine
 from .engine_watch import EngineWatch
 from .fleet import Fleet, FleetEvent, Loaded, LoadFailed, Lost, Reported, Worker
-from .ledger import Assignment, LoadGuard, ShardLedger, Trouble
+from .ledger import Assignment, ShardLedger, Trouble
+from .load_guard import LoadGuard
 from .stop_signals import StopSignals
 
 _POLL_S = 0.5
@@ -107,7 +108,7 @@ class Dispatcher:
 
         Raises:
             UserError: no worker can load the model or reach the output, for a reason that the user can mend.
-            RunFailedError: no worker can load the model, for any other reason, or none makes an image; or the output
+            RunFailedError: no worker can load the model, for any other reason, or be placed, or none makes an image; or the output
                 does not take a part. The shards under way have been finished then.
         """
         with StopSignals() as signals:
@@ -136,15 +137,25 @@ class Dispatcher:
         if room <= 0 and not workers:
             raise RunFailedError(f"no worker is left that makes images: {self._last_reason()}")
         wanted = min(room - len(workers), self._ledger.num_waiting - len(coming))
-        missing = self._fleet.starving_for()
-        if missing is not None:
-            self._say_once("starving", f"still waiting for {missing}")
-        if self._guard.may_start:
-            for _ in range(wanted):
-                self._fleet.start_worker()
-        elif not workers:
+        self._tell_of_starving()
+        if self._guard.exhausted and not workers:
             count = self._guard.failures_in_row
             raise RunFailedError(f"{count} workers in a row could not load: {self._last_reason()}")
+        for _ in range(self._guard.may_start(wanted, len(self._fleet.in_phase("placing", "loading")))):
+            self._fleet.start_worker()
+
+    def _tell_of_starving(self) -> None:
+        """Say what all workers wait for, each time after twice as long; end the run where it will not come."""
+        starving = self._fleet.starving()
+        if starving is None:
+            return
+        if starving.for_good:
+            raise RunFailedError(f"Ray on this machine has lost its node: there is no {starving.missing[2:]}")
+        doubling = int(starving.waited_s).bit_length()
+        self._say_once(
+            f"starving {doubling}",
+            f"still waiting for {starving.missing}, for {starving.waited_s:.0f} seconds now",
+        )
 
     def _last_reason(self) -> str:
         reason: str = self.outcome.incidents[-1]["reason"]
@@ -186,10 +197,10 @@ class Dispatcher:
             case Loaded(worker, description):
                 self._loaded(worker, description)
             case LoadFailed(_, reason, mistake):
-                self._guard.failed()
                 self._record("load", None, reason)
                 if mistake is not None and not self._guard.ever_loaded:
                     raise mistake
+                self._load_failed(reason)
             case Reported(worker, shard_id, Committed(stats, num_bytes, engine)):
                 self._ledger.commit(shard_id)
                 self._refusing.discard(shard_id)
@@ -215,6 +226,11 @@ class Dispatcher:
         self.outcome.engine_hashes[worker.name] = description["engine_hash"]
         for sentence in self._watch.notice(worker.name, description["engine"]):
             self._observer.say(sentence)
+
+    def _load_failed(self, reason: str) -> None:
+        self._guard.failed()
+        when = f"; the next one is tried in {self._guard.wait_s:.0f} seconds" if self._guard.exhausted else ""
+        self._observer.say(f"a worker could not load{when}: {reason}")
 
     def _refuse(self, shard_id: int, reason: str, tries_left: int) -> None:
         """Begin nothing that the output would not take either; the part in question is tried again by its worker."""

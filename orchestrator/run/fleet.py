@@ -54,6 +54,15 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True)
+class Starving:
+    """All workers wait for what is `missing`, for `waited_s` seconds now; `for_good` where it will not come."""
+
+    missing: str
+    waited_s: float
+    for_good: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """The worker is ready for shards; `description` is what its `setup` gave."""
 
@@ -105,6 +114,7 @@ class Fleet:
         cpus_per_worker: CPU cores reserved for each.
         stall_timeout_s: a worker with a shard that is silent for longer is killed.
         load_timeout_s: a worker that needs longer to load, and to fetch what it loads, is killed.
+        may_grow: nodes may join; without it, what Ray has lost does not come back.
     """
 
     def __init__(
@@ -116,11 +126,12 @@ class Fleet:
         cpus_per_worker: int,
         stall_timeout_s: float,
         load_timeout_s: float,
+        may_grow: bool = True,
     ) -> None:
         self.workers: list[Worker] = []
         self._factory = engine_factory
         self._num_workers = num_workers
-        self._on_gpus = on_gpus
+        self._on_gpus, self._may_grow = on_gpus, may_grow
         self._cpus = cpus_per_worker
         self._stall_timeout_s = stall_timeout_s
         self._load_timeout_s = load_timeout_s
@@ -149,12 +160,19 @@ class Fleet:
         actor = self._actor_class.remote(self._factory)
         self.workers.append(Worker(actor, actor.__ray_ready__.remote()))
 
-    def starving_for(self) -> str | None:
+    def starving(self) -> Starving | None:
         """What every worker has been waiting for all too long; None when one of them has it."""
         newest = max((worker.last_sign for worker in self.workers), default=time.monotonic())
-        if len(self.in_phase("placing")) < len(self.workers) or time.monotonic() - newest < _PATIENCE_S:
+        waited_s = time.monotonic() - newest
+        if len(self.in_phase("placing")) < len(self.workers) or waited_s < _PATIENCE_S:
             return None
-        return f"a node with {'1 GPU and ' if self._on_gpus else ''}{self._cpus} free CPUs for each worker"
+        missing = f"a node with {'1 GPU and ' if self._on_gpus else ''}{self._cpus} free CPUs for each worker"
+        return Starving(missing, waited_s, for_good=not self._may_grow and not self._has_room())
+
+    def _has_room(self) -> bool:
+        """Whether the nodes that live could hold a worker if nothing else ran on them."""
+        total = ray.cluster_resources()
+        return total.get("CPU", 0) >= self._cpus and total.get("GPU", 0) >= int(self._on_gpus)
 
     def in_phase(self, *phases: str) -> list[Worker]:
         """The workers that are in one of the phases."""

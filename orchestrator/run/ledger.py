@@ -167,30 +167,3 @@ def _narrow(suspects: list[Group], in_flight: Group) -> bool:
 def _halves(group: Group) -> list[Group]:
     middle = (len(group) + 1) // 2
     return [half for half in (group[:middle], group[middle:]) if half]
-
-
-class LoadGuard:
-    """Decides what failing to load a model means.
-
-    Args:
-        max_failures: failures in a row after which no further worker is started.
-    """
-
-    def __init__(self, max_failures: int) -> None:
-        self._max_failures = max_failures
-        self.failures_in_row = 0
-        self.ever_loaded = False
-
-    def loaded(self) -> None:
-        """Note that a worker is ready."""
-        self.failures_in_row = 0
-        self.ever_loaded = True
-
-    def failed(self) -> None:
-        """Note that a worker could not load."""
-        self.failures_in_row += 1
-
-    @property
-    def may_start(self) -> bool:
-        """Whether another worker is worth a try."""
-        return self.failures_in_row < self._max_failures

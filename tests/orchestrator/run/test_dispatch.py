@@ -5,8 +5,9 @@ import pytest
 
 from toprovar_batch.orchestrator.run.dispatch import Dispatcher, Outcome
 from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
-from toprovar_batch.orchestrator.run.fleet import Loaded, LoadFailed, Lost, Reported, Worker
-from toprovar_batch.orchestrator.run.ledger import LoadGuard, ShardLedger
+from toprovar_batch.orchestrator.run.fleet import Loaded, LoadFailed, Lost, Reported, Starving, Worker
+from toprovar_batch.orchestrator.run.ledger import ShardLedger
+from toprovar_batch.orchestrator.run.load_guard import LoadGuard
 from toprovar_batch.worker.actor import Committed, Progress, Refused
 from toprovar_batch.worker.errors import CheckpointError, OutputFolderError, RunFailedError
 from toprovar_batch.worker.shard_stats import ShardStats
@@ -31,7 +32,7 @@ class ScriptedFleet:
     def room(self):
         return self._room
 
-    def starving_for(self):
+    def starving(self):
         return self.missing
 
     def start_worker(self):
@@ -79,12 +80,12 @@ class Sayings(list):
         self.append(sentence)
 
 
-def make_dispatcher(fleet, num_shards=3, max_load_failures=2):
+def make_dispatcher(fleet, num_shards=3, max_load_failures=2, clock=lambda: 0.0):
     ledger = ShardLedger(range(num_shards), max_attempts=2)
     observer = Sayings()
     make_task = lambda assignment: SimpleNamespace(shard_id=assignment.shard_id)  # noqa: E731
     return Dispatcher(
-        ledger, fleet, LoadGuard(max_load_failures), make_task, observer, EngineWatch()
+        ledger, fleet, LoadGuard(max_load_failures, clock), make_task, observer, EngineWatch()
     ), observer
 
 
@@ -143,12 +144,53 @@ def test_nodes_that_join_get_workers():
     assert fleet.most_workers == 3
 
 
-def test_waiting_for_a_node_is_said_once():
-    fleet = ScriptedFleet()
-    fleet.missing = "a GPU"
+def test_waiting_for_a_node_is_said_again_after_twice_as_long():
+    def wait(seconds):
+        def action(fleet):
+            fleet.missing = Starving("a GPU", seconds, for_good=False)
+            return ()
+
+        return action
+
+    seconds = (20, 21, 50, 63, 70, 500)
+    fleet = ScriptedFleet(script={number: wait(length) for number, length in enumerate(seconds, 1)})
     dispatcher, observer = make_dispatcher(fleet)
     dispatcher.run()
-    assert observer.count("still waiting for a GPU") == 1
+    said = [line for line in observer if "waiting" in line]
+    assert said == [f"still waiting for a GPU, for {length} seconds now" for length in (20, 50, 70, 500)]
+
+
+def test_a_node_that_will_not_come_back_ends_the_run():
+    fleet = ScriptedFleet()
+    fleet.missing = Starving("a node with 1 free CPU", 20, for_good=True)
+    with pytest.raises(
+        RunFailedError, match="Ray on this machine has lost its node: there is no node with 1 free CPU"
+    ):
+        make_dispatcher(fleet)[0].run()
+
+
+def test_a_fleet_that_lost_workers_while_loading_grows_again():
+    seconds = [0.0]
+
+    def fail_both(fleet):
+        for _ in range(2):
+            yield LoadFailed(fleet.workers.pop(), "no memory", None)
+
+    def later(fleet):
+        seconds[0] += 30
+        return ()
+
+    def first_loads(fleet):
+        worker = fleet.workers[0]
+        worker.phase, worker.name = "idle", "host:0"
+        yield Loaded(worker, {"worker": worker.name, "engine": {}, "engine_hash": "h"})
+
+    fleet = ScriptedFleet(room=3, script={1: first_loads, 2: fail_both, 3: later})
+    dispatcher, observer = make_dispatcher(fleet, num_shards=9, clock=lambda: seconds[0])
+    outcome = dispatcher.run()
+    assert "a worker could not load: no memory" in observer
+    assert "a worker could not load; the next one is tried in 30 seconds: no memory" in observer
+    assert (len(outcome.committed), outcome.num_workers) == (9, 3)
 
 
 def test_a_lost_worker_is_replaced_and_its_shard_done_again():

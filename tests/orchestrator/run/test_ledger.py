@@ -1,4 +1,4 @@
-from toprovar_batch.orchestrator.run.ledger import LoadGuard, ShardLedger
+from toprovar_batch.orchestrator.run.ledger import ShardLedger
 
 
 def run(ledger, happenings):
@@ -129,13 +129,3 @@ def test_shards_that_are_given_back_have_a_clean_slate():
     assert ledger.failed == {}
     again = run(ledger, ["ok", "ok"])
     assert [(item.shard_id, item.suspects, item.poisoned) for item in again] == [(0, (), {}), (1, (), {})]
-
-
-def test_load_failures_count_in_a_row():
-    guard = LoadGuard(max_failures=2)
-    guard.failed()
-    guard.loaded()
-    guard.failed()
-    assert guard.may_start
-    guard.failed()
-    assert not guard.may_start
