@@ -30,6 +30,7 @@ from toprovar_batch.orchestrator.run.load_guard import LoadGuard
 from toprovar_batch.orchestrator.run.progress import ProgressBar
 from toprovar_batch.orchestrator.run.ray_session import cluster_address, ray_session
 from toprovar_batch.orchestrator.run.record import RunLog
+from toprovar_batch.orchestrator.run.stop_signals import signal_of
 from toprovar_batch.orchestrator.run.summary import RunSummary, total
 from toprovar_batch.worker.actor import GenerationEngine, ShardTask, build_engine
 from toprovar_batch.worker.errors import JobSpecError, RunFailedError
@@ -85,6 +86,8 @@ def submit(
         try:
             _dispatch(job, plan, schema, folder, todo, parts.good, engine_factory, outcome)
             outcome = outcome.without(missing_parts(folder, outcome.committed, plan.num_shards))
+        except KeyboardInterrupt as stop:  # before the dispatcher listened for it
+            outcome.stopped_by = signal_of(stop)
         except BaseException as raised:  # noqa: BLE001 - it is raised again once it is on record
             error = raised
         summary = log.close(outcome, error)

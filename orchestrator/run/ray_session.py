@@ -12,6 +12,8 @@ import ray
 from toprovar_batch.orchestrator.job.spec import RuntimeJobSpec
 from toprovar_batch.worker.errors import JobSpecError
 
+from .stop_signals import keeping_sigterm
+
 _OBJECT_STORE_BYTES = 256 << 20  # events and prompts only: images never pass through it
 
 
@@ -42,7 +44,8 @@ def ray_session(runtime: RuntimeJobSpec) -> Iterator[None]:
         address = cluster_address(runtime)
         settings = {"address": address} if address else _local_settings(runtime)
         try:
-            ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
+            with keeping_sigterm():
+                ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             reason = str(error).split("\n", maxsplit=1)[0]
             raise JobSpecError(

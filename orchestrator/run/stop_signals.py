@@ -1,11 +1,58 @@
 """Ctrl-C and SIGTERM as something the main loop asks about instead of something that hits it."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where no main loop asks for it; like Ctrl-C, nothing that handles errors may catch it."""
+
+
+def signal_of(stop: KeyboardInterrupt) -> signal.Signals:
+    """Tell which signal an exception stands for."""
+    return signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated` for the length of the block, as Ctrl-C raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+@contextlib.contextmanager
+def keeping_sigterm() -> Iterator[None]:
+    """Undo what `ray.init` makes of SIGTERM: it exits with the signal's number, in the block and after it.
+
+    Raises:
+        Terminated: SIGTERM came within the block.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as stop:
+        if stop.code == signal.SIGTERM:
+            raise Terminated from stop
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated
 
 
 class StopSignals:

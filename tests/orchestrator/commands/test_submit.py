@@ -1,5 +1,6 @@
 import functools
 import json
+import signal
 import tempfile
 from collections import Counter
 
@@ -276,6 +277,19 @@ def test_a_dataset_with_nothing_but_errors_fails_the_run(write_job, tmp_path, ma
     assert the_record(tmp_path)["ended"] == "incomplete"
     with pytest.raises(RunFailedError, match="none of 1 samples has an image"):
         finish(summary, "again")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_dispatch_is_a_stop_like_any_other(
+    write_job, tmp_path, run_cli, monkeypatch, number, code
+):
+    module = "toprovar_batch.orchestrator.commands.submit"
+    monkeypatch.setattr(f"{module}._on_gpus", lambda _job: signal.raise_signal(number))
+    result = run_cli("submit", write_job())
+    assert (result.exit_code, result.stderr) == (code, "")
+    assert f"stopped by {number.name}; what is finished stays" in result.stdout
+    record = the_record(tmp_path)
+    assert (record["ended"], record["stopped_by"], record["failure"]) == ("stopped", number.name, None)
 
 
 def the_record(tmp_path):
