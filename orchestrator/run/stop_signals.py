@@ -33,22 +33,41 @@ def sigterm_raises() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def keeping_sigterm() -> Iterator[None]:
-    """Undo what `ray.init` makes of SIGTERM: it exits with the signal's number, in the block and after it.
+def undisturbed_start() -> Iterator[None]:
+    """Let `ray.init` run: the first signal waits for the end of the block, the second does not.
+
+    Left half-way, Ray may crash the interpreter at its end. So it gets no handlers of its own either, which would exit
+    with a code that is no signal's.
 
     Raises:
         Terminated: SIGTERM came within the block.
+        KeyboardInterrupt: Ctrl-C came within the block.
     """
-    handler = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    noted: list[type[KeyboardInterrupt]] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        noted.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+        if len(noted) > 1:
+            raise noted[0]
+
+    install = signal.signal
+    former: dict[int, Any] = {name: install(name, note) for name in _SIGNALS}
+
+    def install_others(signalnum: int, handler: Any) -> Any:
+        return former[signalnum] if signalnum in former else install(signalnum, handler)
+
+    signal.signal = install_others
     try:
         yield
-    except SystemExit as stop:
-        if stop.code == signal.SIGTERM:
-            raise Terminated from stop
-        raise
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
+        signal.signal = install
+        for name, handler in former.items():
+            signal.signal(name, handler)
+    if noted:
+        raise noted[0]
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

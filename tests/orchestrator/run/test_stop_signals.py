@@ -7,34 +7,40 @@ import pytest
 
 from toprovar_batch.orchestrator.run.stop_signals import (
     Terminated,
-    keeping_sigterm,
-    signal_of,
-    sigterm_raises,
+    undisturbed_start,
 )
 
 
-def start_as_ray_does():
-    """Install Ray's handler, and be hit."""
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(number))
-    signal.raise_signal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("number", "stop"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
+)
+def test_a_signal_while_ray_starts_waits_until_it_has_started(number, stop):
+    before = [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)]
+    happened = []
+
+    def start():
+        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(number))  # as Ray does
+        signal.raise_signal(number)
+        happened.append("started")
+
+    with pytest.raises(KeyboardInterrupt) as caught, undisturbed_start():
+        start()
+    assert (type(caught.value), happened) == (stop, ["started"])
+    assert [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_sigterm_raises_in_the_block_only():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Terminated) as caught, sigterm_raises():
+def test_a_second_signal_does_not_wait_for_a_start_that_may_never_end():
+    def start():
         signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) == before
-    assert (signal_of(caught.value), signal_of(KeyboardInterrupt())) == (signal.SIGTERM, signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("not reached")
+
+    with pytest.raises(Terminated), undisturbed_start():
+        start()
 
 
-def test_sigterm_while_ray_starts_is_a_stop_and_the_handler_is_put_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Terminated), keeping_sigterm():
-        start_as_ray_does()
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_any_other_exit_while_ray_starts_stays_what_it_is():
-    with pytest.raises(SystemExit) as caught, keeping_sigterm():
-        sys.exit(1)
-    assert caught.value.code == 1
+def test_other_handlers_can_be_installed_while_ray_starts():
+    before = signal.getsignal(signal.SIGUSR1)
+    with undisturbed_start():
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    assert signal.signal(signal.SIGUSR1, before) == signal.SIG_IGN
