@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from toprovar_batch import __version__
+from toprovar_batch.orchestrator.forgiving_stream import forgiving_stderr
+from toprovar_batch.orchestrator.run.stop_signals import signal_of, sigterm_raises
 from toprovar_batch.worker.errors import ToprovarError
 
 # name: (module under toprovar_batch and the command in it, line of help)
@@ -94,9 +96,20 @@ class LazyGroup(click.Group):
             raise OneLineUsageError(error) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; one of our errors becomes one line on stderr and its exit code."""
+        """Run the command; one of our errors becomes one line on stderr and its exit code.
+
+        A signal that stops it gives 128 and its number, as shells have it.
+        """
+        with forgiving_stderr(), sigterm_raises():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            number = signal_of(stop)
+            click.echo(f"stopped by {number.name}", err=True)
+            ctx.exit(128 + number)
         except click.UsageError as error:
             raise OneLineUsageError(error) from error
         except ToprovarError as error:

@@ -10,7 +10,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,24 +18,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from toprovar_batch.worker.errors import OutputFolderError, UserError
-from toprovar_batch.worker.kept_part import DamagedPartError, kept_rows
+from toprovar_batch.worker.errors import OutputFolderError
+from toprovar_batch.worker.kept_part import DamagedPartError, keep_rows
 from toprovar_batch.worker.part_file import PartWriter, image_path, result_rows
-from toprovar_batch.worker.part_identity import PartOwner, recorded_job
+from toprovar_batch.worker.part_identity import recorded_job
 from toprovar_batch.worker.pipeline import Beginning, Finished, PendingResults, run_batches
 from toprovar_batch.worker.request import GenerationRequest, GenerationResult
+from toprovar_batch.worker.shard_checks import check_ids, check_some_made
 from toprovar_batch.worker.shard_stats import Computation, ShardStats
+from toprovar_batch.worker.storage import storage_errors
+from toprovar_batch.worker.worker_errors import as_one_line, one_line, writing
 
 if TYPE_CHECKING:
     from toprovar_batch.worker.resolved import ResolvedSpec
     from toprovar_batch.worker.specs import RuntimeSpec
-
-
-_SENTENCE_LENGTH = 500  # characters of an exception that reach an error row
-
-
-class WorkerError(RuntimeError):
-    """Whatever a worker raised, as one line "Type: text" that any process can unpickle."""
 
 
 class GenerationEngine(Protocol):
@@ -44,9 +40,7 @@ class GenerationEngine(Protocol):
     def setup(self) -> None:
         """Load the weights."""
 
-    def plan_batches(
-        self, requests: Sequence[GenerationRequest], batch_size: int | None = None
-    ) -> list[list[GenerationRequest]]:
+    def plan_batches(self, requests: Sequence[GenerationRequest]) -> list[list[GenerationRequest]]:
         """Cut requests into batches that can run together."""
 
     def begin(self, batch: Sequence[GenerationRequest]) -> PendingResults:
@@ -71,12 +65,14 @@ class ShardTask:
         scratch: folder for the unfinished part, or None for the system's.
         labels: columns with one value for the whole job (`model`, `policy`).
         attempt: counted from 1.
-        isolated: generate one image at a time, and none beside it, so that a death names its sample.
+        suspects: groups of sample ids; no sample of another group is in the engine beside one, so that a death
+            names its group. One batch of the other samples goes before them, to see that the worker works.
         poisoned: sample id -> why it must not reach the engine again.
         kept: address of an earlier part of this shard whose good rows are kept, or None.
         job: hash of the identity of the job, for the part's footer.
         record: address of the output's `_job/job.json`, which must name this job when the shard begins and when its
             part is published; None: nobody looks.
+        publish_delays_s: seconds before each further try to publish a part that the output refused.
     """
 
     shard_id: int
@@ -86,11 +82,12 @@ class ShardTask:
     scratch: str | None
     labels: Mapping[str, str]
     attempt: int = 1
-    isolated: bool = False
+    suspects: tuple[tuple[str, ...], ...] = ()
     poisoned: Mapping[str, str] = field(default_factory=dict)
     kept: str | None = None
     job: str = ""
     record: str | None = None
+    publish_delays_s: tuple[float, ...] = (1, 2, 4, 8, 16, 32, 60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +111,14 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """The output did not take the shard's part, which is kept and tried again."""
+
+    reason: str
+    tries_left: int
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """The shard's part is published."""
 
@@ -129,7 +134,7 @@ class Declined:
     reason: str
 
 
-ShardEvent = Started | Progress | Committed | Declined
+ShardEvent = Started | Progress | Refused | Committed | Declined
 
 
 def build_engine(spec: "ResolvedSpec", runtime: "RuntimeSpec", num_threads: int) -> GenerationEngine:
@@ -172,7 +177,7 @@ class GenerationWorker:
             CheckpointError: a weight file does not fit.
             WorkerError: anything else went wrong.
         """
-        with _as_one_line():
+        with as_one_line():
             self._engine = self._engine_factory()
             self._engine.setup()
             description = self._engine.describe()
@@ -191,25 +196,29 @@ class GenerationWorker:
             task: the shard and how to treat it.
 
         Yields:
-            `Started` before a batch enters the engine, `Progress` once it has its results, and `Committed` once the part
-            is visible. `Declined` alone where an earlier part to keep rows of is damaged. Unless the task is isolated, up to three batches are in the engine: two on the device and one
-            that is encoded.
+            `Started` before a batch enters the engine, `Progress` once it has its results, `Refused` where the part is
+            kept to be published later, and `Committed` once it is visible. `Declined` alone where an earlier part to keep
+            rows of is damaged. Up to three batches are in the engine: two on the device and one that is encoded. Of
+            suspects there is one.
 
         Raises:
             OutputFolderError: the output is a folder of another machine, or does not belong to the job any more.
-            WorkerError: the engine raised or gave other samples back than it took, or the part cannot be
-                written; nothing is published then.
+            OutputRefusedError: the part cannot be written, or not be published after all tries.
+            WorkerError: the engine raised, made nothing of several samples, or gave other samples back than it
+                took. Nothing is published in either case.
         """
-        with _as_one_line():
+        with as_one_line():
             yield from self._run(task)
 
     def _run(self, task: ShardTask) -> Iterator[ShardEvent]:
         self._check_owner(task)
         stats = ShardStats(attempt=task.attempt, worker=self._name, engine=self._engine_hash, job=task.job)
         start = time.monotonic()
-        with PartWriter(task.target, task.schema, task.scratch) as part:
+        with ExitStack() as stack:
+            with writing():
+                part = stack.enter_context(PartWriter(task.target, task.schema, task.scratch))
             try:
-                written = _keep_rows(task, part, stats)
+                written = keep_rows(task, part, stats)
             except DamagedPartError as error:
                 yield Declined(str(error))
                 return
@@ -220,14 +229,17 @@ class GenerationWorker:
             for event, rows in self._generate(task, todo):
                 yield event  # before writing: a full disk is not the samples' fault; and the device has work meanwhile
                 if rows is not None:
-                    part.write(rows)
+                    with writing():
+                        part.write(rows)
                     stats.add_rows(rows, self._computation)
                     written += rows["sample_id"].to_pylist()
             stats.wall_s = time.monotonic() - start
             stats.finished = datetime.now(UTC).isoformat(timespec="seconds")
-            _check_ids(written, task.samples["sample_id"].to_pylist(), "the shard's rows")
+            check_ids(written, task.samples["sample_id"].to_pylist(), "the shard's rows")
             self._check_owner(task)
-            num_bytes = part.publish({"shard_id": task.shard_id, **stats.to_json()})
+            with writing():
+                num_bytes = part.seal({"shard_id": task.shard_id, **stats.to_json()})
+            yield from _publish(part, task.publish_delays_s)
         yield Committed(stats, num_bytes, self._record_of_engine())
 
     def _check_owner(self, task: ShardTask) -> None:
@@ -252,18 +264,35 @@ class GenerationWorker:
             return result_rows(samples, [self._record(result, task) for result in results], task.schema)
 
         requests, hopeless = _split(todo, task.poisoned)
+        outcomes: Counter[str | None] = Counter()  # None: an image
         if hopeless:
             yield Progress(tuple(result.sample_id for result in hopeless), 0), rows_of(hopeless)
-        batches = self._engine.plan_batches(requests, 1 if task.isolated else None)
-        for step in run_batches(self._engine.begin, batches, overlap=not task.isolated):
+        for step in self._steps(requests, task.suspects):
             sample_ids = tuple(request.sample_id for request in step.batch)
             match step:
                 case Beginning():
                     yield Started(sample_ids), None
                 case Finished(results=results):
-                    _check_ids([result.sample_id for result in results], sample_ids, "the engine's results")
+                    check_ids([result.sample_id for result in results], sample_ids, "the engine's results")
                     num_ok = sum(result.status == "ok" for result in results)
                     yield Progress(sample_ids, num_ok), rows_of(results)
+                    outcomes.update(result.error for result in results)
+        check_some_made(outcomes)
+
+    def _steps(
+        self, requests: Sequence[GenerationRequest], suspects: Sequence[Sequence[str]]
+    ) -> Iterator[Beginning | Finished]:
+        """Take requests through the engine; those of a group of suspects with nothing beside them."""
+        groups = [[request for request in requests if request.sample_id in group] for group in suspects]
+        named = {sample_id for group in suspects for sample_id in group}
+        rest = self._plan_batches([request for request in requests if request.sample_id not in named])
+        alone = rest[:1] if groups else []
+        alone += [batch for group in groups for batch in self._plan_batches(group)]
+        yield from run_batches(self._engine.begin, alone, overlap=False)
+        yield from run_batches(self._engine.begin, rest[1:] if groups else rest, overlap=True)
+
+    def _plan_batches(self, requests: Sequence[GenerationRequest]) -> list[list[GenerationRequest]]:
+        return self._engine.plan_batches(requests) if requests else []
 
     def _record(self, result: GenerationResult, task: ShardTask) -> dict[str, Any]:
         """Give the result's columns of the dataset."""
@@ -279,44 +308,23 @@ class GenerationWorker:
         return {**record, **task.labels, "attempt": task.attempt, "worker": self._name}
 
 
-def _keep_rows(task: ShardTask, part: PartWriter, stats: ShardStats) -> list[str]:
-    """Write the good rows of the shard's earlier part, if any are kept; give their ids."""
-    written: list[str] = []
-    if task.kept is not None:
-        owner = PartOwner(task.job, task.schema)
-        for rows in kept_rows(task.kept, owner, task.shard_id, task.samples, stats):
-            part.write(rows)
-            stats.add_rows(rows)
-            written += rows["sample_id"].to_pylist()
-    return written
-
-
-@contextmanager
-def _as_one_line() -> Iterator[None]:
-    """Raise what the block raises in a form that survives the way to the driver; users' mistakes as they are.
-
-    An exception that cannot be pickled, or unpickled, would arrive as a page of traceback.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        line = " ".join(f"{type(error).__name__}: {error}".split())[:_SENTENCE_LENGTH]
-        raise WorkerError(line.encode(errors="backslashreplace").decode()) from error
-
-
-def _check_ids(found: Sequence[str], wanted: Sequence[str], what: str) -> None:
-    """Refuse samples that are lost, foreign or there twice; two such mistakes can leave the number right.
+def _publish(part: PartWriter, delays_s: Sequence[float]) -> Iterator[Refused]:
+    """Publish a sealed part; the images in it are kept while the output refuses it.
 
     Raises:
-        RuntimeError: naming the first few.
+        OutputRefusedError: after the last try.
     """
-    missing = Counter(wanted) - Counter(found)
-    surplus = Counter(found) - Counter(wanted)
-    if missing or surplus:
-        lost, more = (", ".join(list(ids)[:3]) or "none" for ids in (missing, surplus))
-        raise RuntimeError(f"{what} are not its samples: {lost} missing, {more} too many")
+    for number, delay in enumerate(delays_s):
+        try:
+            part.show()
+        except storage_errors() as error:
+            refused = Refused(one_line(error), len(delays_s) - number)
+        else:
+            return
+        yield refused
+        time.sleep(delay)
+    with writing():
+        part.show()
 
 
 def _split(

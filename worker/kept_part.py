@@ -1,14 +1,20 @@
 """The good rows of a shard's earlier part, when its error rows are generated again."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .part_file import PartWriter
 from .part_identity import PartOwner, check_part
 from .part_reader import DAMAGE, first_words, open_parquet
 from .shard_stats import ShardStats
+from .worker_errors import writing
+
+if TYPE_CHECKING:
+    from .actor import ShardTask
 
 _IDENTIFYING = ("sample_id", "seed")  # with the job, they decide a row
 
@@ -51,3 +57,21 @@ def kept_rows(
                 yield rows.filter(pc.equal(rows["status"], "ok"))
     except DAMAGE as error:
         raise DamagedPartError(f"{path}: {first_words(error)}") from error
+
+
+def keep_rows(task: "ShardTask", part: PartWriter, stats: ShardStats) -> list[str]:
+    """Write the good rows of the earlier part of a task's shard, if any are kept; give their ids.
+
+    Raises:
+        DamagedPartError, UnreachableError: see `kept_rows`.
+        OutputRefusedError: the new part cannot be written.
+    """
+    written: list[str] = []
+    if task.kept is not None:
+        owner = PartOwner(task.job, task.schema)
+        for rows in kept_rows(task.kept, owner, task.shard_id, task.samples, stats):
+            with writing():
+                part.write(rows)
+            stats.add_rows(rows)
+            written += rows["sample_id"].to_pylist()
+    return written

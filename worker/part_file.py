@@ -155,7 +155,13 @@ class PartWriter:
             self._flush()
 
     def publish(self, stats: Mapping[str, Any]) -> int:
-        """Close the file with `stats` in its footer and make it visible under its name.
+        """Close the file with `stats` in its footer and make it visible under its name, see `seal` and `show`."""
+        size = self.seal(stats)
+        self.show()
+        return size
+
+    def seal(self, stats: Mapping[str, Any]) -> int:
+        """Close the file with `stats` in its footer; nothing is visible yet.
 
         Args:
             stats: JSON-able record of the shard, read back by `read_stats`. The footer adds the schema version, and a
@@ -165,16 +171,22 @@ class PartWriter:
             Size of the part in bytes.
 
         Raises:
-            OSError: the target cannot be written; nothing is visible then.
+            OSError: the file aside cannot be written.
         """
         self._flush()
         record = {**stats, "schema_version": SCHEMA_VERSION}
         record[CHECKSUM] = record_checksum(record)
         self._writer.add_key_value_metadata({STATS_KEY: json.dumps(record, ensure_ascii=False).encode()})
         self._writer.close()
-        size = self._path.stat().st_size
+        return self._path.stat().st_size
+
+    def show(self) -> None:
+        """Make a sealed part visible under its name.
+
+        Raises:
+            OSError: the target cannot be written; nothing is visible then, and another try may be made.
+        """
         publish_file(self._path, self._filesystem, self._target)
-        return size
 
     def _flush(self) -> None:
         if self._waiting:

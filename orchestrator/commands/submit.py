@@ -25,10 +25,12 @@ from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
 from toprovar_batch.orchestrator.run.dispatch import Dispatcher, Outcome
 from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
 from toprovar_batch.orchestrator.run.fleet import Fleet
-from toprovar_batch.orchestrator.run.ledger import Assignment, LoadGuard, ShardLedger
+from toprovar_batch.orchestrator.run.ledger import Assignment, ShardLedger
+from toprovar_batch.orchestrator.run.load_guard import LoadGuard
 from toprovar_batch.orchestrator.run.progress import ProgressBar
 from toprovar_batch.orchestrator.run.ray_session import cluster_address, ray_session
 from toprovar_batch.orchestrator.run.record import RunLog
+from toprovar_batch.orchestrator.run.stop_signals import signal_of
 from toprovar_batch.orchestrator.run.summary import RunSummary, total
 from toprovar_batch.worker.actor import GenerationEngine, ShardTask, build_engine
 from toprovar_batch.worker.errors import JobSpecError, RunFailedError
@@ -86,6 +88,8 @@ def submit(
         try:
             _dispatch(job, plan, schema, folder, todo, parts.good, engine_factory, outcome)
             outcome = outcome.without(missing_parts(folder, outcome.committed, plan.num_shards))
+        except KeyboardInterrupt as stop:  # before the dispatcher listened for it
+            outcome.stopped_by = signal_of(stop)
         except BaseException as raised:  # noqa: BLE001 - it is raised again once it is on record
             error = raised
         summary = log.close(outcome, error)
@@ -131,7 +135,7 @@ def _dispatch(
             scratch=folder.scratch,
             labels=labels,
             attempt=assignment.attempt,
-            isolated=assignment.isolated,
+            suspects=assignment.suspects,
             poisoned=assignment.poisoned,
             kept=target if shard_id in published else None,
             job=folder.job,
@@ -149,6 +153,7 @@ def _dispatch(
             cpus_per_worker=runtime.cpus_per_worker,
             stall_timeout_s=runtime.stall_timeout_s,
             load_timeout_s=runtime.load_timeout_s,
+            may_grow=cluster_address(runtime) is not None,
         )
         done = kept.rows - errors_again
         with closing(ProgressBar(plan.samples.num_rows, done, kept.errors - errors_again)) as bar:
@@ -254,10 +259,10 @@ def show(summary: RunSummary, go_on: str) -> None:
 def finish(summary: RunSummary, go_on: str) -> None:
     """Print the summary and leave with the run's exit code.
 
-    0: every sample has its row; 128 + the signal's number: stopped by it, as shells have it; else 1.
+    0: every sample has its row, and one an image at least; 128 + the signal's number: stopped by it, as shells have it; else 1.
 
     Raises:
-        RunFailedError: shards were given up, parts are unreadable, or cannot be read now.
+        RunFailedError: shards were given up, parts are unreadable, or cannot be read now; or no sample has an image.
     """
     show(summary, go_on)
     if summary.stopped_by:
@@ -267,3 +272,5 @@ def finish(summary: RunSummary, go_on: str) -> None:
             f"{len(summary.failed)} shards were given up, {len(summary.damaged)} parts are unreadable, "
             f"{len(summary.unreachable)} cannot be read now"
         )
+    if summary.only_errors:
+        raise RunFailedError(f"none of {summary.dataset.errors:,} samples has an image")

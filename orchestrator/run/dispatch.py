@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from toprovar_batch.worker.actor import Committed, Declined, Progress, ShardTask
+from toprovar_batch.worker.actor import Committed, Declined, Progress, Refused, ShardTask
 from toprovar_batch.worker.errors import RunFailedError, UserError
 from toprovar_batch.worker.shard_stats import ShardStats
 
+from .breaker import Breaker, Quarantine
 from .engine_watch import EngineWatch
-from .fleet import Fleet, FleetEvent, Loaded, LoadFailed, Lost, Reported
-from .ledger import Assignment, LoadGuard, ShardLedger, Trouble
+from .fleet import Fleet, FleetEvent, Loaded, LoadFailed, Lost, Reported, Worker
+from .ledger import Assignment, ShardLedger, Trouble
+from .load_guard import LoadGuard
 from .stop_signals import StopSignals
 
 _POLL_S = 0.5
@@ -94,7 +96,10 @@ class Dispatcher:
     ) -> None:
         self._ledger, self._fleet, self._guard = ledger, fleet, guard
         self._make_task, self._observer, self._watch = make_task, observer, watch
+        self._breaker, self._num_quarantined = Breaker(), 0
         self._told: set[str] = set()
+        self._refusing: set[int] = set()  # shards that the output does not take just now
+        self._refused: str | None = None  # why it took one not at all
         self.outcome = outcome or Outcome()
 
     def run(self) -> Outcome:
@@ -105,20 +110,24 @@ class Dispatcher:
 
         Raises:
             UserError: no worker can load the model or reach the output, for a reason that the user can mend.
-            RunFailedError: no worker can load the model, for any other reason.
+            RunFailedError: no worker can load the model, for any other reason, or be placed, or none makes an image; or the output
+                does not take a part. The shards under way have been finished then.
         """
         with StopSignals() as signals:
             try:
                 while self._ledger.num_open and not signals.stopping:
-                    if not signals.draining:
+                    if signals.draining or self._refused is not None:
+                        if not self._drain(signals.draining):
+                            break
+                    elif not self._refusing:
                         self._hire()
                         self._hand_out()
-                    elif not self._drain():
-                        break
                     for event in self._fleet.wait(_POLL_S):
                         self._handle(event)
             finally:
                 self._fleet.dismiss_all()
+        if self._refused is not None:
+            raise RunFailedError(f"the output does not take a part: {self._refused}")
         self.outcome.stopped_by = signals.last if self._ledger.num_open else None
         return self.outcome
 
@@ -126,22 +135,52 @@ class Dispatcher:
         """Start workers while there is room for them and work that none of the coming ones will take."""
         workers = self._fleet.workers
         coming = self._fleet.in_phase("placing", "loading", "idle")
-        wanted = min(self._fleet.room() - len(workers), self._ledger.num_waiting - len(coming))
-        missing = self._fleet.starving_for()
-        if missing is not None:
-            self._say_once("starving", f"still waiting for {missing}")
-        if self._guard.may_start:
-            for _ in range(wanted):
-                self._fleet.start_worker()
-        elif not workers:
-            last = self.outcome.incidents[-1]["reason"]
-            raise RunFailedError(f"{self._guard.failures_in_row} workers in a row could not load: {last}")
+        room = self._fleet.room() - self._num_quarantined
+        if room <= 0 and not workers:
+            raise RunFailedError(f"no worker is left that makes images: {self._last_reason()}")
+        wanted = min(room - len(workers), self._ledger.num_waiting - len(coming))
+        self._tell_of_starving()
+        if self._guard.exhausted and not workers:
+            count = self._guard.failures_in_row
+            raise RunFailedError(f"{count} workers in a row could not load: {self._last_reason()}")
+        for _ in range(self._guard.may_start(wanted, len(self._fleet.in_phase("placing", "loading")))):
+            self._fleet.start_worker()
 
-    def _drain(self) -> bool:
+    def _tell_of_starving(self) -> None:
+        """Say what all workers wait for, each time after twice as long; end the run where it will not come."""
+        starving = self._fleet.starving()
+        if starving is None:
+            return
+        if starving.for_good:
+            raise RunFailedError(f"Ray on this machine has lost its node: there is no {starving.missing[2:]}")
+        doubling = int(starving.waited_s).bit_length()
+        self._say_once(
+            f"starving {doubling}",
+            f"still waiting for {starving.missing}, for {starving.waited_s:.0f} seconds now",
+        )
+
+    def _last_reason(self) -> str:
+        reason: str = self.outcome.incidents[-1]["reason"]
+        return reason
+
+    def _quarantine(self, found: Quarantine) -> None:
+        """Give the samples of a broken place back, and go on with a worker fewer; end where there is no other place."""
+        if found.everywhere:
+            raise RunFailedError(f"{found.failures} workers in a row made no image: {found.reason}")
+        self._num_quarantined += 1
+        self._ledger.give_back(found.shard_ids)
+        self.outcome.failed = dict(self._ledger.failed)
+        self._observer.say(
+            f"{found.failures} workers in a row made no image on {found.host}, so the run goes on with one worker "
+            f"fewer: {found.reason}"
+        )
+
+    def _drain(self, by_signal: bool) -> bool:
         """Let the shards under way finish; False when none is left."""
         busy = len(self._fleet.in_phase("busy"))
         if busy:
-            self._say_once("drain", f"draining: finishing {busy} shards under way; press again to stop now")
+            more = "; press again to stop now" if by_signal else ""
+            self._say_once("drain", f"draining: finishing {busy} shards under way{more}")
         return busy > 0
 
     def _say_once(self, topic: str, sentence: str) -> None:
@@ -158,37 +197,76 @@ class Dispatcher:
     def _handle(self, event: FleetEvent) -> None:
         match event:
             case Loaded(worker, description):
-                self._guard.loaded()
-                loaded = len(self._fleet.in_phase("idle", "busy"))
-                self.outcome.num_workers = max(self.outcome.num_workers, loaded)
-                self.outcome.engines[worker.name] = description["engine"]
-                self.outcome.engine_hashes[worker.name] = description["engine_hash"]
-                for sentence in self._watch.notice(worker.name, description["engine"]):
-                    self._observer.say(sentence)
+                self._loaded(worker, description)
             case LoadFailed(_, reason, mistake):
-                self._guard.failed()
                 self._record("load", None, reason)
                 if mistake is not None and not self._guard.ever_loaded:
                     raise mistake
+                self._load_failed(reason)
             case Reported(worker, shard_id, Committed(stats, num_bytes, engine)):
                 self._ledger.commit(shard_id)
+                self._refusing.discard(shard_id)
                 self.outcome.committed[shard_id] = stats
                 self.outcome.num_bytes += num_bytes
                 self.outcome.engines[worker.name] = engine
-            case Reported(_, shard_id, Declined(reason)):
-                self._ledger.commit(shard_id)  # a part is published, the earlier one
-                self.outcome.damaged[shard_id] = reason
-                self._observer.say(f"shard {shard_id} is left alone, as its part is damaged: {reason}")
-            case Reported(_, shard_id, Progress() as progress):
+            case Reported(worker, shard_id, Progress() as progress):
+                if progress.num_ok:
+                    self._breaker.succeeded(worker.name)
                 self._observer.progress(shard_id, progress.num_ok, progress.num_error)
+            case Reported(_, shard_id, Refused() | Declined() as told):
+                self._unpublished(shard_id, told)
             case Lost(mistake=UserError() as mistake):
                 raise mistake
-            case Lost(worker, shard_id, in_flight, raised, reason):
-                kind: Trouble = "exception" if raised else "death"
-                self._record(kind, shard_id, reason, worker=worker.name, in_flight=in_flight)
-                self._ledger.fail(shard_id, in_flight, kind, reason)
-                self.outcome.failed = dict(self._ledger.failed)
-                self._observer.restarted(shard_id, reason)
+            case Lost():
+                self._lost(event)
+
+    def _loaded(self, worker: Worker, description: Mapping[str, Any]) -> None:
+        self._guard.loaded()
+        loaded = len(self._fleet.in_phase("idle", "busy"))
+        self.outcome.num_workers = max(self.outcome.num_workers, loaded)
+        self.outcome.engines[worker.name] = description["engine"]
+        self.outcome.engine_hashes[worker.name] = description["engine_hash"]
+        for sentence in self._watch.notice(worker.name, description["engine"]):
+            self._observer.say(sentence)
+
+    def _load_failed(self, reason: str) -> None:
+        self._guard.failed()
+        when = f"; the next one is tried in {self._guard.wait_s:.0f} seconds" if self._guard.exhausted else ""
+        self._observer.say(f"a worker could not load{when}: {reason}")
+
+    def _unpublished(self, shard_id: int, told: Refused | Declined) -> None:
+        """Take in what keeps a part from being published."""
+        if isinstance(told, Refused):
+            self._refuse(shard_id, told.reason, told.tries_left)
+            return
+        self._ledger.commit(shard_id)  # a part is published, the earlier one
+        self.outcome.damaged[shard_id] = told.reason
+        self._observer.say(f"shard {shard_id} is left alone, as its part is damaged: {told.reason}")
+
+    def _refuse(self, shard_id: int, reason: str, tries_left: int) -> None:
+        """Begin nothing that the output would not take either; the part in question is tried again by its worker."""
+        if shard_id not in self._refusing:
+            self._refusing.add(shard_id)
+            self._observer.say(
+                f"shard {shard_id} is kept and its publication tried {tries_left} times more, and no other shard is "
+                f"begun until then: {reason}"
+            )
+
+    def _lost(self, event: Lost) -> None:
+        """Let ledger and breaker draw their conclusions from a lost attempt."""
+        worker, shard_id, in_flight, reason = event.worker.name, event.shard_id, event.in_flight, event.reason
+        kind: Trouble = "exception" if event.raised else "death"
+        self._record(kind, shard_id, reason, worker=worker, in_flight=in_flight)
+        self._refusing.discard(shard_id)
+        self._ledger.fail(shard_id, in_flight, kind, reason, self._breaker.proof(worker))
+        self.outcome.failed = dict(self._ledger.failed)
+        if event.refused:
+            self._refused = reason
+            return
+        self._observer.restarted(shard_id, reason)
+        found = self._breaker.failed(worker, shard_id, in_flight, kind, reason)
+        if found is not None:
+            self._quarantine(found)
 
     def _record(self, kind: str, shard_id: int | None, reason: str, **more: Any) -> None:
         self.outcome.incidents.append({"kind": kind, "shard_id": shard_id, "reason": reason, **more})

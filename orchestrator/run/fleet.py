@@ -18,12 +18,13 @@ from toprovar_batch.worker.actor import (
     GenerationEngine,
     GenerationWorker,
     Progress,
+    Refused,
     ShardEvent,
     ShardTask,
     Started,
-    WorkerError,
 )
 from toprovar_batch.worker.errors import UserError
+from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError
 
 _RESOURCES_EVERY_S = 1.0
 _PATIENCE_S = 20.0  # a worker that finds no node for longer is worth a word to the user
@@ -51,6 +52,15 @@ class Worker:
     in_flight: tuple[str, ...] = ()
     last_sign: float = field(default_factory=time.monotonic)
     name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Starving:
+    """All workers wait for what is `missing`, for `waited_s` seconds now; `for_good` where it will not come."""
+
+    missing: str
+    waited_s: float
+    for_good: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +99,7 @@ class Lost:
     raised: bool  # an exception, not a death
     reason: str
     mistake: UserError | None = None  # set when the user can mend it
+    refused: bool = False  # by the output, which does not take the shard's part
 
 
 FleetEvent = Loaded | LoadFailed | Reported | Lost
@@ -104,6 +115,7 @@ class Fleet:
         cpus_per_worker: CPU cores reserved for each.
         stall_timeout_s: a worker with a shard that is silent for longer is killed.
         load_timeout_s: a worker that needs longer to load, and to fetch what it loads, is killed.
+        may_grow: nodes may join; without it, what Ray has lost does not come back.
     """
 
     def __init__(
@@ -115,11 +127,12 @@ class Fleet:
         cpus_per_worker: int,
         stall_timeout_s: float,
         load_timeout_s: float,
+        may_grow: bool = True,
     ) -> None:
         self.workers: list[Worker] = []
         self._factory = engine_factory
         self._num_workers = num_workers
-        self._on_gpus = on_gpus
+        self._on_gpus, self._may_grow = on_gpus, may_grow
         self._cpus = cpus_per_worker
         self._stall_timeout_s = stall_timeout_s
         self._load_timeout_s = load_timeout_s
@@ -148,12 +161,19 @@ class Fleet:
         actor = self._actor_class.remote(self._factory)
         self.workers.append(Worker(actor, actor.__ray_ready__.remote()))
 
-    def starving_for(self) -> str | None:
+    def starving(self) -> Starving | None:
         """What every worker has been waiting for all too long; None when one of them has it."""
         newest = max((worker.last_sign for worker in self.workers), default=time.monotonic())
-        if len(self.in_phase("placing")) < len(self.workers) or time.monotonic() - newest < _PATIENCE_S:
+        waited_s = time.monotonic() - newest
+        if len(self.in_phase("placing")) < len(self.workers) or waited_s < _PATIENCE_S:
             return None
-        return f"a node with {'1 GPU and ' if self._on_gpus else ''}{self._cpus} free CPUs for each worker"
+        missing = f"a node with {'1 GPU and ' if self._on_gpus else ''}{self._cpus} free CPUs for each worker"
+        return Starving(missing, waited_s, for_good=not self._may_grow and not self._has_room())
+
+    def _has_room(self) -> bool:
+        """Whether the nodes that live could hold a worker if nothing else ran on them."""
+        total = ray.cluster_resources()
+        return total.get("CPU", 0) >= self._cpus and total.get("GPU", 0) >= int(self._on_gpus)
 
     def in_phase(self, *phases: str) -> list[Worker]:
         """The workers that are in one of the phases."""
@@ -220,7 +240,8 @@ class Fleet:
             yield self._bury(worker, "it ended without publishing", raised=True)
         except RayTaskError as error:
             # The process may be damaged (a GPU in an error state fails everything after it): start afresh.
-            yield self._bury(worker, _sentence(error), raised=True, mistake=_mistake(error))
+            refused = isinstance(error.cause, OutputRefusedError)
+            yield self._bury(worker, _sentence(error), raised=True, mistake=_mistake(error), refused=refused)
         except RayError as error:
             yield self._bury(worker, _sentence(error))
         else:
@@ -230,12 +251,18 @@ class Fleet:
             yield Reported(worker, worker.shard_id, event)
 
     def _bury(
-        self, worker: Worker, reason: str, *, raised: bool = False, mistake: UserError | None = None
+        self,
+        worker: Worker,
+        reason: str,
+        *,
+        raised: bool = False,
+        mistake: UserError | None = None,
+        refused: bool = False,
     ) -> FleetEvent:
         self.dismiss(worker)
         if worker.phase != "busy":
             return LoadFailed(worker, reason, mistake)
-        return Lost(worker, worker.shard_id, worker.in_flight, raised, reason, mistake)
+        return Lost(worker, worker.shard_id, worker.in_flight, raised, reason, mistake, refused)
 
 
 def _still_in_flight(before: tuple[str, ...], event: ShardEvent) -> tuple[str, ...]:
@@ -246,7 +273,7 @@ def _still_in_flight(before: tuple[str, ...], event: ShardEvent) -> tuple[str, .
         case Progress(sample_ids):
             done = frozenset(sample_ids)
             return tuple(sample_id for sample_id in before if sample_id not in done)
-        case Committed() | Declined():
+        case Refused() | Committed() | Declined():
             return ()
 
 

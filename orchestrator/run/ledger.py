@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Trouble = Literal["death", "exception"]
+Proof = Literal["worker", "run", "nobody"]
 
 # Alone in the engine this often at a death, a sample is the cause; a death may also come from outside (a node
-# that leaves), an exception hardly, so one is enough there.
-_STRIKES: dict[Trouble, int] = {"death": 2, "exception": 1}
+# that leaves), an exception hardly, so one is enough there if its worker has been seen to make images.
+_STRIKES = 2
+_WHOLE_ATTEMPTS = 2  # most deaths come from outside, so a shard is repeated whole before it is searched
+
+Group = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,21 +23,22 @@ class Assignment:
     Attributes:
         shard_id: which.
         attempt: counted from 1.
-        isolated: run one sample at a time.
+        suspects: groups of sample ids, each to run with nothing beside it in the engine, in this order.
         poisoned: sample id -> sentence for its error row; these must not reach an engine again.
     """
 
     shard_id: int
     attempt: int
-    isolated: bool
+    suspects: tuple[Group, ...]
     poisoned: Mapping[str, str]
 
 
 @dataclass(slots=True)
 class _ShardState:
     attempt: int = 0
-    fruitless: int = 0  # failed attempts since one last told us something
-    isolated: bool = False
+    failures: int = 0
+    fruitless: int = 0  # failed attempts that told us nothing, since a sample was last found guilty
+    suspects: list[Group] = field(default_factory=list)
     strikes: Counter[str] = field(default_factory=Counter)
     poisoned: dict[str, str] = field(default_factory=dict)
 
@@ -41,9 +46,12 @@ class _ShardState:
 class ShardLedger:
     """What is to do, under way, done and given up.
 
-    A shard that failed goes to the end of the line and runs isolated from then on. A sample that failed alone
-    is poisoned and becomes an error row. A shard fails for good after `max_attempts` failures in a row that
-    found no poisoned sample. So any number of poisoned samples in one shard is found in the end.
+    A shard that failed goes to the end of the line, and is repeated whole. From its second failure on, the samples
+    that were in the engine are suspects. They run in two halves with nothing beside them, and a half that fails is
+    halved again. All others go on in batches. A sample that failed alone is poisoned and becomes an error row.
+
+    A failure that halves a group or strikes a sample tells something. A shard fails for good after `max_attempts`
+    others in which no poisoned sample was found. So any number of poisoned samples in one shard is found in the end.
 
     Args:
         shard_ids: the shards to do, in order.
@@ -76,13 +84,20 @@ class ShardLedger:
         self._running.add(shard_id)
         state = self._states[shard_id]
         state.attempt += 1
-        return Assignment(shard_id, state.attempt, state.isolated, dict(state.poisoned))
+        return Assignment(shard_id, state.attempt, tuple(state.suspects), dict(state.poisoned))
 
     def commit(self, shard_id: int) -> None:
         """Note that a shard's part is published."""
         self._running.remove(shard_id)
 
-    def fail(self, shard_id: int, in_flight: Collection[str], trouble: Trouble, reason: str) -> None:
+    def fail(
+        self,
+        shard_id: int,
+        in_flight: Collection[str],
+        trouble: Trouble,
+        reason: str,
+        proof: Proof = "worker",
+    ) -> None:
         """Note that an attempt failed, and decide what becomes of the shard.
 
         Args:
@@ -90,52 +105,65 @@ class ShardLedger:
             in_flight: ids of the samples that were in the engine.
             trouble: the worker died (or hung and was killed), or it raised.
             reason: what is known about it, without a full stop.
+            proof: who has been seen to make images: this worker, another of the run, or nobody. A sample is found
+                guilty only beside others that are made.
         """
         self._running.remove(shard_id)
         self.num_failures += 1
         state = self._states[shard_id]
-        state.fruitless += 1
-        if state.isolated:
-            self._blame(state, in_flight, trouble, reason)
-        state.isolated = True
+        state.failures += 1
+        group = tuple(in_flight)
+        if len(group) == 1:
+            self._strike(state, group[0], trouble, reason, proof)
+        elif not (group and _narrow(state.suspects, group)):
+            state.fruitless += 1
+            if group and state.failures >= _WHOLE_ATTEMPTS:
+                state.suspects += _halves(group)
         if state.fruitless >= self._max_attempts:
             self.failed[shard_id] = f"{state.fruitless} attempts failed, the last one because {reason}"
         else:
             self._waiting.append(shard_id)
 
-    def _blame(self, state: _ShardState, in_flight: Collection[str], trouble: Trouble, reason: str) -> None:
-        for sample_id in in_flight:
-            state.strikes[sample_id] += 1
-            if state.strikes[sample_id] < _STRIKES[trouble]:
-                continue
-            state.poisoned[sample_id] = (
-                f"killed its worker twice when generated alone: {reason}" if trouble == "death" else reason
-            )
-            state.fruitless = 0
+    def give_back(self, shard_ids: Iterable[int]) -> None:
+        """Forget what failures have told of shards, for the samples had no part in them."""
+        for shard_id in shard_ids:
+            state = self._states[shard_id]
+            self._states[shard_id] = _ShardState(attempt=state.attempt)
+            if self.failed.pop(shard_id, None) is not None:
+                self._waiting.append(shard_id)
+
+    def _strike(
+        self, state: _ShardState, sample_id: str, trouble: Trouble, reason: str, proof: Proof
+    ) -> None:
+        """Note that a sample was alone in the engine when something happened."""
+        state.strikes[sample_id] += 1
+        if not _narrow(state.suspects, (sample_id,)):
+            state.suspects.append((sample_id,))
+        enough = 1 if trouble == "exception" and proof == "worker" else _STRIKES
+        if state.strikes[sample_id] < enough or proof == "nobody":
+            state.fruitless += state.failures == 1 or state.strikes[sample_id] >= _STRIKES
+            return
+        state.suspects = [group for group in state.suspects if group != (sample_id,)]
+        state.poisoned[sample_id] = (
+            f"killed its worker twice when generated alone: {reason}" if trouble == "death" else reason
+        )
+        state.fruitless = 0
 
 
-class LoadGuard:
-    """Decides what failing to load a model means.
+def _narrow(suspects: list[Group], in_flight: Group) -> bool:
+    """Draw the conclusions from samples in flight at a failure; False where they were not of one group.
 
-    Args:
-        max_failures: failures in a row after which no further worker is started.
+    The groups before theirs came through. The groups after it did not run; they go first next time, for a worker that
+    has made images has been seen to work. Of their own group only the samples in flight are halved.
     """
+    for index, group in enumerate(suspects):
+        if set(in_flight) <= set(group):
+            others = tuple(sample_id for sample_id in group if sample_id not in in_flight)
+            suspects[:] = [*suspects[index + 1 :], *([others] if others else []), *_halves(in_flight)]
+            return True
+    return False
 
-    def __init__(self, max_failures: int) -> None:
-        self._max_failures = max_failures
-        self.failures_in_row = 0
-        self.ever_loaded = False
 
-    def loaded(self) -> None:
-        """Note that a worker is ready."""
-        self.failures_in_row = 0
-        self.ever_loaded = True
-
-    def failed(self) -> None:
-        """Note that a worker could not load."""
-        self.failures_in_row += 1
-
-    @property
-    def may_start(self) -> bool:
-        """Whether another worker is worth a try."""
-        return self.failures_in_row < self._max_failures
+def _halves(group: Group) -> list[Group]:
+    middle = (len(group) + 1) // 2
+    return [half for half in (group[:middle], group[middle:]) if half]

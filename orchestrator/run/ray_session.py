@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import ray
 
 from toprovar_batch.orchestrator.job.spec import RuntimeJobSpec
 from toprovar_batch.worker.errors import JobSpecError
+
+from .stop_signals import undisturbed_start
 
 _OBJECT_STORE_BYTES = 256 << 20  # events and prompts only: images never pass through it
 
@@ -42,16 +44,19 @@ def ray_session(runtime: RuntimeJobSpec) -> Iterator[None]:
         address = cluster_address(runtime)
         settings = {"address": address} if address else _local_settings(runtime)
         try:
-            ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError) as error:
-            reason = str(error).split("\n", maxsplit=1)[0]
-            raise JobSpecError(
-                f"runtime.ray_address: no Ray cluster answers at {address}: {reason}"
-            ) from error
-        try:
+            _start(settings, address)
             yield
         finally:
             ray.shutdown()
+
+
+def _start(settings: Mapping[str, Any], address: str | None) -> None:
+    try:
+        with undisturbed_start():
+            ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError) as error:
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise JobSpecError(f"runtime.ray_address: no Ray cluster answers at {address}: {reason}") from error
 
 
 def _local_settings(runtime: RuntimeJobSpec) -> dict[str, Any]:

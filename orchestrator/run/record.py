@@ -102,11 +102,12 @@ def _kept_here(text: str, name: str) -> str:
 
 def run_record(summary: RunSummary, outcome: Outcome, started: datetime) -> dict[str, Any]:
     """Put on file what a run did, with what, and how it ended."""
-    seconds = summary.wall_s
     return {
         "started": started.isoformat(timespec="seconds"),
-        "seconds": round(seconds, 3),
-        "images_per_second": round(summary.this_run.generated / seconds, 4) if seconds else 0.0,
+        "seconds": round(summary.wall_s, 3),
+        "images_per_second": round(summary.overall_speed, 4),
+        "steady_images_per_second": round(summary.steady_speed, 4),
+        "worker_images_per_second": round(summary.worker_speed, 4),
         "ended": _ending(summary),
         "stopped_by": summary.stopped_by,
         "failure": None if summary.error is None else _describe(summary.error).model_dump(),
@@ -129,7 +130,7 @@ def _ending(summary: RunSummary) -> str:
         return "failed"
     if summary.stopped_by is not None:
         return "stopped"
-    return "complete" if summary.is_complete else "incomplete"
+    return "complete" if summary.is_complete and not summary.only_errors else "incomplete"
 
 
 def _describe(error: BaseException) -> Failure:

@@ -66,6 +66,11 @@ class RunSummary:
         troubles = self.failed or self.damaged or self.unreachable or self.error
         return self.finished_shards == self.num_shards and not troubles
 
+    @property
+    def only_errors(self) -> bool:
+        """There are rows, and none has an image."""
+        return self.dataset.errors > 0 and not self.dataset.ok
+
     def lines(self, go_on: str) -> Iterator[str]:
         """Write the summary for a person, line by line; `go_on` is the command that continues the job."""
         data = self.dataset
@@ -115,11 +120,29 @@ class RunSummary:
         elif troubles:
             yield f"this run: no samples in {self.wall_s:.0f} s{''.join(troubles)}"
 
-    def _speed(self) -> str:
-        if not self.wall_s or not self.this_run.wall_s:
-            return "too fast to tell"
+    @property
+    def overall_speed(self) -> float:
+        """Images a second of the whole run, loading and waiting included; 0 where it is unknown."""
+        return self.this_run.generated / self.wall_s if self.wall_s else 0.0
+
+    @property
+    def worker_speed(self) -> float:
+        """Images a second of one worker while it has a shard; 0 where it is unknown."""
         run = self.this_run
-        return f"{run.generated / self.wall_s:.2f} images/s, {run.generated / run.wall_s:.2f} a worker"
+        return run.generated / run.wall_s if run.wall_s else 0.0
+
+    @property
+    def steady_speed(self) -> float:
+        """Images a second of all workers while each has a shard; 0 where it is unknown."""
+        return self.worker_speed * self.num_workers
+
+    def _speed(self) -> str:
+        if not self.overall_speed or not self.worker_speed:
+            return "too fast to tell"
+        return (
+            f"{self.overall_speed:.2f} images/s overall, loading included; {self.steady_speed:.2f} images/s steady, "
+            f"{self.worker_speed:.2f} a worker"
+        )
 
 
 def computation_lines(stats: ShardStats) -> Iterator[str]:

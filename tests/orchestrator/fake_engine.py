@@ -60,7 +60,7 @@ class FakeEngine:
     ):
         self.folder = Path(folder)
         self.batch_size = batch_size
-        self.broken = broken  # how `setup` fails
+        self.broken = broken  # how `setup` fails, or every generation ("gpu", "memory")
         self.refusing = refusing  # whether "refuse" is obeyed
         self.in_the_way = in_the_way  # a folder made where a part shall go
         self.description = description or {}  # more of what `describe` gives
@@ -74,18 +74,20 @@ class FakeEngine:
         if self.in_the_way is not None:
             self.in_the_way.mkdir(parents=True, exist_ok=True)
 
-    def plan_batches(self, requests, batch_size=None):
-        size = batch_size or self.batch_size
+    def plan_batches(self, requests):
+        size = self.batch_size
         return [requests[start : start + size] for start in range(0, len(requests), size)]
 
     def begin(self, batch):
         for request in batch:
             self._note(request.sample_id)
+            if self.broken == "gpu":
+                raise RuntimeError(f"CUDA error 700 of process {os.getpid()}")
             self._obey(request.prompt)
         return Done(
             [
                 GenerationResult(request.sample_id, "error", "refused")
-                if request.prompt == "refuse" and self.refusing
+                if self.broken == "memory" or (request.prompt == "refuse" and self.refusing)
                 else GenerationResult(
                     request.sample_id,
                     "ok",

@@ -1,5 +1,6 @@
 """The command line: fast help, and one line for every mistake."""
 
+import signal
 import subprocess
 import sys
 import tomllib
@@ -90,6 +91,42 @@ def test_an_unforeseen_error_is_not_hidden(monkeypatch):
 
     monkeypatch.setattr(cli.LazyGroup, "get_command", lambda *_: failing)
     assert isinstance(CliRunner().invoke(cli.main, ["failing"]).exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_gives_its_exit_code_wherever_it_comes(monkeypatch, number, code):
+    @click.command()
+    def stopped():
+        signal.raise_signal(number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli.LazyGroup, "get_command", lambda *_: stopped)
+    result = CliRunner().invoke(cli.main, ["stopped"])
+    assert (result.exit_code, result.stderr) == (code, f"stopped by {number.name}\n")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+SAY_TWICE = """
+import click, sys
+from toprovar_batch.orchestrator import cli
+
+@click.command()
+def saying():
+    for _ in range(2):
+        print("a line", file=sys.stderr, flush=True)
+        click.echo("Warning: a line", err=True)
+    print("done", flush=True)
+
+cli.LazyGroup.get_command = lambda *_: saying
+cli.main(["saying"])
+"""
+
+
+@pytest.mark.parametrize("stderr", ["2>/dev/full", "2>&-", "2> >(exec true)"])
+def test_a_stderr_that_is_full_closed_or_unread_ends_nothing(stderr):
+    command = ["bash", "-c", f'"$0" -c "$1" {stderr}', sys.executable, SAY_TWICE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n")
 
 
 BASE = "prompts: {source: p.txt}\noutput: out\nmodel: {random_weights: true}\n"

@@ -13,15 +13,16 @@ from toprovar_batch.worker.actor import (
     Declined,
     GenerationWorker,
     Progress,
+    Refused,
     ShardTask,
     Started,
-    WorkerError,
 )
 from toprovar_batch.worker.errors import CheckpointError, OutputFolderError
 from toprovar_batch.worker.image_statistics import ImageStatistics
 from toprovar_batch.worker.part_file import PartWriter, dataset_schema, read_stats
 from toprovar_batch.worker.part_identity import identity_hash
 from toprovar_batch.worker.request import GenerationResult
+from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError
 
 
 class Done:
@@ -46,9 +47,8 @@ class RecordingEngine:
     def setup(self):
         pass
 
-    def plan_batches(self, requests, batch_size=None):
-        size = batch_size or 2
-        return [requests[start : start + size] for start in range(0, len(requests), size)]
+    def plan_batches(self, requests):
+        return [requests[start : start + 2] for start in range(0, len(requests), 2)]
 
     def begin(self, batch):
         return Done(self.generate(batch))
@@ -158,13 +158,17 @@ def test_rows_carry_sample_result_and_labels(tmp_path):
 def test_whether_a_failed_prompt_was_cut_is_null_unless_it_is_known(tmp_path):
     worker, engine = make_worker()
     known = {"s0": None, "s1": ImageStatistics(prompt_truncated=True), "s2": ImageStatistics(text_ms=1.0)}
+    made = GenerationResult("s4", "ok", image=b"img", width=1, height=1, format="png")
     engine.generate = lambda batch: [
-        GenerationResult.failed(request.sample_id, "no", known[request.sample_id]) for request in batch
+        GenerationResult.failed(request.sample_id, "no", known[request.sample_id])
+        if request.sample_id in known
+        else made
+        for request in batch
     ]
-    task = make_task(tmp_path, ["a", "b", "c", None], errors=[None, None, None, "not text"])
+    task = make_task(tmp_path, ["a", "b", "c", None, "e"], errors=[None, None, None, "not text", None])
     list(worker.run(task))
     found = {sample_id: row["prompt_truncated"] for sample_id, row in read_rows(task).items()}
-    assert found == {"s0": None, "s1": True, "s2": False, "s3": None}
+    assert found == {"s0": None, "s1": True, "s2": False, "s3": None, "s4": None}
     assert {row["text_ms"] for row in read_rows(task).values()} == {None}
 
 
@@ -180,12 +184,19 @@ def test_bad_prompts_and_poisoned_samples_never_reach_the_engine(tmp_path):
     assert errors == {"s0": None, "s1": "not text", "s2": "killed its worker"}
 
 
-def test_an_isolated_shard_runs_one_by_one(tmp_path):
+def test_suspects_have_nothing_beside_them_and_the_others_run_in_batches_that_overlap(tmp_path):
     worker, engine = make_worker()
-    events = list(worker.run(make_task(tmp_path, ["a", "b", "c"], isolated=True)))
-    assert engine.batches == [["a"], ["b"], ["c"]]
-    in_turn = [event for row in range(3) for event in (Started((f"s{row}",)), Progress((f"s{row}",), 1))]
-    assert events[:-1] == in_turn
+    task = make_task(tmp_path, list("abcdefghij"), suspects=(("s4",), ("s5", "s6", "s7")))
+    events = list(worker.run(task))
+    assert engine.batches == [["a", "b"], ["e"], ["f", "g"], ["h"], ["c", "d"], ["i", "j"]]
+    alone = [("s0", "s1"), ("s4",), ("s5", "s6"), ("s7",)]  # first, a worker is seen to work
+    in_turn = [event for ids in alone for event in (Started(ids), Progress(ids, len(ids)))]
+    assert events[:-1] == [
+        *in_turn,
+        *(Started(("s2", "s3")), Started(("s8", "s9"))),
+        *(Progress(("s2", "s3"), 2), Progress(("s8", "s9"), 2)),
+    ]
+    assert len(read_rows(task)) == 10
 
 
 def test_rows_are_written_while_two_batches_are_in_the_engine_and_the_part_is_whole(tmp_path, monkeypatch):
@@ -276,7 +287,7 @@ def test_an_engine_that_gives_one_sample_twice_for_another_publishes_nothing(tmp
 
 def test_an_engine_that_plans_one_sample_twice_for_another_publishes_nothing(tmp_path):
     worker, engine = make_worker()
-    engine.plan_batches = lambda requests, _size: [requests[:1], requests[:1]]
+    engine.plan_batches = lambda requests: [requests[:1], requests[:1]]
     with pytest.raises(WorkerError, match=r"rows are not its samples: s1 missing, s0 too many"):
         list(worker.run(make_task(tmp_path, ["a", "b"])))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -288,6 +299,18 @@ class HoldsALockError(Exception):
     def __init__(self, text):
         super().__init__(text)
         self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(("prompts", "refused"), [(["fail"] * 3, True), (["fail"] * 2, False)])
+def test_an_engine_that_makes_nothing_of_several_samples_publishes_nothing(tmp_path, prompts, refused):
+    worker, _ = make_worker()
+    task = make_task(tmp_path, [*prompts, None], errors=[*(None for _ in prompts), "not text"])
+    if refused:
+        with pytest.raises(WorkerError, match=r"^RuntimeError: none of 3 samples could be made: no$"):
+            list(worker.run(task))
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    else:
+        assert isinstance(list(worker.run(task))[-1], Committed)
 
 
 def test_any_exception_becomes_one_line_that_can_be_pickled(tmp_path):
@@ -325,8 +348,53 @@ def test_a_failing_disk_is_not_blamed_on_the_samples(tmp_path, monkeypatch):
         Started(("s0",)),
         Progress(("s0",), 1),
     ]  # out of the engine by now
-    with pytest.raises(WorkerError, match=r"^OSError: .*No space left"):
+    with pytest.raises(OutputRefusedError, match=r"^OSError: .*No space left"):
         next(events)
+
+
+def refuse_parts(monkeypatch, times):
+    """An output that refuses a part so often."""
+    tries, real = [], PartWriter.show
+
+    def show(part):
+        tries.append(part)
+        if len(tries) <= times:
+            raise PermissionError("403 Forbidden")
+        real(part)
+
+    monkeypatch.setattr(PartWriter, "show", show)
+    return tries
+
+
+def test_the_images_of_a_refused_part_are_kept_and_published_later(tmp_path, monkeypatch):
+    refuse_parts(monkeypatch, 2)
+    worker, engine = make_worker()
+    task = make_task(tmp_path, ["a"], publish_delays_s=(0, 0, 0))
+    events = list(worker.run(task))
+    refused = [event for event in events if isinstance(event, Refused)]
+    assert refused == [Refused("PermissionError: 403 Forbidden", left) for left in (3, 2)]
+    assert engine.batches == [["a"]]
+    assert list(read_rows(task)) == ["s0"]
+
+
+def test_a_part_that_is_refused_at_every_try_is_the_outputs_fault(tmp_path, monkeypatch):
+    tries = refuse_parts(monkeypatch, 9)
+    worker, engine = make_worker()
+    task = make_task(tmp_path, ["a"], publish_delays_s=(0, 0))
+    with pytest.raises(OutputRefusedError, match=r"^PermissionError: 403 Forbidden$"):
+        list(worker.run(task))
+    assert (len(tries), engine.batches) == (3, [["a"]])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_the_waits_between_tries_grow(tmp_path, monkeypatch):
+    refuse_parts(monkeypatch, 9)
+    slept = []
+    monkeypatch.setattr("toprovar_batch.worker.actor.time.sleep", slept.append)
+    with pytest.raises(OutputRefusedError):
+        list(make_worker()[0].run(make_task(tmp_path, ["a"])))
+    assert slept == sorted(slept)
+    assert 60 < sum(slept) < 600
 
 
 def test_a_failing_disk_stops_a_shard_whose_next_batches_are_in_the_engine(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 import functools
 import json
+import signal
 import tempfile
 from collections import Counter
 
@@ -15,6 +16,7 @@ from toprovar_batch.orchestrator.commands.submit import finish, show, submit
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.folder import OutputFolder, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
+from toprovar_batch.worker.actor import ShardTask
 from toprovar_batch.worker.errors import CheckpointError, JobSpecError, RunFailedError
 from toprovar_batch.worker.part_file import PartWriter, dataset_schema, read_stats
 from toprovar_batch.worker.pruning.pruning_map import read_pruning_map
@@ -150,7 +152,7 @@ def test_the_run_is_on_record(write_job, tmp_path, make_engine_factory):
         "ValueError: no such colour",
         "HoldsALockError: many lines",
     }
-    assert [incident["kind"] for incident in record["incidents"]] == ["exception"] * 3
+    assert [incident["kind"] for incident in record["incidents"]] == ["exception"] * 5
     assert all(engine["device"] == "fake" for engine in record["engines"].values())
     assert record["images_per_second"] > 0
     hashes = {engine["hash"] for engine in record["engines"].values()}
@@ -158,16 +160,21 @@ def test_the_run_is_on_record(write_job, tmp_path, make_engine_factory):
     assert len(hashes) == 1  # equal engines, whatever loading took
 
 
-def test_a_shard_that_cannot_be_published_fails_the_run_after_the_others(
-    write_job, tmp_path, make_engine_factory
+def test_an_output_that_refuses_a_part_ends_the_run_and_keeps_what_is_published(
+    write_job, tmp_path, make_engine_factory, monkeypatch
 ):
-    factory = make_engine_factory(in_the_way=tmp_path / "out/data/part-00000-of-00002.parquet")
-    summary = submit(write_job(max_shard_attempts=2), engine_factory=factory)
-    assert list(summary.failed) == [0]
-    assert "2 attempts failed, the last one because IsADirectoryError" in summary.failed[0]
-    assert (summary.dataset.ok, summary.dataset.errors) == (4, 0)
-    with pytest.raises(RunFailedError, match="1 shards were given up"):
-        finish(summary, "again")
+    impatient = functools.partial(ShardTask, publish_delays_s=(0, 0))
+    monkeypatch.setattr("toprovar_batch.orchestrator.commands.submit.ShardTask", impatient)
+    factory = make_engine_factory(in_the_way=tmp_path / "out/data/part-00001-of-00004.parquet")
+    job = write_job([f"prompt {index}" for index in range(16)], num_workers=1)
+    with pytest.raises(RunFailedError, match="the output does not take a part: IsADirectoryError"):
+        submit(job, engine_factory=factory)
+    assert sum(generated(tmp_path).values()) == 8
+    record = the_record(tmp_path)
+    assert (record["ended"], record["shards"], record["totals"]["ok"]) == ("failed", [0], 4)
+    (tmp_path / "out/data/part-00001-of-00004.parquet").rmdir()
+    summary = submit(job, engine_factory=make_engine_factory())
+    assert (summary.dataset.ok, summary.this_run.generated, summary.is_complete) == (16, 12, True)
 
 
 def test_a_retry_of_errors_that_gives_a_shard_up_fails_the_run(
@@ -278,6 +285,46 @@ def test_a_worker_that_dies_loading_ends_the_run(write_job, make_engine_factory)
     job = write_job(max_load_failures=2, num_workers=1)
     with pytest.raises(RunFailedError, match="2 workers in a row could not load: its process died"):
         submit(job, engine_factory=make_engine_factory(broken="exit"))
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        ("gpu", "workers in a row made no image: RuntimeError: CUDA error 700 of process "),
+        ("memory", "workers in a row made no image: RuntimeError: none of 4 samples could be made: refused"),
+    ],
+)
+def test_a_broken_environment_costs_no_sample_and_ends_the_run(
+    write_job, tmp_path, make_engine_factory, broken, sentence
+):
+    job = write_job([f"prompt {index}" for index in range(16)])
+    with pytest.raises(RunFailedError, match=sentence):
+        submit(job, engine_factory=make_engine_factory(broken=broken))
+    assert list((tmp_path / "out/data").glob("*")) == []
+    assert sentence in the_record(tmp_path)["failure"]["message"]
+    assert sum(generated(tmp_path).values()) <= 4 * 4
+    summary = submit(job, engine_factory=make_engine_factory())
+    assert (summary.dataset.ok, summary.is_complete) == (16, True)
+
+
+def test_a_dataset_with_nothing_but_errors_fails_the_run(write_job, tmp_path, make_engine_factory):
+    summary = submit(write_job(["refuse"]), engine_factory=make_engine_factory())
+    assert the_record(tmp_path)["ended"] == "incomplete"
+    with pytest.raises(RunFailedError, match="none of 1 samples has an image"):
+        finish(summary, "again")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_dispatch_is_a_stop_like_any_other(
+    write_job, tmp_path, run_cli, monkeypatch, number, code
+):
+    module = "toprovar_batch.orchestrator.commands.submit"
+    monkeypatch.setattr(f"{module}._on_gpus", lambda _job: signal.raise_signal(number))
+    result = run_cli("submit", write_job())
+    assert (result.exit_code, result.stderr) == (code, "")
+    assert f"stopped by {number.name}; what is finished stays" in result.stdout
+    record = the_record(tmp_path)
+    assert (record["ended"], record["stopped_by"], record["failure"]) == ("stopped", number.name, None)
 
 
 def the_record(tmp_path):

@@ -5,9 +5,10 @@ import pytest
 
 from toprovar_batch.orchestrator.run.dispatch import Dispatcher, Outcome
 from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
-from toprovar_batch.orchestrator.run.fleet import Loaded, LoadFailed, Lost, Reported, Worker
-from toprovar_batch.orchestrator.run.ledger import LoadGuard, ShardLedger
-from toprovar_batch.worker.actor import Committed, Progress
+from toprovar_batch.orchestrator.run.fleet import Loaded, LoadFailed, Lost, Reported, Starving, Worker
+from toprovar_batch.orchestrator.run.ledger import ShardLedger
+from toprovar_batch.orchestrator.run.load_guard import LoadGuard
+from toprovar_batch.worker.actor import Committed, Progress, Refused
 from toprovar_batch.worker.errors import CheckpointError, OutputFolderError, RunFailedError
 from toprovar_batch.worker.shard_stats import ShardStats
 
@@ -26,12 +27,12 @@ class ScriptedFleet:
         self.engine = {}
         self._room = room
         self._script = script or {}
-        self._waits = 0
+        self._waits, self._loaded = 0, 0
 
     def room(self):
         return self._room
 
-    def starving_for(self):
+    def starving(self):
         return self.missing
 
     def start_worker(self):
@@ -54,7 +55,8 @@ class ScriptedFleet:
             return
         for worker in list(self.workers):
             if worker.phase == "loading":
-                worker.phase, worker.name = "idle", f"worker-{self.workers.index(worker)}"
+                worker.phase, worker.name = "idle", f"host:{self._loaded}"
+                self._loaded += 1
                 yield Loaded(worker, {"worker": worker.name, "engine": self.engine, "engine_hash": "h"})
             elif worker.phase == "busy":
                 worker.phase = "idle"
@@ -78,12 +80,12 @@ class Sayings(list):
         self.append(sentence)
 
 
-def make_dispatcher(fleet, num_shards=3, max_load_failures=2):
+def make_dispatcher(fleet, num_shards=3, max_load_failures=2, clock=lambda: 0.0):
     ledger = ShardLedger(range(num_shards), max_attempts=2)
     observer = Sayings()
     make_task = lambda assignment: SimpleNamespace(shard_id=assignment.shard_id)  # noqa: E731
     return Dispatcher(
-        ledger, fleet, LoadGuard(max_load_failures), make_task, observer, EngineWatch()
+        ledger, fleet, LoadGuard(max_load_failures, clock), make_task, observer, EngineWatch()
     ), observer
 
 
@@ -97,7 +99,17 @@ def fail_to_load(mistake=None):
 
 def lose(fleet):
     worker = fleet.workers.pop()
-    yield Lost(worker, worker.shard_id, ("a",), raised=False, reason="its process died")
+    yield Lost(worker, worker.shard_id, ("a", "b"), raised=False, reason="its process died")
+
+
+def raise_over(sample, last=True):
+    """A worker raises over a sample; the last one, or the first one."""
+
+    def action(fleet):
+        worker = fleet.workers.pop(-1 if last else 0)
+        yield Lost(worker, worker.shard_id, (sample,), raised=True, reason="CUDA error")
+
+    return action
 
 
 def press(times):
@@ -132,12 +144,53 @@ def test_nodes_that_join_get_workers():
     assert fleet.most_workers == 3
 
 
-def test_waiting_for_a_node_is_said_once():
-    fleet = ScriptedFleet()
-    fleet.missing = "a GPU"
+def test_waiting_for_a_node_is_said_again_after_twice_as_long():
+    def wait(seconds):
+        def action(fleet):
+            fleet.missing = Starving("a GPU", seconds, for_good=False)
+            return ()
+
+        return action
+
+    seconds = (20, 21, 50, 63, 70, 500)
+    fleet = ScriptedFleet(script={number: wait(length) for number, length in enumerate(seconds, 1)})
     dispatcher, observer = make_dispatcher(fleet)
     dispatcher.run()
-    assert observer.count("still waiting for a GPU") == 1
+    said = [line for line in observer if "waiting" in line]
+    assert said == [f"still waiting for a GPU, for {length} seconds now" for length in (20, 50, 70, 500)]
+
+
+def test_a_node_that_will_not_come_back_ends_the_run():
+    fleet = ScriptedFleet()
+    fleet.missing = Starving("a node with 1 free CPU", 20, for_good=True)
+    with pytest.raises(
+        RunFailedError, match="Ray on this machine has lost its node: there is no node with 1 free CPU"
+    ):
+        make_dispatcher(fleet)[0].run()
+
+
+def test_a_fleet_that_lost_workers_while_loading_grows_again():
+    seconds = [0.0]
+
+    def fail_both(fleet):
+        for _ in range(2):
+            yield LoadFailed(fleet.workers.pop(), "no memory", None)
+
+    def later(fleet):
+        seconds[0] += 30
+        return ()
+
+    def first_loads(fleet):
+        worker = fleet.workers[0]
+        worker.phase, worker.name = "idle", "host:0"
+        yield Loaded(worker, {"worker": worker.name, "engine": {}, "engine_hash": "h"})
+
+    fleet = ScriptedFleet(room=3, script={1: first_loads, 2: fail_both, 3: later})
+    dispatcher, observer = make_dispatcher(fleet, num_shards=9, clock=lambda: seconds[0])
+    outcome = dispatcher.run()
+    assert "a worker could not load: no memory" in observer
+    assert "a worker could not load; the next one is tried in 30 seconds: no memory" in observer
+    assert (len(outcome.committed), outcome.num_workers) == (9, 3)
 
 
 def test_a_lost_worker_is_replaced_and_its_shard_done_again():
@@ -245,4 +298,74 @@ def test_what_is_odd_about_an_engine_is_said():
     fleet.engine = {"backend_fallback": "no compiler"}
     dispatcher, observer = make_dispatcher(fleet)
     dispatcher.run()
-    assert observer.count("Warning: worker worker-0: no compiler") == 1
+    assert observer.count("Warning: worker host:0: no compiler") == 1
+
+
+def test_a_place_where_nobody_succeeds_is_left_and_its_samples_are_given_back():
+    def good_one_works(fleet):
+        good, bad = fleet.workers
+        good.phase, bad.name = "idle", "bad:0"
+        yield Reported(good, good.shard_id, Progress(("x",), 1))
+        yield Reported(good, good.shard_id, Committed(ShardStats(rows=1, ok=1), 10, {}))
+
+    def load(fleet):
+        worker = fleet.workers[-1]
+        worker.phase, worker.name = "idle", "bad:1"
+        yield Loaded(worker, {"worker": worker.name, "engine": {}, "engine_hash": "h"})
+
+    script = {2: good_one_works, 3: raise_over("a"), 4: load, 5: raise_over("b"), 6: load, 7: raise_over("c")}
+    fleet = ScriptedFleet(room=2, script=script)
+    dispatcher, observer = make_dispatcher(fleet, num_shards=6)
+    outcome = dispatcher.run()
+    assert any("in a row made no image on bad, so the run goes on" in line for line in observer)
+    assert sorted(outcome.committed) == [0, 1, 2, 3, 4, 5]
+    assert outcome.failed == {}
+
+
+def test_a_run_in_which_nobody_succeeds_ends_and_names_the_exception():
+    script = {2 * number: raise_over(sample) for number, sample in enumerate("abc", 1)}
+    with pytest.raises(RunFailedError, match="3 workers in a row made no image: CUDA error"):
+        make_dispatcher(ScriptedFleet(script=script), num_shards=3)[0].run()
+
+
+def test_a_run_whose_only_place_breaks_ends_and_names_the_exception():
+    script = {2 + 2 * number: raise_over(sample) for number, sample in enumerate("abcd", 1)}
+    dispatcher, observer = make_dispatcher(ScriptedFleet(script=script), num_shards=9)
+    with pytest.raises(RunFailedError, match="no worker is left that makes images: CUDA error"):
+        dispatcher.run()
+    assert any("so the run goes on with one worker fewer: CUDA error" in line for line in observer)
+    assert sorted(dispatcher.outcome.committed) == [0, 1]
+
+
+def refuse(fleet):
+    [worker, *_] = fleet.in_phase("busy")
+    yield Reported(worker, worker.shard_id, Refused("PermissionError: 403", 7))
+
+
+def test_nothing_is_begun_while_the_output_refuses_a_part_and_all_goes_on_after():
+    begun = []
+
+    def look(fleet):
+        begun.append(list(fleet.started))
+        return ()
+
+    fleet = ScriptedFleet(script={2: refuse, 3: look, 4: refuse})
+    dispatcher, observer = make_dispatcher(fleet)
+    outcome = dispatcher.run()
+    assert begun == [[0]]
+    assert sorted(outcome.committed) == [0, 1, 2]
+    said = "shard 0 is kept and its publication tried 7 times more, and no other shard is begun until then: "
+    assert observer.count(f"{said}PermissionError: 403") == 1
+
+
+def test_a_part_that_the_output_never_takes_ends_the_run_once_the_others_are_finished():
+    def give_up(fleet):
+        worker = fleet.workers.pop(0)
+        yield Lost(worker, worker.shard_id, (), raised=True, reason="PermissionError: 403", refused=True)
+
+    fleet = ScriptedFleet(room=2, script={2: refuse, 3: give_up})
+    dispatcher, observer = make_dispatcher(fleet, num_shards=9)
+    with pytest.raises(RunFailedError, match="the output does not take a part: PermissionError: 403"):
+        dispatcher.run()
+    assert (fleet.started, list(dispatcher.outcome.committed)) == ([0, 1], [1])
+    assert "draining: finishing 1 shards under way" in observer

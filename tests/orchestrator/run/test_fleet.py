@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from toprovar_batch.orchestrator.run import fleet as fleet_module
-from toprovar_batch.orchestrator.run.fleet import Fleet, LoadFailed, Lost, Worker
+from toprovar_batch.orchestrator.run.fleet import Fleet, LoadFailed, Lost, Starving, Worker
 from toprovar_batch.worker.actor import Progress, Started
 
 NOW = 50_000.0  # seconds, on a clock that stands
@@ -18,7 +18,7 @@ def silent_fleet(monkeypatch):
     monkeypatch.setattr(fleet_module.ray, "wait", lambda sources, **_: ([], sources))
     monkeypatch.setattr(fleet_module.ray, "kill", lambda _actor: None)
 
-    def make(phase, silent_s):
+    def make(phase, silent_s, *, may_grow=True):
         fleet = Fleet(
             SimpleNamespace,
             on_gpus=False,
@@ -26,6 +26,7 @@ def silent_fleet(monkeypatch):
             cpus_per_worker=1,
             stall_timeout_s=100,
             load_timeout_s=1000,
+            may_grow=may_grow,
         )
         fleet.workers.append(Worker(None, "source", phase, shard_id=3, last_sign=NOW - silent_s))
         return fleet
@@ -70,3 +71,15 @@ def test_a_death_names_the_samples_of_every_batch_in_the_engine(silent_fleet, mo
     assert seen == [("a", "b"), ("a", "b", "c", "d"), ("c", "d"), ("c", "d", "e")]
     lost = fleet._bury(worker, "its process died")
     assert lost.in_flight == ("c", "d", "e")
+
+
+@pytest.mark.parametrize(
+    ("may_grow", "total", "for_good"),
+    [(False, {}, True), (False, {"CPU": 4.0}, False), (True, {}, False)],
+)
+def test_a_node_is_lost_for_good_where_none_can_join(silent_fleet, monkeypatch, may_grow, total, for_good):
+    monkeypatch.setattr(fleet_module.ray, "cluster_resources", lambda: total)
+    starving = silent_fleet("placing", 25, may_grow=may_grow).starving()
+    assert starving == Starving("a node with 1 free CPUs for each worker", 25, for_good)
+    assert silent_fleet("placing", 5).starving() is None
+    assert silent_fleet("loading", 25).starving() is None

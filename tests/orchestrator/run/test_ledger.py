@@ -1,4 +1,4 @@
-from toprovar_batch.orchestrator.run.ledger import LoadGuard, ShardLedger
+from toprovar_batch.orchestrator.run.ledger import ShardLedger
 
 
 def run(ledger, happenings):
@@ -28,14 +28,39 @@ def test_a_shard_under_way_is_open_but_not_waiting():
     assert (ledger.num_waiting, ledger.num_open) == (0, 1)
 
 
-def test_a_shard_that_killed_its_worker_goes_last_and_isolated():
+def test_a_shard_that_killed_its_worker_goes_last_and_whole():
     ledger = ShardLedger([0, 1], max_attempts=4)
     taken = run(ledger, [("death", ["a", "b"]), "ok", "ok"])
-    assert [(item.shard_id, item.attempt, item.isolated) for item in taken] == [
-        (0, 1, False),
-        (1, 1, False),
-        (0, 2, True),
+    assert [(item.shard_id, item.attempt, item.suspects) for item in taken] == [
+        (0, 1, ()),
+        (1, 1, ()),
+        (0, 2, ()),
     ]
+    assert not ledger.failed
+
+
+def test_from_the_second_death_on_its_samples_run_in_halves_and_no_others():
+    ledger = ShardLedger([0], max_attempts=3)
+    taken = run(ledger, [("death", list("abcdefgh")), ("death", list("cdefgh")), ("death", list("cde"))])
+    assert [item.suspects for item in taken] == [(), (), (tuple("cde"), tuple("fgh"))]
+    # Those that did not run go first: the worker that then takes the suspects has made images.
+    assert run(ledger, [("death", list("cd"))])[0].suspects == (tuple("fgh"), tuple("cd"), tuple("e"))
+    # What came through is no suspect any more.
+    assert run(ledger, [("death", ["c"])])[0].suspects == (tuple("e"), tuple("c"), tuple("d"))
+    taken = run(ledger, [("death", ["c"]), "ok"])
+    assert [item.suspects for item in taken] == [(("d",), ("c",)), ()]
+    assert list(taken[-1].poisoned) == ["c"]
+
+
+def test_a_poisoned_sample_of_many_is_found_however_few_attempts_there_are():
+    in_flight = [f"s{row}" for row in range(48)]
+    ledger = ShardLedger([0], max_attempts=3)
+    deaths = 0
+    while "s17" not in (assignment := ledger.take()).poisoned:
+        groups = assignment.suspects or (in_flight,)
+        ledger.fail(0, next(group for group in groups if "s17" in group), "death", "it died")
+        deaths += 1
+    assert deaths == 2 + 4 + 2  # whole, in halves of 24 to 3, alone
     assert not ledger.failed
 
 
@@ -46,7 +71,7 @@ def test_a_sample_alone_at_two_deaths_is_poisoned():
     assert taken[-1].poisoned["b"] == "killed its worker twice when generated alone: it died"
 
 
-def test_two_samples_at_one_isolated_death_each_are_not_poisoned():
+def test_two_samples_alone_at_one_death_each_are_not_poisoned():
     ledger = ShardLedger([0], max_attempts=9)
     taken = run(ledger, [("death", ["a", "b"]), ("death", ["a"]), ("death", ["b"]), "ok"])
     assert taken[-1].poisoned == {}
@@ -54,10 +79,10 @@ def test_two_samples_at_one_isolated_death_each_are_not_poisoned():
 
 def test_a_death_in_a_batch_is_no_strike():
     ledger = ShardLedger([0], max_attempts=9)
-    assert run(ledger, [("death", ["a"]), ("death", ["a"]), "ok"])[-1].poisoned == {}
+    assert run(ledger, [("death", ["a", "b"]), ("death", ["a", "b"]), "ok"])[-1].poisoned == {}
 
 
-def test_an_isolated_exception_poisons_at_once_with_its_sentence():
+def test_an_exception_of_a_sample_alone_poisons_at_once_with_its_sentence():
     ledger = ShardLedger([0], max_attempts=4)
     taken = run(ledger, [("exception", ["a", "b"]), ("exception", ["a"]), "ok"])
     assert taken[-1].poisoned == {"a": "it died"}
@@ -80,11 +105,27 @@ def test_a_shard_past_its_attempts_is_given_up_and_the_others_go_on():
     assert ledger.num_open == 0
 
 
-def test_load_failures_count_in_a_row():
-    guard = LoadGuard(max_failures=2)
-    guard.failed()
-    guard.loaded()
-    guard.failed()
-    assert guard.may_start
-    guard.failed()
-    assert not guard.may_start
+def test_an_exception_of_a_worker_that_has_made_nothing_takes_two_strikes():
+    ledger = ShardLedger([0], max_attempts=4)
+    for _ in range(2):
+        assert ledger.take().poisoned == {}
+        ledger.fail(0, ["a"], "exception", "it raised", "run")
+    assert ledger.take().poisoned == {"a": "it raised"}
+
+
+def test_nobody_is_guilty_where_nobody_succeeds():
+    ledger = ShardLedger([0], max_attempts=3)
+    for _ in range(3):
+        assert ledger.take().poisoned == {}
+        ledger.fail(0, ["a"], "exception", "it raised", "nobody")
+    assert ledger.failed == {0: "3 attempts failed, the last one because it raised"}
+
+
+def test_shards_that_are_given_back_have_a_clean_slate():
+    ledger = ShardLedger([0, 1], max_attempts=2)
+    run(ledger, [("exception", ["a"]), ("death", ["x", "y"]), ("death", []), ("death", ["x", "y"])])
+    assert list(ledger.failed) == [1]
+    ledger.give_back([0, 1])
+    assert ledger.failed == {}
+    again = run(ledger, ["ok", "ok"])
+    assert [(item.shard_id, item.suspects, item.poisoned) for item in again] == [(0, (), {}), (1, (), {})]
