@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -26,6 +25,7 @@ from toprovar_batch.worker.part_file import PartWriter, image_path, read_stats, 
 from toprovar_batch.worker.pipeline import Beginning, Finished, PendingResults, run_batches
 from toprovar_batch.worker.request import GenerationRequest, GenerationResult
 from toprovar_batch.worker.shard_stats import Computation, ShardStats
+from toprovar_batch.worker.storage import locate
 
 if TYPE_CHECKING:
     from toprovar_batch.worker.resolved import ResolvedSpec
@@ -305,7 +305,8 @@ def _kept_rows(task: ShardTask, stats: ShardStats) -> Iterator[pa.Table]:
     """Read the good rows of the shard's earlier part, a row group at a time; `stats` gets what they were computed with."""
     if task.kept is None:
         return
-    with fsspec.open(task.kept, "rb") as file, pq.ParquetFile(file) as part:
+    filesystem, path = locate(task.kept)
+    with filesystem.open(path, "rb") as file, pq.ParquetFile(file) as part:
         stats.add_computations(ShardStats.from_json(read_stats(part.metadata)).computed_with)
         for group in range(part.num_row_groups):
             rows = part.read_row_group(group).select(task.schema.names).cast(task.schema)

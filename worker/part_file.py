@@ -21,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from .file_aside import FileAside
 from .image_statistics import STATISTIC_COLUMNS
+from .storage import locate
 
 STATS_KEY = b"toprovar"
 ROW_GROUP_BYTES = 32 << 20  # a row group holds about this much; 32 images of 1 MB
@@ -115,7 +116,7 @@ class PartWriter:
     """
 
     def __init__(self, target: str, schema: pa.Schema, scratch: str | None = None) -> None:
-        self._filesystem, self._target = fsspec.core.url_to_fs(target)
+        self._filesystem, self._target = locate(target)
         self._schema = schema
         self._scratch = scratch
         self._waiting: list[pa.Table] = []

@@ -1,6 +1,57 @@
-"""What file systems raise."""
+"""Addresses of files: which file system holds them, and what file systems raise."""
 
+import re
 import sys
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
+_CHAIN = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*::)+[A-Za-z][A-Za-z0-9+.\-]*://")
+_LOCAL = ("file://", "local://")
+
+
+def is_url(address: str) -> bool:
+    """Whether an address has a protocol (s3://, hf://, memory://), so is no plain local path."""
+    return _URL.match(address) is not None or _CHAIN.match(address) is not None
+
+
+def absolute(path: str, folder: Path) -> str:
+    """A local path made absolute, `~` and `~name` expanded; what is relative counts from `folder`.
+
+    Raises:
+        ValueError: there is no such user, or nobody knows where their folder is.
+    """
+    try:
+        return str((folder / Path(path).expanduser()).absolute())
+    except RuntimeError as error:
+        user = path.partition("/")[0]
+        raise ValueError(
+            f"no home folder is known for {user}; write ./{user} for a name like this"
+        ) from error
+
+
+def locate(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Find the file system behind an address, and the path within it.
+
+    `::` in a local name is part of the name. In a URL it is refused, since fsspec would take what follows for the
+    address of another file system.
+
+    Args:
+        address: local path or fsspec URL.
+
+    Raises:
+        ImportError: the protocol needs a package that is not installed.
+        ValueError: no file system has this protocol, a URL holds `::`, or no such user is known.
+    """
+    if not is_url(address) or address.startswith(_LOCAL):
+        protocol = next((name for name in _LOCAL if address.startswith(name)), "")
+        return LocalFileSystem(), absolute(address.removeprefix(protocol), Path.cwd())
+    if "::" in address:
+        raise ValueError("holds ::, which is refused in a URL; name one file or folder of one file system")
+    filesystem, path = fsspec.core.url_to_fs(address)
+    return filesystem, str(path)
 
 
 def storage_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
+from toprovar_batch.orchestrator.commands.local_file import LocalFile
 from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
 from toprovar_batch.worker.errors import OutputFolderError, UserError
 from toprovar_batch.worker.storage import storage_errors
@@ -180,7 +181,7 @@ def write_sheet(sheet: Image.Image, file: Path) -> None:
 @click.argument("output", type=str)
 @click.option(
     "--file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=LocalFile(dir_okay=False, path_type=Path),
     required=True,
     help="Image to write: .jpg, .png, .webp.",
 )

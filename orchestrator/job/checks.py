@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 
-import fsspec
-
 from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.fetch import is_packaged
 from toprovar_batch.worker.resolved import ModelFiles
+from toprovar_batch.worker.storage import locate
 
 from .spec import JobSpec
 
@@ -54,6 +53,8 @@ def check_remote_files(files: ModelFiles) -> Iterator[str]:
             url = f"hf://{location}/config.json"
         try:
             found = _exists(url)
+        except (ImportError, ValueError) as error:
+            raise ModelSpecError(f"model.{part}: {location}: {error}") from error
         except Exception as error:  # noqa: BLE001 - every file system raises errors of its own kind
             yield f"model.{part}: {location} could not be looked up ({type(error).__name__})"
             continue
@@ -63,7 +64,7 @@ def check_remote_files(files: ModelFiles) -> Iterator[str]:
 
 def _exists(url: str) -> bool:
     """Whether a file or folder is there; raises whatever its file system does when it cannot tell."""
-    filesystem, path = fsspec.core.url_to_fs(url)
+    filesystem, path = locate(url)
     try:
         filesystem.info(path)
     except FileNotFoundError:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from toprovar_batch.worker.errors import JobSpecError
+from toprovar_batch.worker.storage import is_url
 
 from .errors import explain
 from .policy_file import expand_policy, insert_policy_file
@@ -16,7 +17,6 @@ from .yaml_file import (
     anchor_path,
     apply_override,
     freeze,
-    is_url,
     parse_override,
     read_job_file,
 )

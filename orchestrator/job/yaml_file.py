@@ -1,16 +1,14 @@
 """Reading a job file: YAML without its traps, and `--set` overrides on top."""
 
 import posixpath
-import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import yaml
 
 from toprovar_batch.worker.errors import JobSpecError
-from toprovar_batch.worker.storage import storage_errors
+from toprovar_batch.worker.storage import absolute, is_url, locate, storage_errors
 
 from .errors import describe_value
 
@@ -66,7 +64,8 @@ def read_job_file(path: str, what: str = "job file") -> dict[str, Any]:
         JobSpecError: the file is missing, unreadable, empty, not UTF-8, not YAML or not a mapping.
     """
     try:
-        with fsspec.open(path, "rb") as file:
+        filesystem, name = locate(path)
+        with filesystem.open(name, "rb") as file:
             raw: bytes = file.read()
     except FileNotFoundError as error:
         raise JobSpecError(f"{path}: there is no such {what}") from error
@@ -141,18 +140,20 @@ def apply_override(data: dict[str, Any], keys: Sequence[str], value: Any) -> Non
     group[keys[-1]] = value
 
 
-def is_url(path: str) -> bool:
-    """Whether `path` has a protocol (s3://, hf://, memory://), so is no plain local path."""
-    return re.match(r"^[A-Za-z][A-Za-z0-9+.\-]*:(//|:)", path) is not None
-
-
 def anchor_path(path: str, folder: str) -> str:
-    """`path` made absolute against `folder`, which may itself be a URL; URLs stay as they are."""
+    """`path` made absolute against `folder`, which may itself be a URL; URLs stay as they are.
+
+    Raises:
+        JobSpecError: it begins with the name of a user whom this machine does not know.
+    """
     if not path or is_url(path):
         return path
     if is_url(folder):
         return path if path.startswith("/") else posixpath.join(folder, path)
-    return str((Path(folder) / Path(path).expanduser()).absolute())
+    try:
+        return absolute(path, Path(folder))
+    except ValueError as error:
+        raise JobSpecError(f"{path}: {error}") from error
 
 
 def freeze(value: Any) -> Any:

@@ -23,7 +23,7 @@ from toprovar_batch.orchestrator.output.identity import differing_fields, job_id
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import publish_bytes
-from toprovar_batch.worker.storage import storage_errors
+from toprovar_batch.worker.storage import locate, storage_errors
 
 from .card import dataset_card
 from .run_lock import RunLock
@@ -145,7 +145,7 @@ def locate_output(url: str) -> OutputFolder:
     if "\0" in url:
         raise OutputFolderError(f"{url!r}: holds a NUL character, which no path can")
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = locate(url)
     except ImportError as error:
         raise OutputFolderError(f"{url}: {error}; for s3 install toprovar-batch[s3]") from error
     except ValueError as error:

@@ -1,6 +1,7 @@
 """Finding and reading prompt files: local or by URL, plain or compressed, one file, a folder or a glob."""
 
 import bz2
+import glob
 import gzip
 import lzma
 import posixpath
@@ -15,6 +16,7 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from toprovar_batch.worker.errors import PromptSourceError
+from toprovar_batch.worker.storage import locate
 
 FORMATS = {
     ".parquet": "parquet",
@@ -121,7 +123,7 @@ def find_files(source: str) -> list[PromptFile]:
     """
     protocol = urlsplit(source).scheme
     try:
-        filesystem, path = fsspec.core.url_to_fs(source)
+        filesystem, path = locate(source)
         paths = list(_resolve(filesystem, path, is_web=protocol in {"http", "https"}))
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
@@ -148,9 +150,22 @@ def _resolve(filesystem: fsspec.AbstractFileSystem, path: str, *, is_web: bool) 
             if not hidden and posixpath.splitext(_split_compression(name)[0])[1].lower() in FORMATS:
                 yield name
     elif any(character in path for character in "*?["):
-        yield from (name for name in filesystem.glob(path) if filesystem.isfile(name))
+        pattern = _escape_folders(filesystem, path)
+        yield from (name for name in filesystem.glob(pattern) if filesystem.isfile(name))
     else:
         raise FileNotFoundError(path)
+
+
+def _escape_folders(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    """A glob below folders whose names look like globs: such a folder is taken as it is, like such a file."""
+    names = path.split("/")
+    for index, name in enumerate(names[:-1], start=1):
+        if not glob.has_magic(name):
+            continue
+        if not filesystem.isdir("/".join(names[:index])):
+            break
+        names[index - 1] = glob.escape(name)
+    return "/".join(names)
 
 
 def _split_compression(path: str) -> tuple[str, str | None]:

@@ -1,7 +1,10 @@
 """`validate`: what it says about a good job, and that it leaves nothing behind."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import fsspec
@@ -12,13 +15,14 @@ from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.job.checks import check_remote_files
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.check import check_output
-from toprovar_batch.orchestrator.output.folder import open_output
+from toprovar_batch.orchestrator.output.folder import locate_output, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import ModelSpecError, OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema
 from toprovar_batch.worker.reference.scenes import make_batch
 from toprovar_batch.worker.resolved import ModelFiles, resolve_model
 from toprovar_batch.worker.specs import ModelSpec
+from toprovar_batch.worker.storage import locate
 
 BASE = "prompts: {source: p.jsonl}\noutput: out\nmodel: {random_weights: true}\n"
 
@@ -165,3 +169,63 @@ def test_a_server_that_does_not_answer_is_only_a_warning(monkeypatch):
         "model.text_encoder",
     ]
     assert warnings[2] == "model.text_encoder: google/flan-t5-xl could not be looked up (TimeoutError)"
+
+
+def test_two_colons_in_local_paths_are_part_of_the_name(validate, tmp_path):
+    (tmp_path / "a::b.txt").write_text("a cat\n")
+    result = validate("--set", "prompts.source=a::b.txt", "--output", "out::x")
+    assert result.exit_code == 0, result.output
+    assert f"output   {tmp_path / 'out::x'} (new)" in result.stdout.splitlines()
+    folder = locate_output(str(tmp_path / "out::x"))
+    assert locate(folder.part_url(0, 1))[1] == str(tmp_path / "out::x/data/part-00000-of-00001.parquet")
+
+
+@pytest.mark.parametrize(
+    ("options", "start"),
+    [
+        (["--output", "memory://a::b"], "memory://a::b: "),
+        (["--set", "prompts.source=memory://a::b"], "memory://a::b"),
+        (
+            ["--set", "model.random_weights=false", "--set", "model.vae=memory://a::b"],
+            "model.vae: memory://a::b: ",
+        ),
+        (["--output", "~nobody99/out"], "~nobody99/out: no home folder is known"),
+        (["--set", "prompts.source=~nobody99/p"], "~nobody99/p: no home folder is known"),
+        (["--set", "model.vae=~nobody99/vae"], "~nobody99/vae: no home folder is known"),
+        (["--set", "policy.file=~nobody99/p.yaml"], "~nobody99/p.yaml: no home folder is known"),
+    ],
+)
+def test_an_address_that_cannot_be_resolved_is_one_sentence(validate, options, start):
+    result = validate(*options)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"Error: {start}")
+    assert "holds ::" in result.stderr or "no home folder" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command", [["validate"], ["status"], ["sheet", "--file", "x.jpg"], ["evaluate"], ["verify"]]
+)
+def test_the_home_of_an_unknown_user_is_refused_by_every_command(command):
+    result = CliRunner().invoke(main, [*command, "~nobody99/x"])
+    assert result.exit_code == 2, result.output
+    assert "no home folder is known for ~nobody99" in result.stderr
+
+
+def test_names_beyond_ascii_work_in_the_c_locale(tmp_path):
+    (tmp_path / "bücher").mkdir()
+    (tmp_path / "bücher/wörter.txt").write_text("a cat\n", encoding="utf-8")
+    job = tmp_path / "bücher/jöb.yaml"
+    job.write_text(
+        "prompts: {source: wörter.txt}\noutput: öut\nmodel: {random_weights: true}\n", encoding="utf-8"
+    )
+    program = "from toprovar_batch.orchestrator.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "validate", str(job)],
+        cwd=tmp_path,
+        env={**os.environ, "LC_ALL": "C", "LANG": "C"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"output   {tmp_path / 'öut'} (new)" in done.stdout.decode()

@@ -155,6 +155,17 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(source):
     assert read(source("p[1].txt", "a cat")).num_rows == 1
 
 
+def test_a_folder_whose_name_looks_like_a_glob_is_taken_as_it_is(source, tmp_path):
+    source("job [1] *?/b.txt", "a cat")
+    source("job 1 x/b.txt", "a dog")
+    table = read(str(tmp_path / "job [1] *?" / "*.txt"))
+    assert table.column("prompt").to_pylist() == ["a cat"]
+    table = read(str(tmp_path / "job ?1? *" / "*.txt"))
+    assert table.column("prompt").to_pylist() == ["a cat"]
+    table = read(str(tmp_path / "job ? [w-x]" / "*.txt"))
+    assert table.column("prompt").to_pylist() == ["a dog"]
+
+
 def test_urls_are_read_through_fsspec():
     memory = fsspec.filesystem("memory")
     memory.pipe("/mem/p.jsonl.gz", gzip.compress(jsonl({"prompt": "a cat"}).encode()))
