@@ -121,7 +121,8 @@ def parse_override(override: str) -> tuple[list[str], Any]:
     keys = [key.strip() for key in dotted.split(".")]
     if not equals or not all(keys):
         raise JobSpecError(f"--set {override}: write it as key.sub=value, for example sampling.seed=7")
-    return keys, parse_yaml(text, f"--set {override}")
+    # In YAML a dash alone is a list of nothing, which nobody means.
+    return keys, "-" if text.strip() == "-" else parse_yaml(text, f"--set {override}")
 
 
 def apply_override(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:

@@ -3,11 +3,14 @@
 import bz2
 import glob
 import gzip
+import io
 import lzma
 import posixpath
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
@@ -34,6 +37,8 @@ _DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "zstd": lambda raw: pa.CompressedInputStream(pa.BufferReader(raw), "zstd").read(),
 }
 _MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+LINE_END = re.compile(r"\r\n|\r|\n")
+_STANDARD_INPUT = "/dev/stdin"
 _EXTRAS = {"s3": "toprovar-batch[s3]", "s3a": "toprovar-batch[s3]"}
 
 
@@ -45,11 +50,13 @@ class PromptFile:
         filesystem: that holds it.
         path: within the file system.
         label: what the user calls it, for errors.
+        is_stream: whether it is a pipe or the like, which can be read once and only from its begin.
     """
 
     filesystem: fsspec.AbstractFileSystem
     path: str
     label: str
+    is_stream: bool = False
 
     @property
     def suffix(self) -> str:
@@ -87,6 +94,9 @@ class PromptFile:
             PromptSourceError: the file is missing or cannot be opened.
         """
         try:
+            # fsspec looks for the end of a local file first, which a pipe does not have.
+            if self.is_stream:
+                return io.BufferedReader(io.FileIO(self.path))
             file: IO[bytes] = self.filesystem.open(self.path, "rb")
         except Exception as error:  # every file system raises errors of its own kind
             raise _unreadable(self.label, error) from error
@@ -105,15 +115,24 @@ class PromptFile:
         try:
             return raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            line = raw[: error.start].count(b"\n") + 1
+            line = len(LINE_END.findall(raw[: error.start].decode("latin-1"))) + 1
             raise PromptSourceError(f"{self.label}, line {line}: not UTF-8 text") from error
+
+    def lines(self) -> list[str]:
+        """All of its text, cut at the ends of lines of Unix, Windows and old Macs.
+
+        Raises:
+            PromptSourceError: as `text`.
+        """
+        # splitlines() would also cut at U+2028 and other characters that may stand in a prompt.
+        return LINE_END.split(self.text())
 
 
 def find_files(source: str) -> list[PromptFile]:
     """Resolve a prompt source into its files, sorted by path.
 
     Args:
-        source: path or fsspec URL of a file, of a folder with prompt files in it, or a glob.
+        source: path or fsspec URL of a file, of a folder with prompt files in it, or a glob; `-` for standard input.
 
     Returns:
         At least one file.
@@ -121,6 +140,8 @@ def find_files(source: str) -> list[PromptFile]:
     Raises:
         PromptSourceError: nothing is there, or its file system cannot be used.
     """
+    if source == "-":
+        return [PromptFile(LocalFileSystem(), _STANDARD_INPUT, "standard input", is_stream=True)]
     protocol = urlsplit(source).scheme
     try:
         filesystem, path = locate(source)
@@ -133,9 +154,9 @@ def find_files(source: str) -> list[PromptFile]:
         raise _unreadable(source, error) from error
     if not paths:
         raise PromptSourceError(f"{source}: no prompt file is there (known: {', '.join(FORMATS)})")
-    if paths == [path]:
-        return [PromptFile(filesystem, path, source)]
     is_local = isinstance(filesystem, LocalFileSystem)
+    if paths == [path]:
+        return [PromptFile(filesystem, path, source, is_stream=is_local and not Path(path).is_file())]
     labels = {name: name if is_local else filesystem.unstrip_protocol(name) for name in paths}
     return [PromptFile(filesystem, name, labels[name]) for name in sorted(paths)]
 
@@ -152,6 +173,8 @@ def _resolve(filesystem: fsspec.AbstractFileSystem, path: str, *, is_web: bool) 
     elif any(character in path for character in "*?["):
         pattern = _escape_folders(filesystem, path)
         yield from (name for name in filesystem.glob(pattern) if filesystem.isfile(name))
+    elif isinstance(filesystem, LocalFileSystem) and Path(path).exists():
+        yield path  # a pipe
     else:
         raise FileNotFoundError(path)
 

@@ -26,6 +26,12 @@ from .formats import Row, SourceRows, format_of, read_rows, read_table
 from .ids import id_cells
 
 RESERVED_COLUMNS = (*RESULT_COLUMNS, "prompt_error", "prompt_id", "image_index")
+_ROLE_KEYS = {
+    "sample_id": "id_column",
+    "negative_prompt": "negative_prompt_column",
+    "h_div_w": "h_div_w_column",
+    "seed": "seed_column",
+}
 _AUTO_IDS = ("sample_id", "id")
 
 
@@ -196,9 +202,11 @@ def _passed_columns(spec: PromptSpec, rows: SourceRows, id_column: str | None) -
             )
         if name.lower() in RESERVED_COLUMNS:
             rest = ", ".join(other for other in passed if other.lower() not in RESERVED_COLUMNS)
+            role = _ROLE_KEYS.get(name.lower())
+            use = f"use it with prompts.{role}: {name}, " if role else ""
             raise PromptSourceError(
                 f"{spec.source}: the column {name!r} has the name of a column that the dataset gets itself; "
-                f"rename it, or leave it out with prompts.columns: [{rest}]"
+                f"{use}rename it, or leave it out with prompts.columns: [{rest}]"
             )
     return passed
 

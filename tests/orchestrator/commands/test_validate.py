@@ -229,3 +229,19 @@ def test_names_beyond_ascii_work_in_the_c_locale(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert f"output   {tmp_path / 'öut'} (new)" in done.stdout.decode()
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_prompts_come_from_standard_input(tmp_path, name):
+    (tmp_path / "job.yaml").write_text(BASE)
+    program = "from toprovar_batch.orchestrator.cli import main; main()"
+    options = ["--set", f"prompts.source={name}", "--set", "prompts.format=txt", "--output", "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, "validate", str(tmp_path / "job.yaml"), *options],
+        cwd=tmp_path,
+        input=b"a cat\ntwo cats\n",
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"prompts  2 from {name}, 0 of them unusable" in done.stdout.decode()

@@ -4,6 +4,8 @@ import bz2
 import gzip
 import json
 import lzma
+import os
+from pathlib import Path
 
 import fsspec
 import pyarrow as pa
@@ -222,10 +224,58 @@ def test_missing_and_empty_sources(source, tmp_path):
     assert error_of(missing) == f"{missing}: the prompt file does not exist"
     for name, content in {"e.txt": "", "e.jsonl": "\n\n", "e.csv": "prompt\n", "e.json": "{}", "e.parquet": {"prompt": pa.array([], pa.string())}}.items():  # fmt: skip
         assert "there are no prompts in it" in error_of(source(name, content))
-    assert "is not a readable CSV file: Empty CSV file" in error_of(source("f.csv", ""))
+    for name in ("e.csv", "e.txt", "e.jsonl", "e.json", "e.csv.gz"):
+        for content in (b"", b"\n \n"):
+            path = source(name, gzip.compress(content) if name.endswith(".gz") else content)
+            assert error_of(path) == f"{path}: there are no prompts in it"
     assert "no prompt file is there" in error_of(str(tmp_path / "none*.txt"))
     (tmp_path / "folder").mkdir()
     assert "no prompt file is there" in error_of(str(tmp_path / "folder"))
+
+
+def test_an_empty_csv_beside_others_adds_nothing(source, tmp_path):
+    source("d/a.csv", "")
+    source("d/b.csv", "prompt,n\na cat,1\n")
+    assert read(str(tmp_path / "d")).column("n").to_pylist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", "a cat\rtwo cats\r"),
+        ("p.jsonl", '{"prompt": "a cat"}\r{"prompt": "two cats"}'),
+        ("p.csv", 'prompt\r"a cat"\rtwo cats\r'),
+    ],
+)
+def test_the_line_ends_of_old_macs_end_lines(source, name, content):
+    assert read(source(name, content)).column("prompt").to_pylist() == CATS
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_prompts_come_through_a_pipe(source, name):
+    path = source(name, FORMATS[name])
+    content = Path(path).read_bytes()
+    kind = prompt_files.FORMATS[Path(path).suffix]
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as file:
+        file.write(content)
+    table = read(f"/dev/fd/{reader}", format=kind)
+    os.close(reader)
+    assert table.column("prompt").to_pylist() == CATS
+
+
+def test_a_pipe_does_not_tell_its_format(source):
+    assert (
+        "standard input: a name without extension does not tell the format; set prompts.format"
+        in error_of("-")
+    )
+    assert error_of("/dev/null", format="txt") == "/dev/null: there are no prompts in it"
+
+
+@pytest.mark.parametrize("name", ["seed", "h_div_w", "negative_prompt", "Seed"])
+def test_a_column_that_could_be_used_is_refused_with_the_key_that_uses_it(source, name):
+    message = error_of(source("p.jsonl", jsonl({"prompt": "x", name: 1})))
+    assert f"use it with prompts.{name.lower()}_column: {name}, rename it, or leave it out" in message
 
 
 def test_a_folder_of_several_formats_is_refused(source, tmp_path):
@@ -256,7 +306,12 @@ def test_a_folder_of_several_formats_is_refused(source, tmp_path):
         ("p.json", b'{\n"a": {"prompt": "x"},\n}', "p.json: broken JSON at line "),
         ("p.json", b'[{"prompt": "x"}]', "p.json: expected the form of MJHQ-30K"),
         ("p.json", b'{"a": "x"}', "p.json: expected an object with a prompt under 'a', got text"),
-        ("p.json", b'{"a": {"prompt": "x"}, "a": {"prompt": "y"}}', "p.json: the key 'a' is there twice"),
+        ("p.json", b'{"a": {"prompt": "x"}, "a": {"prompt": "y"}}', "p.json, line 1: the key 'a' is there twice"),
+        ("p.json", b'{"a": {"prompt": "x"},\r\n"b": {"prompt": "a\\" {",\r\n"prompt": "y"}}', "p.json, line 3: the key 'prompt' is there twice in one object"),
+        ("p.jsonl", b'{"prompt": "x"}\n\n{"prompt": "x", "prompt": "y"}', "p.jsonl, line 3: the key 'prompt' is there twice in one object"),
+        ("p.jsonl", b'{"prompt": "x", "n": [{"k": 1, "j": {"k": "}"}, "\\u006b": 2}]}', "p.jsonl, line 1: the key 'k' is there twice in one object"),
+        ("p.jsonl", b'{"prompt": "x"}\r"y"', "p.jsonl, line 2: expected a JSON object with a prompt, got text"),
+        ("p.txt", b"good\rb\xe4d", "p.txt, line 2: not UTF-8 text"),
         ("p.csv", b"prompt,n\nx,1\ny\n", "p.csv: row 2 has 1 fields and the header 2"),
         ("p.csv", b"prompt,n\nx,1\ny, z,3\n", "p.csv: row 2 has 3 fields and the header 2"),
         ("p.csv", b"prompt,n,n\nx,1,2\n", "the column 'n' is there twice"),
