@@ -12,6 +12,7 @@ import torch
 
 from toprovar_batch.orchestrator.evaluation.data import read_wanted
 from toprovar_batch.orchestrator.job.spec import JobSpec
+from toprovar_batch.orchestrator.prompts.cells import python_rows
 from toprovar_batch.worker.batching import plan_batches
 from toprovar_batch.worker.errors import JobSpecError
 from toprovar_batch.worker.generator import Generator
@@ -90,7 +91,7 @@ class Calibration:
             global_layers: share of the layers that must run whole, of toprovar.
         """
         self._base = job.policy if isinstance(job.policy, ToprovarSpec | DetailSpec) else ToprovarSpec()
-        self._rows: list[dict[str, Any]] = sample.to_pylist()
+        self._rows: list[dict[str, Any]] = python_rows(sample)
         columns = ("sample_id", "prompt", "negative_prompt", "seed", "h_div_w")
         self._requests = [GenerationRequest(**{name: row[name] for name in columns}) for row in self._rows]
         self._global_layers = global_layers

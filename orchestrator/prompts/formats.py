@@ -8,6 +8,7 @@ from itertools import chain, islice
 from typing import Any, TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
@@ -17,6 +18,7 @@ from .files import FORMATS, LINE_END, PromptFile, describe_json, first_line
 
 Row = dict[str, Any]
 Column: TypeAlias = list[Any] | pa.ChunkedArray
+WIDE_INTEGER = pa.decimal128(38, 0)
 _JSON_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]', re.DOTALL)
 
 
@@ -133,7 +135,42 @@ def read_csv(file: PromptFile, text_columns: list[str], limit: int | None) -> pa
             f"{file.label}: {where} has {row.actual_columns} fields and the header {row.expected_columns}; "
             'text with a comma needs "quotes"'
         )
-    return table.slice(0, limit)
+    return _with_wide_integers(table, raw).slice(0, limit)
+
+
+def _with_wide_integers(table: pa.Table, raw: bytes) -> pa.Table:
+    """A CSV file's table where whole numbers beyond 64 bits, which Arrow reads as floats, are kept.
+
+    They become decimals of 38 digits, or texts where one is longer.
+    """
+    wide = [
+        field.name
+        for field in table.schema
+        if pa.types.is_floating(field.type)
+        and pc.any(pc.greater_equal(pc.abs(table[field.name]), float(2**63))).as_py()
+    ]
+    if not wide:
+        return table
+    texts = pa_csv.read_csv(
+        pa.BufferReader(raw),
+        pa_csv.ReadOptions(use_threads=False, block_size=min(len(raw) + 1, 2**31 - 1)),
+        pa_csv.ParseOptions(newlines_in_values=True),
+        pa_csv.ConvertOptions(
+            include_columns=wide, column_types=dict.fromkeys(wide, pa.string()), strings_can_be_null=True
+        ),
+    )
+    for name in wide:
+        column = texts[name]
+        if not _all_match(column, r"^\s*[+-]?[0-9]+\s*$"):
+            continue
+        if _all_match(column, r"^\s*[+-]?0*[0-9]{1,38}\s*$"):
+            column = pc.utf8_trim_whitespace(column).cast(WIDE_INTEGER)
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    return table
+
+
+def _all_match(column: pa.ChunkedArray, pattern: str) -> bool:
+    return bool(pc.all(pc.match_substring_regex(column, pattern)).as_py())
 
 
 def _check_quotes(text: str, label: str) -> None:

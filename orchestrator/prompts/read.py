@@ -21,6 +21,7 @@ from .cells import (
     text_cells,
     without_surrogates,
 )
+from .column_types import holds_map
 from .files import PromptFile, find_files, first_line
 from .formats import Row, SourceRows, format_of, read_rows, read_table
 from .ids import id_cells
@@ -212,7 +213,7 @@ def _passed_columns(spec: PromptSpec, rows: SourceRows, id_column: str | None) -
 
 
 def _check_storable(column: pa.ChunkedArray, label: str) -> None:
-    """Refuse a type that Arrow cannot select rows of, or Parquet not hold, before a worker meets it."""
+    """Refuse a type that Arrow cannot select rows of, Parquet not hold or datasets not read, before a worker meets it."""
     try:
         rows = pa.table({"column": column.slice(0, 1)}).take([0]).filter(pa.array([True]))
         pq.write_table(rows.slice(0, 0), io.BytesIO())
@@ -220,3 +221,7 @@ def _check_storable(column: pa.ChunkedArray, label: str) -> None:
         raise PromptSourceError(
             f"{label} cannot be stored in Parquet ({first_line(error)}); leave it out with prompts.columns"
         ) from error
+    if holds_map(column.type):
+        raise PromptSourceError(
+            f"{label} holds {column.type}, which datasets.load_dataset cannot read; leave it out with prompts.columns"
+        )

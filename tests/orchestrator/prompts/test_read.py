@@ -5,6 +5,8 @@ import gzip
 import json
 import lzma
 import os
+import sys
+from decimal import Decimal
 from pathlib import Path
 
 import fsspec
@@ -12,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from toprovar_batch.orchestrator.job.spec import PromptSpec
+from toprovar_batch.orchestrator.job.spec import JobSpec, PromptSpec
 from toprovar_batch.orchestrator.prompts import files as prompt_files
 from toprovar_batch.orchestrator.prompts.read import RESERVED_COLUMNS, read_prompts
+from toprovar_batch.orchestrator.prompts.sample_plan import plan_samples
 from toprovar_batch.worker.errors import PromptSourceError
 
 CATS = ["a cat", "two cats"]
@@ -386,7 +389,7 @@ def test_a_column_of_one_type_that_is_no_text_cannot_be_the_prompt(source):
 def test_a_passed_column_must_fit_parquet(source):
     mixed = source("m.jsonl", jsonl({"prompt": "x", "n": 1}, {"prompt": "y", "n": "one"}))
     assert "the column 'n' holds values of different kinds" in error_of(mixed)
-    huge = source("h.jsonl", jsonl({"prompt": "x", "n": 2**70}))
+    huge = source("h.jsonl", jsonl({"prompt": "x", "n": [2**70, 0.5]}))
     assert "the column 'n' holds values of different kinds" in error_of(huge)
     half = source("s.jsonl", '{"prompt": "x", "\\ud800": 1}')
     assert r"the column name '\ud800' holds half a character" in error_of(half)
@@ -442,6 +445,59 @@ def test_csv_texts_stay_texts_and_may_span_lines(source):
     assert table.column("prompt").to_pylist() == ["123", 'two\nlines, "quoted"', "NA"]
     assert table.column("sample_id").to_pylist() == ["007", "008", "9"]
     assert table.column("n").to_pylist() == [1, None, 3]
+
+
+def test_whole_numbers_beyond_64_bits_are_kept(source):
+    wide = 123456789012345678901234567890
+    for path in (
+        source("p.jsonl", jsonl({"prompt": "x", "n": wide}, {"prompt": "y", "n": -1}, {"prompt": "z"})),
+        source("p.csv", f"prompt,n,f\nx,{wide},1e30\ny,-1,2\nz,,3\n"),
+    ):
+        table = read(path)
+        assert table.column("n").type == pa.decimal128(38, 0)
+        assert table.column("n").to_pylist() == [Decimal(wide), Decimal(-1), None]
+    assert table.column("f").to_pylist() == [1e30, 2.0, 3.0]
+    assert read(source("p.csv", f"prompt,n\nx,{'9' * 39}\n")).column("n").to_pylist() == ["9" * 39]
+
+
+@pytest.mark.parametrize("values", [[10**38], [2**64, True], [[2**64]]])
+def test_whole_numbers_that_cannot_be_kept_are_refused(source, values):
+    message = error_of(source("p.jsonl", jsonl(*({"prompt": "x", "n": value} for value in values))))
+    assert "the column 'n' holds a whole number of more than 64 bits" in message
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.map_(pa.string(), pa.int32()), pa.list_(pa.map_(pa.string(), pa.string()))]
+)
+def test_a_column_of_maps_is_refused_with_the_reader_that_cannot_take_it(source, kind):
+    message = error_of(source("p.parquet", {"prompt": ["x"], "m": pa.nulls(1, kind)}))
+    assert "the column 'm' holds " in message
+    assert "which datasets.load_dataset cannot read; leave it out with prompts.columns" in message
+
+
+def test_times_in_nanoseconds_need_no_pandas(source, monkeypatch):
+    kinds = [
+        pa.timestamp("ns"),
+        pa.timestamp("ns", "UTC"),
+        pa.time64("ns"),
+        pa.duration("ns"),
+        pa.duration("s"),
+    ]
+    kinds += [pa.list_(kinds[0]), pa.struct([("a", kinds[3])])]
+    values = [pa.array([1_001], kind) for kind in kinds[:5]]
+    values += [pa.array([[1_001]], kinds[5]), pa.array([{"a": 1_001}], kinds[6])]
+    columns = {f"c{index}": value for index, value in enumerate(values)}
+    path = source("p.parquet", {"prompt": ["x"], **columns})
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    table = read(path)
+    for name, value in columns.items():
+        assert table.column(name).combine_chunks().equals(value)
+    job = JobSpec.model_validate({"prompts": {"source": path}, "output": "out"})
+    plan = plan_samples(job, table)
+    later = table.set_column(table.schema.get_field_index("c0"), "c0", pa.array([1_002], kinds[0]))
+    assert plan.fingerprint != plan_samples(job, later).fingerprint
+    assert "c0" in error_of(path, id_column="c0")
+    assert "is not a seed" in error_of(path, seed_column="c0")
 
 
 def test_lone_surrogates_in_passed_columns_are_replaced(source):
