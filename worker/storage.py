@@ -54,6 +54,16 @@ def locate(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return filesystem, str(path)
 
 
+def what_happened(error: Exception) -> Exception:
+    """The error itself, or what fsspec's HTTP calls "not found" although the server never said so."""
+    cause: BaseException = error
+    while isinstance(cause, FileNotFoundError) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    aiohttp = sys.modules.get("aiohttp")
+    unasked = aiohttp is not None and isinstance(cause, aiohttp.ClientError | TimeoutError)
+    return cause if unasked and isinstance(cause, Exception) and getattr(cause, "status", 0) != 404 else error
+
+
 def storage_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
     """Exceptions by which file systems say that they cannot be reached, read or written, and `others`."""
     botocore = sys.modules.get("botocore.exceptions")  # there once s3fs is in use

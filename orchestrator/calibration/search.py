@@ -37,6 +37,7 @@ from toprovar_batch.worker.pruning.policies.specs import (
 from toprovar_batch.worker.reference.scoring.judging import Expectation
 from toprovar_batch.worker.reference.scoring.scorer import load_scorer
 from toprovar_batch.worker.request import GenerationRequest
+from toprovar_batch.worker.words import counted
 
 from .goal import (
     Candidate,
@@ -226,7 +227,7 @@ class Calibration:
             yield "that is nothing pruned; request more, or calibrate another policy"
         error = found.measured.get("standard_error")
         if error is not None and error > abs(found.measured["loss"]):
-            yield f"{len(self._requests)} pictures tell the loss only to ± {error:.3g}; more --prompts tell it better"
+            yield f"{counted(len(self._requests), 'picture tells', 'pictures tell')} the loss only to ± {error:.3g}; more --prompts tell it better"
 
     def circumstances(self) -> dict[str, Any]:
         """What else the found settings depend on, for their provenance."""
@@ -272,7 +273,7 @@ def draw_ratios(recordings: Sequence[Recording], spec: ToprovarSpec) -> Iterator
         f"{'none' if start == num_scales else f'scale {start}'} in {count}"
         for start, count in sorted(starts.items())
     ]
-    yield f"pruning would start at {', '.join(told)} of {len(works)} prompts"
+    yield f"pruning would start at {', '.join(told)} of {counted(len(works), 'prompt')}"
 
 
 def _bar(low: float, mean: float, high: float) -> str:

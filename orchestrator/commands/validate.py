@@ -7,6 +7,7 @@ from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.check import check_output
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
+from toprovar_batch.worker.words import counted
 
 _LABEL_WIDTH = 9
 
@@ -36,7 +37,7 @@ def _summary(
 ) -> list[tuple[str, str]]:
     """Lines of the report, each with its label."""
     model = [("", line) for line in model_lines]
-    shards = f"{plan.num_shards:,} shard{'s' if plan.num_shards != 1 else ''} of up to {plan.shard_size}"
+    shards = f"{counted(plan.num_shards, 'shard')} of up to {plan.shard_size}"
     return [
         ("job", str(job.name)),
         (

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.fetch import is_packaged
 from toprovar_batch.worker.resolved import ModelFiles
-from toprovar_batch.worker.storage import locate
+from toprovar_batch.worker.storage import locate, what_happened
 
 from .spec import JobSpec
 
@@ -67,6 +67,9 @@ def _exists(url: str) -> bool:
     filesystem, path = locate(url)
     try:
         filesystem.info(path)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        reason = what_happened(error)
+        if reason is not error:
+            raise reason from error
         return False
     return True

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from toprovar_batch.worker.errors import JobSpecError
-from toprovar_batch.worker.storage import absolute, is_url, locate, storage_errors
+from toprovar_batch.worker.storage import absolute, is_url, locate, storage_errors, what_happened
 
 from .errors import describe_value
 
@@ -68,6 +68,9 @@ def read_job_file(path: str, what: str = "job file") -> dict[str, Any]:
         with filesystem.open(name, "rb") as file:
             raw: bytes = file.read()
     except FileNotFoundError as error:
+        reason = what_happened(error)
+        if reason is not error:
+            raise JobSpecError(f"{path}: the {what} cannot be read: {reason}") from error
         raise JobSpecError(f"{path}: there is no such {what}") from error
     except IsADirectoryError as error:
         raise JobSpecError(f"{path} is a folder; give the {what} in it") from error

@@ -8,6 +8,7 @@ from toprovar_batch.orchestrator.output.identity import job_identity
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.storage import storage_errors
+from toprovar_batch.worker.words import counted
 
 from .folder import (
     OutputFolder,
@@ -38,7 +39,7 @@ def check_output(job: JobSpec, plan: SamplePlan) -> str:
         done = len(folder.finished(plan.num_shards))
     except storage_errors() as error:
         raise OutputFolderError(f"{job.output}: cannot be read: {error}") from error
-    return f"of this job, {done:,} of {plan.num_shards:,} shards done"
+    return f"of this job, {done:,} of {counted(plan.num_shards, 'shard')} done"
 
 
 def _check_writable(folder: OutputFolder) -> None:

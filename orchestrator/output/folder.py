@@ -24,6 +24,7 @@ from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import publish_bytes
 from toprovar_batch.worker.storage import locate, storage_errors
+from toprovar_batch.worker.words import counted
 
 from .card import dataset_card
 from .run_lock import RunLock
@@ -234,7 +235,7 @@ def refuse_other_job(folder: OutputFolder, record: dict[str, Any], identity: dic
         f"{field} ({_shown(record['identity'], field)} there, {_shown(identity, field)} here)"
         for field in fields[:5]
     )
-    more = f" and {len(fields) - 5} more fields" if len(fields) > 5 else ""
+    more = f" and {counted(len(fields) - 5, 'more field')}" if len(fields) > 5 else ""
     raise OutputFolderError(
         f"{folder.url}: belongs to another job, which differs in {shown}{more}; choose another output"
     )

@@ -15,6 +15,7 @@ from toprovar_batch.worker.errors import OutputFolderError, RunFailedError
 from toprovar_batch.worker.part_file import read_stats
 from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.storage import storage_errors
+from toprovar_batch.worker.words import counted
 
 from .folder import SAMPLES_FILE, OutputFolder
 
@@ -60,7 +61,9 @@ def read_footers(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int
         with open_parquet(folder, folder.part(shard_id, num_shards)) as part:
             stats = ShardStats.from_json(read_stats(part.metadata))
             if stats.rows != part.metadata.num_rows:
-                raise ValueError(f"{part.metadata.num_rows} rows where its footer counts {stats.rows}")
+                raise ValueError(
+                    f"{counted(part.metadata.num_rows, 'row')} where its footer counts {stats.rows}"
+                )
             return stats
 
     return _read_all(read, shard_ids)
@@ -113,7 +116,9 @@ def verify_parts(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int
         planned = plan[shard_id].to_pylist()
         found = list(_sample_ids(folder.part(shard_id, num_shards), folder))
         if sorted(found) != sorted(planned):
-            raise ValueError(f"its {len(found)} rows are not the {len(planned)} samples of its shard")
+            raise ValueError(
+                f"its {counted(len(found), 'row is', 'rows are')} not the {counted(len(planned), 'sample')} of its shard"
+            )
 
     return _read_all(verify, shard_ids)
 
@@ -131,7 +136,7 @@ def _planned_ids(folder: OutputFolder, num_shards: int) -> list[pa.ChunkedArray]
         ) from error
     if len(sizes) != num_shards:
         raise OutputFolderError(
-            f"{folder.url}: the plan {'/'.join(SAMPLES_FILE)} has {len(sizes)} shards and the job {num_shards}; "
+            f"{folder.url}: the plan {'/'.join(SAMPLES_FILE)} has {counted(len(sizes), 'shard')} and the job {num_shards}; "
             "delete it and submit the job again to have it written"
         )
     ends = accumulate(sizes)

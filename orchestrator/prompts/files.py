@@ -19,7 +19,7 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from toprovar_batch.worker.errors import PromptSourceError
-from toprovar_batch.worker.storage import locate
+from toprovar_batch.worker.storage import locate, what_happened
 
 FORMATS = {
     ".parquet": "parquet",
@@ -201,6 +201,7 @@ def _split_compression(path: str) -> tuple[str, str | None]:
 
 def _unreadable(label: str, error: Exception) -> PromptSourceError:
     """One sentence for whatever a file system raised."""
+    error = what_happened(error)
     if isinstance(error, FileNotFoundError):
         return PromptSourceError(f"{label}: the prompt file does not exist")
     if isinstance(error, PermissionError):

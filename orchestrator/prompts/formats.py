@@ -13,6 +13,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from toprovar_batch.worker.errors import PromptSourceError
+from toprovar_batch.worker.words import counted
 
 from .files import FORMATS, LINE_END, PromptFile, describe_json, first_line
 
@@ -132,7 +133,7 @@ def read_csv(file: PromptFile, text_columns: list[str], limit: int | None) -> pa
         row = ragged[0]
         where = f"row {row.number - 1}" if row.number is not None else "a row"
         raise PromptSourceError(
-            f"{file.label}: {where} has {row.actual_columns} fields and the header {row.expected_columns}; "
+            f"{file.label}: {where} has {counted(row.actual_columns, 'field')} and the header {row.expected_columns}; "
             'text with a comma needs "quotes"'
         )
     return _with_wide_integers(table, raw).slice(0, limit)

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from toprovar_batch.orchestrator.job.errors import nearest
 from toprovar_batch.orchestrator.job.spec import AUTO_ID, PromptSpec
 from toprovar_batch.worker.errors import PromptSourceError
 from toprovar_batch.worker.part_file import RESULT_COLUMNS
+from toprovar_batch.worker.words import nearest
 
 from .cells import (
     Cells,
@@ -76,7 +76,8 @@ def read_prompts(spec: PromptSpec) -> pa.Table:
     errors = pc.coalesce(*(checked.errors for checked in cells.values()))
     if errors.null_count == 0:
         first = f"{origins.describe(0)}: {errors[0].as_py()}"
-        raise PromptSourceError(f"{spec.source}: none of its {rows.num_rows} prompts can be used; {first}")
+        none = f"none of its {rows.num_rows:,} prompts can" if rows.num_rows > 1 else "its prompt cannot"
+        raise PromptSourceError(f"{spec.source}: {none} be used; {first}")
 
     columns = {"prompt": cells.pop("prompt").values, "prompt_error": errors}
     if id_column is not None:

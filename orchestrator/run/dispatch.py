@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from toprovar_batch.worker.actor import Committed, Progress, ShardTask
 from toprovar_batch.worker.errors import RunFailedError, UserError
 from toprovar_batch.worker.shard_stats import ShardStats
+from toprovar_batch.worker.words import counted
 
 from .engine_watch import EngineWatch
 from .fleet import Fleet, FleetEvent, Loaded, LoadFailed, Lost, Reported
@@ -133,13 +134,17 @@ class Dispatcher:
                 self._fleet.start_worker()
         elif not workers:
             last = self.outcome.incidents[-1]["reason"]
-            raise RunFailedError(f"{self._guard.failures_in_row} workers in a row could not load: {last}")
+            raise RunFailedError(
+                f"{counted(self._guard.failures_in_row, 'worker')} in a row could not load: {last}"
+            )
 
     def _drain(self) -> bool:
         """Let the shards under way finish; False when none is left."""
         busy = len(self._fleet.in_phase("busy"))
         if busy:
-            self._say_once("drain", f"draining: finishing {busy} shards under way; press again to stop now")
+            self._say_once(
+                "drain", f"draining: finishing {counted(busy, 'shard')} under way; press again to stop now"
+            )
         return busy > 0
 
     def _say_once(self, topic: str, sentence: str) -> None:

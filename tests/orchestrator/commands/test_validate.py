@@ -125,7 +125,7 @@ def begun(validate, tmp_path):
 
 
 def test_the_folder_of_the_same_job_may_be_continued(begun, validate):
-    assert check_output(*begun) == "of this job, 0 of 1 shards done"
+    assert check_output(*begun) == "of this job, 0 of 1 shard done"
     assert validate("--set", "runtime.num_workers=7").exit_code == 0
 
 
@@ -245,3 +245,35 @@ def test_prompts_come_from_standard_input(tmp_path, name):
     )
     assert done.returncode == 0, done.stderr
     assert f"prompts  2 from {name}, 0 of them unusable" in done.stdout.decode()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--set", "policy.layers=1"],
+            "policy.name is missing and has no default; it is one of dense, toprovar, fastvar, skipvar, detail, ",
+        ),
+        (["--set", "policy.name=null"], "replay, got nothing (null)"),
+        (["--set", "model.preset=foo"], "model.preset: 'foo' does not exist; presets: tiny, infinity-2b, "),
+        (
+            ["--set", "prompts.source=http://127.0.0.1:9/p.txt"],
+            "p.txt cannot be read: ClientConnectorError: ",
+        ),
+    ],
+)
+def test_a_mistake_is_told_with_what_there_is(validate, options, message):
+    result = validate(*options)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+
+
+def test_a_server_that_cannot_be_asked_is_not_one_without_the_file():
+    files = ModelFiles("http://127.0.0.1:9/t.pth", None, None)
+    assert list(check_remote_files(files)) == [
+        "model.transformer: http://127.0.0.1:9/t.pth could not be looked up (ClientConnectorError)"
+    ]
+
+
+def test_one_of_a_kind_is_no_plural(validate):
+    assert "samples  1 in 1 shard of up to 64" in validate().stdout.splitlines()

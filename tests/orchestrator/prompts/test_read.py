@@ -315,7 +315,7 @@ def test_a_folder_of_several_formats_is_refused(source, tmp_path):
         ("p.jsonl", b'{"prompt": "x", "n": [{"k": 1, "j": {"k": "}"}, "\\u006b": 2}]}', "p.jsonl, line 1: the key 'k' is there twice in one object"),
         ("p.jsonl", b'{"prompt": "x"}\r"y"', "p.jsonl, line 2: expected a JSON object with a prompt, got text"),
         ("p.txt", b"good\rb\xe4d", "p.txt, line 2: not UTF-8 text"),
-        ("p.csv", b"prompt,n\nx,1\ny\n", "p.csv: row 2 has 1 fields and the header 2"),
+        ("p.csv", b"prompt,n\nx,1\ny\n", "p.csv: row 2 has 1 field and the header 2"),
         ("p.csv", b"prompt,n\nx,1\ny, z,3\n", "p.csv: row 2 has 3 fields and the header 2"),
         ("p.csv", b"prompt,n,n\nx,1,2\n", "the column 'n' is there twice"),
         ("p.csv", b'prompt\nx\n"a cat\ntwo\nthree\n', "p.csv, line 3: a quotation mark is not closed"),
