@@ -9,6 +9,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 _CHAIN = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*::)+[A-Za-z][A-Za-z0-9+.\-]*://")
+_EXTRAS = {"s3": "toprovar-batch[s3]", "s3a": "toprovar-batch[s3]"}
 _LOCAL = ("file://", "local://")
 
 
@@ -50,7 +51,12 @@ def locate(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return LocalFileSystem(), absolute(address.removeprefix(protocol), Path.cwd())
     if "::" in address:
         raise ValueError("holds ::, which is refused in a URL; name one file or folder of one file system")
-    filesystem, path = fsspec.core.url_to_fs(address)
+    try:
+        filesystem, path = fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        protocol = address.partition("://")[0]
+        mend = f"pip install {_EXTRAS[protocol]}" if protocol in _EXTRAS else explain_storage(error)
+        raise ImportError(f"{protocol}:// needs another package: {mend}") from error
     return filesystem, str(path)
 
 
@@ -68,10 +74,19 @@ def storage_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
     """Exceptions by which file systems say that they cannot be reached, read or written, and `others`."""
     botocore = sys.modules.get("botocore.exceptions")  # there once s3fs is in use
     aiohttp = sys.modules.get("aiohttp")  # there once fsspec's HTTP is in use
+    hub = [
+        sys.modules.get(name) for name in ("httpx", "httpx2")
+    ]  # there once that of the Hugging Face Hub is
     return (
         OSError,
         NotImplementedError,
         *others,
         *([botocore.BotoCoreError] if botocore else []),
         *([aiohttp.ClientError] if aiohttp else []),
+        *(httpx.HTTPError for httpx in hub if httpx),
     )
+
+
+def explain_storage(error: Exception) -> str:
+    """The first line of what a file system says, or the kind of the error where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -23,10 +23,11 @@ from toprovar_batch.orchestrator.output.identity import differing_fields, job_id
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import publish_bytes
-from toprovar_batch.worker.storage import locate, storage_errors
+from toprovar_batch.worker.storage import explain_storage, locate, storage_errors
 from toprovar_batch.worker.words import counted
 
 from .card import dataset_card
+from .place import check_place
 from .run_lock import RunLock
 
 JOB_FOLDER = "_job"
@@ -147,10 +148,8 @@ def locate_output(url: str) -> OutputFolder:
         raise OutputFolderError(f"{url!r}: holds a NUL character, which no path can")
     try:
         filesystem, path = locate(url)
-    except ImportError as error:
-        raise OutputFolderError(f"{url}: {error}; for s3 install toprovar-batch[s3]") from error
-    except ValueError as error:
-        raise OutputFolderError(f"{url}: not a folder or URL that can be written: {error}") from error
+    except Exception as error:  # every file system raises errors of its own kind
+        raise OutputFolderError(f"{url}: {explain_storage(error)}") from error
     if isinstance(filesystem, MemoryFileSystem):
         raise OutputFolderError(
             f"{url}: lives in the memory of one process and would be lost; use a folder, or a URL such as s3://"
@@ -179,6 +178,7 @@ def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[O
     lock = None
     with ExitStack() as held:
         try:
+            check_place(folder)
             refuse_strangers(folder)
             if folder.is_local:
                 Path(folder.inside(JOB_FOLDER)).mkdir(parents=True, exist_ok=True)
@@ -194,7 +194,7 @@ def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[O
                 held.callback(_sweep, folder.scratch)
                 _sweep(folder.scratch)
         except storage_errors() as error:
-            raise OutputFolderError(f"{job.output}: cannot be written: {error}") from error
+            raise OutputFolderError(f"{job.output}: cannot be used: {explain_storage(error)}") from error
         yield folder
 
 

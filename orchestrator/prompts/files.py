@@ -39,7 +39,6 @@ _DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 _MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 LINE_END = re.compile(r"\r\n|\r|\n")
 _STANDARD_INPUT = "/dev/stdin"
-_EXTRAS = {"s3": "toprovar-batch[s3]", "s3a": "toprovar-batch[s3]"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +146,7 @@ def find_files(source: str) -> list[PromptFile]:
         filesystem, path = locate(source)
         paths = list(_resolve(filesystem, path, is_web=protocol in {"http", "https"}))
     except ImportError as error:
-        extra = _EXTRAS.get(protocol)
-        mend = f"pip install {extra}" if extra else first_line(error)
-        raise PromptSourceError(f"{source}: {protocol}:// needs another package: {mend}") from error
+        raise PromptSourceError(f"{source}: {first_line(error)}") from error
     except Exception as error:  # every file system raises errors of its own kind
         raise _unreadable(source, error) from error
     if not paths:

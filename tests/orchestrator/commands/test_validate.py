@@ -15,7 +15,7 @@ from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.job.checks import check_remote_files
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.check import check_output
-from toprovar_batch.orchestrator.output.folder import locate_output, open_output
+from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import ModelSpecError, OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema
@@ -277,3 +277,75 @@ def test_a_server_that_cannot_be_asked_is_not_one_without_the_file():
 
 def test_one_of_a_kind_is_no_plural(validate):
     assert "samples  1 in 1 shard of up to 64" in validate().stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--output", "http://127.0.0.1:9/out"],
+            "http://127.0.0.1:9/out: nothing can be written through http://",
+        ),
+        (["--output", "zip://x"], "zip://x: "),
+        (["--output", "ftp://127.0.0.1:9/out"], "ftp://127.0.0.1:9/out: [Errno 111] Connection refused"),
+        (["--output", "s4://b/out"], "s4://b/out: Protocol not known: s4"),
+        (
+            ["--set", "prompts.source=s4://b/p.txt"],
+            "s4://b/p.txt cannot be read: ValueError: Protocol not known: s4",
+        ),
+        (
+            ["--set", "model.random_weights=false", "--set", "model.vae=s4://b/vae"],
+            "model.vae: s4://b/vae: Protocol not known: s4",
+        ),
+    ],
+)
+def test_validate_and_submit_refuse_an_address_in_the_same_sentence(validate, options, message):
+    result = validate(*options)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"Error: {message}")
+    assert result.stderr.count("\n") == 1
+    submitted = CliRunner().invoke(main, ["submit", "job.yaml", *options])
+    assert (submitted.exit_code, submitted.stderr) == (2, result.stderr)
+
+
+def test_an_output_that_lacks_a_package_names_the_extra(validate, monkeypatch):
+    def no_s3fs(url):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", no_s3fs)
+    result = validate("--output", "s3://bucket/out")
+    sentence = "s3:// needs another package: pip install toprovar-batch[s3]"
+    assert (result.exit_code, result.stderr) == (2, f"Error: s3://bucket/out: {sentence}\n")
+    options = ["--set", "model.random_weights=false", "--set", "model.vae=s3://bucket/vae"]
+    assert validate(*options).stderr == f"Error: model.vae: s3://bucket/vae: {sentence}\n"
+
+
+def test_the_hub_that_cannot_be_reached_is_one_sentence(validate, monkeypatch):
+    httpx = pytest.importorskip("huggingface_hub.errors").HfHubHTTPError.__mro__[1]
+
+    def offline(*args, **kwargs):
+        raise httpx("Name or service not known")
+
+    monkeypatch.setattr(OutputFolder, "read_job", offline)
+    result = validate()
+    assert result.exit_code == 2
+    assert result.stderr.endswith("out: cannot be used: Name or service not known\n")
+
+
+def test_a_record_for_programs(validate, tmp_path):
+    rows = [{"prompt": "a cat"}, {"prompt": ""}]
+    result = validate("--json", rows=rows)
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["warnings"] == [
+        "prompts that cannot be used and become error rows: 1 (row 2: the prompt is empty)"
+    ]
+    assert (record["prompts"], record["prompts_unusable"], record["samples"], record["shards"]) == (
+        2,
+        1,
+        2,
+        1,
+    )
+    assert (record["output"], record["output_state"]) == (str(tmp_path / "out"), "new")
+    assert set(record["model_files"]) == {"transformer", "vae", "text_encoder"}
+    assert validate("--json", "--set", "policy=foo").exit_code == 2
