@@ -60,6 +60,20 @@ def locate(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return filesystem, str(path)
 
 
+def read_bytes(address: str) -> bytes:
+    """All of a small file; a local one may be a pipe, of which fsspec would look for the end first.
+
+    Raises:
+        ImportError, ValueError: as `locate`.
+        OSError: and what else file systems raise where it cannot be read.
+    """
+    filesystem, path = locate(address)
+    if isinstance(filesystem, LocalFileSystem):
+        return Path(path).read_bytes()
+    with filesystem.open(path, "rb") as file:
+        return bytes(file.read())
+
+
 def what_happened(error: Exception) -> Exception:
     """The error itself, or what fsspec's HTTP calls "not found" although the server never said so."""
     cause: BaseException = error

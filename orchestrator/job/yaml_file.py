@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from toprovar_batch.worker.errors import JobSpecError
-from toprovar_batch.worker.storage import absolute, is_url, locate, storage_errors, what_happened
+from toprovar_batch.worker.storage import absolute, is_url, read_bytes, storage_errors, what_happened
 
 from .errors import describe_value
 
@@ -64,9 +64,7 @@ def read_job_file(path: str, what: str = "job file") -> dict[str, Any]:
         JobSpecError: the file is missing, unreadable, empty, not UTF-8, not YAML or not a mapping.
     """
     try:
-        filesystem, name = locate(path)
-        with filesystem.open(name, "rb") as file:
-            raw: bytes = file.read()
+        raw = read_bytes(path)
     except FileNotFoundError as error:
         reason = what_happened(error)
         if reason is not error:

@@ -17,13 +17,17 @@ def check_place(folder: "OutputFolder") -> None:
     """Check that files can be made in an output folder, without leaving one.
 
     Raises:
-        OutputFolderError: its storage is for reading only, its bucket does not exist, or it may not be written.
+        OutputFolderError: its storage is for reading only, its readers do not take its name, its bucket does not exist, or it may not be written.
         OSError: and what else file systems raise that cannot be reached.
     """
     protocol = folder.url.partition("://")[0]
     if "://" in folder.url and protocol in _READ_ONLY:
         raise OutputFolderError(
             f"{folder.url}: nothing can be written through {protocol}://; use a folder, or a URL such as s3://"
+        )
+    if "::" in folder.path:
+        raise OutputFolderError(
+            f"{folder.url}: holds ::, which datasets.load_dataset would take for several addresses; choose another name"
         )
     if folder.is_local:
         _check_writable(folder)

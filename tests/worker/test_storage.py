@@ -1,11 +1,12 @@
 """Addresses: which are local, what they are made into, and which are refused."""
 
+import os
 from pathlib import Path
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from toprovar_batch.worker.storage import absolute, is_url, locate
+from toprovar_batch.worker.storage import absolute, is_url, locate, read_bytes
 
 
 @pytest.mark.parametrize("name", ["a::b", "file::x", "memory::x", "a b:c", "x [1]/*.txt", "file:x"])
@@ -29,3 +30,11 @@ def test_home_folders_are_expanded(monkeypatch, tmp_path):
     assert locate("~/x")[1] == locate("file://~/x")[1] == absolute("~/x", Path("/y")) == str(tmp_path / "x")
     with pytest.raises(ValueError, match=r"no home folder is known for ~nobody99; write \./~nobody99"):
         locate("~nobody99/x")
+
+
+def test_a_pipe_is_read():
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as file:
+        file.write(b"name: x")
+    assert read_bytes(f"/dev/fd/{reader}") == b"name: x"
+    os.close(reader)

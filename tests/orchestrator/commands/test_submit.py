@@ -396,7 +396,7 @@ def test_a_failed_run_prints_how_to_go_on(write_job, tmp_path, make_engine_facto
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["submit", "{job}", "--output", "{tmp}/prompts.txt/x"], "cannot be written"),
+        (["submit", "{job}", "--output", "{tmp}/prompts.txt/x"], "prompts.txt is a file, not a folder"),
         (["submit", "{job}", "--output", "{tmp}"], "holds other files"),
         (
             ["submit", "{job}", "--set", "model.vae={tmp}/no.pth", "--set", "model.random_weights=false"],

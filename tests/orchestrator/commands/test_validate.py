@@ -173,9 +173,9 @@ def test_a_server_that_does_not_answer_is_only_a_warning(monkeypatch):
 
 def test_two_colons_in_local_paths_are_part_of_the_name(validate, tmp_path):
     (tmp_path / "a::b.txt").write_text("a cat\n")
-    result = validate("--set", "prompts.source=a::b.txt", "--output", "out::x")
+    result = validate("--set", "prompts.source=a::b.txt")
     assert result.exit_code == 0, result.output
-    assert f"output   {tmp_path / 'out::x'} (new)" in result.stdout.splitlines()
+    assert f"prompts  1 from {tmp_path / 'a::b.txt'}, 0 of them unusable" in result.stdout.splitlines()
     folder = locate_output(str(tmp_path / "out::x"))
     assert locate(folder.part_url(0, 1))[1] == str(tmp_path / "out::x/data/part-00000-of-00001.parquet")
 
@@ -287,6 +287,10 @@ def test_one_of_a_kind_is_no_plural(validate):
             "http://127.0.0.1:9/out: nothing can be written through http://",
         ),
         (["--output", "zip://x"], "zip://x: "),
+        (
+            ["--output", "/tmp/a::b"],
+            "/tmp/a::b: holds ::, which datasets.load_dataset would take for several",
+        ),
         (["--output", "ftp://127.0.0.1:9/out"], "ftp://127.0.0.1:9/out: [Errno 111] Connection refused"),
         (["--output", "s4://b/out"], "s4://b/out: Protocol not known: s4"),
         (
