@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import fsspec
-
 from .cached_copy import make_once
 from .errors import CheckpointError
 from .packed_weights import unpacked
-from .storage import storage_errors
+from .storage import absolute, locate, storage_errors
 
 _PACKAGE = "package://"
 _HTTP_VERSION: Final = ("Last-Modified", "Content-MD5", "Digest")  # what may tell of a change beside an ETag
@@ -41,9 +39,9 @@ def fetch(location: str) -> Path:
     """
     if is_packaged(location):
         return _packaged_path(location)
-    if "://" not in location:
-        return Path(location).expanduser()
     try:
+        if "://" not in location:
+            return Path(absolute(location, Path.cwd()) if location.startswith("~") else location)
         if location.startswith("hf://"):
             return _fetch_from_hub(location.removeprefix("hf://"))
         return _fetch_url(location)
@@ -109,7 +107,7 @@ def _fetch_url(location: str) -> Path:
     Over HTTP a change shows in the ETag, or else in the time of change and the length. The copy of a server that tells
     none of them stays until it is deleted.
     """
-    file_system, path = fsspec.core.url_to_fs(location)
+    file_system, path = locate(location)
     file_system.invalidate_cache()
     sources = {name: _source(file_system, file) for name, file in _files_under(file_system, path).items()}
     versions = [source.version for source in sources.values()]

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -11,6 +10,7 @@ from .part_file import PartWriter
 from .part_identity import PartOwner, check_part
 from .part_reader import DAMAGE, first_words, open_parquet
 from .shard_stats import ShardStats
+from .storage import locate
 from .worker_errors import writing
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def kept_rows(
         DamagedPartError: the part does not read back as it was written, or is not the shard's.
         UnreachableError: the storage failed.
     """
-    filesystem, path = fsspec.core.url_to_fs(address)
+    filesystem, path = locate(address)
     schema = owner.schema
     planned = {row["sample_id"]: row for row in samples.select(_IDENTIFYING).to_pylist()}
     try:

@@ -21,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from .file_aside import FileAside
 from .image_statistics import STATISTIC_COLUMNS
+from .storage import locate
 
 STATS_KEY = b"toprovar"
 SCHEMA_VERSION = 1
@@ -118,7 +119,7 @@ class PartWriter:
     """
 
     def __init__(self, target: str, schema: pa.Schema, scratch: str | None = None) -> None:
-        self._filesystem, self._target = fsspec.core.url_to_fs(target)
+        self._filesystem, self._target = locate(target)
         self._schema = schema
         self._scratch = scratch
         self._waiting: list[pa.Table] = []

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .part_file import CHECKSUM, SCHEMA_VERSION, read_stats, record_checksum
 from .part_reader import UnreachableError
 from .shard_stats import ShardStats
+from .storage import locate
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def recorded_job(address: str) -> str | None:
     Raises:
         OSError, ValueError, KeyError: it cannot be read.
     """
-    filesystem, path = fsspec.core.url_to_fs(address)
+    filesystem, path = locate(address)
     try:
         return identity_hash(json.loads(filesystem.cat_file(path))["identity"])
     except FileNotFoundError:

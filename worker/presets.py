@@ -1,11 +1,11 @@
 """Named models: their sizes, where their released files are, and how they are usually sampled."""
 
-import difflib
 from dataclasses import dataclass, replace
 from typing import Final
 
 from .errors import ModelSpecError
 from .infinity.config import T5Architecture, TransformerArchitecture, VaeArchitecture
+from .words import nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +87,11 @@ def get_preset(name: str) -> ModelPreset:
     """The preset of that name.
 
     Raises:
-        ModelSpecError: no such preset; names the nearest.
+        ModelSpecError: no such preset; names a near one.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)
-        raise ModelSpecError(
-            f"model.preset: {name!r} does not exist; did you mean {near[0]!r}? (presets: {', '.join(PRESETS)})"
-        )
+        near = nearest(name, PRESETS)
+        known = f"presets: {', '.join(PRESETS)}"
+        mend = f"did you mean {near!r}? ({known})" if near else known
+        raise ModelSpecError(f"model.preset: {name!r} does not exist; {mend}")
     return PRESETS[name]

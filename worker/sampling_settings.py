@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from toprovar_batch.worker.words import counted
+
 from .errors import ModelSpecError
 
 
@@ -44,5 +46,7 @@ def per_scale(value: float | Sequence[float], count: int, name: str) -> tuple[fl
     if isinstance(value, (int, float)):
         return (float(value),) * count
     if len(value) != count:
-        raise ModelSpecError(f"{name}: the schedule has {count} scales, but {len(value)} values are given")
+        raise ModelSpecError(
+            f"{name}: the schedule has {counted(count, 'scale')}, but {counted(len(value), 'value is', 'values are')} given"
+        )
     return tuple(float(each) for each in value)

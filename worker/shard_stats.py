@@ -7,6 +7,8 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from toprovar_batch.worker.words import counted
+
 TIME_COLUMNS = ("text_ms", "sample_ms", "decode_ms", "encode_ms")
 _NAMED_SAMPLES = 3  # sample ids named for each error sentence
 _NAMED_ERRORS = 20  # error sentences told apart in one footer; the rest is counted together
@@ -53,7 +55,7 @@ class Computation:
         return cls(**values) if told else None
 
     def __str__(self) -> str:
-        threads = f" with {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
+        threads = f" with {counted(self.threads, 'thread')}" if self.threads else ""
         return f"{self.dtype} on {self.device}{threads} by {self.backend}"
 
 

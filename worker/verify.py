@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from toprovar_batch.kernels.ops import Backend
+from toprovar_batch.worker.words import counted
 
 from .batch_runner import BatchRunner
 from .errors import CheckpointError, ModelSpecError
@@ -287,7 +288,7 @@ def _parse_case(folder: Path, meta: Mapping[str, Any], recorded: dict[str, Tenso
         negatives = list(features.split(meta["negative_text_lens"]))
         if len(negatives) != len(prompts):
             raise ModelSpecError(
-                f"{folder / 'meta.json'}: negative_text_lens has {len(negatives)} lengths for {len(prompts)} prompts"
+                f"{folder / 'meta.json'}: negative_text_lens has {counted(len(negatives), 'length')} for {counted(len(prompts), 'prompt')}"
             )
     return RecordedCase(folder, transformer, vae, schedule, largest, settings, prompts, negatives, recorded)
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from toprovar_batch.worker.words import counted
+
 from .comparison import Compared
 from .cost import cost_of, describe_cost
 from .generation_timing import CombinationTiming
@@ -44,7 +46,7 @@ def describe_timings(found: Compared, commit: str | None, price_per_hour: float 
         scales = " ".join(f"{value:.1f}" for value in timing.scale_ms)
         yield f"{number}  {cost}; ms of each scale: {scales}"
         if timing.memory_retries:
-            yield f"{number}  memory was short {timing.memory_retries} times while this was timed; time it alone"
+            yield f"{number}  memory was short {counted(timing.memory_retries, 'time')} while this was timed; time it alone"
         if timing.launches == {}:
             yield f"{number}  the profiler saw no kernels here, so busy shares and launches are missing"
     for number, timing in enumerate(found.timings, 1):

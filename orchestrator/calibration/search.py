@@ -12,6 +12,7 @@ import torch
 
 from toprovar_batch.orchestrator.evaluation.data import read_wanted
 from toprovar_batch.orchestrator.job.spec import JobSpec
+from toprovar_batch.orchestrator.prompts.cells import python_rows
 from toprovar_batch.worker.batching import plan_batches
 from toprovar_batch.worker.errors import JobSpecError
 from toprovar_batch.worker.generator import Generator
@@ -36,6 +37,7 @@ from toprovar_batch.worker.pruning.policies.specs import (
 from toprovar_batch.worker.reference.scoring.judging import Expectation
 from toprovar_batch.worker.reference.scoring.scorer import load_scorer
 from toprovar_batch.worker.request import GenerationRequest
+from toprovar_batch.worker.words import counted
 
 from .goal import (
     Candidate,
@@ -90,7 +92,7 @@ class Calibration:
             global_layers: share of the layers that must run whole, of toprovar.
         """
         self._base = job.policy if isinstance(job.policy, ToprovarSpec | DetailSpec) else ToprovarSpec()
-        self._rows: list[dict[str, Any]] = sample.to_pylist()
+        self._rows: list[dict[str, Any]] = python_rows(sample)
         columns = ("sample_id", "prompt", "negative_prompt", "seed", "h_div_w")
         self._requests = [GenerationRequest(**{name: row[name] for name in columns}) for row in self._rows]
         self._global_layers = global_layers
@@ -225,7 +227,7 @@ class Calibration:
             yield "that is nothing pruned; request more, or calibrate another policy"
         error = found.measured.get("standard_error")
         if error is not None and error > abs(found.measured["loss"]):
-            yield f"{len(self._requests)} pictures tell the loss only to ± {error:.3g}; more --prompts tell it better"
+            yield f"{counted(len(self._requests), 'picture tells', 'pictures tell')} the loss only to ± {error:.3g}; more --prompts tell it better"
 
     def circumstances(self) -> dict[str, Any]:
         """What else the found settings depend on, for their provenance."""
@@ -271,7 +273,7 @@ def draw_ratios(recordings: Sequence[Recording], spec: ToprovarSpec) -> Iterator
         f"{'none' if start == num_scales else f'scale {start}'} in {count}"
         for start, count in sorted(starts.items())
     ]
-    yield f"pruning would start at {', '.join(told)} of {len(works)} prompts"
+    yield f"pruning would start at {', '.join(told)} of {counted(len(works), 'prompt')}"
 
 
 def _bar(low: float, mean: float, high: float) -> str:

@@ -124,19 +124,20 @@ def _engine_specs(options: _Options) -> "dict[str, EngineSpec]":
     """What each dtype of the command line runs."""
     from pydantic import ValidationError  # noqa: PLC0415 - only here
 
+    from toprovar_batch.orchestrator.job.errors import explain  # noqa: PLC0415 - only here
     from toprovar_batch.worker.specs import EngineSpec, ImageSpec, ModelSpec  # noqa: PLC0415 - only here
 
     model = {"preset": options.preset, "random_weights": options.random_weights}
     try:
         image = ImageSpec.model_validate({"resolution": options.resolution, "h_div_w": options.h_div_w})
-        return {
-            dtype: EngineSpec(model=ModelSpec.model_validate(model | {"dtype": dtype}), image=image)
-            for dtype in options.dtypes
-        }
     except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise UserError(f"{option}: {first['msg']}, got {first['input']!r}") from error
+        key, sentence = explain(error, ImageSpec)
+        option = "--" + key.replace("_", "-")
+        raise UserError(option + sentence.removeprefix(key)) from error
+    return {
+        dtype: EngineSpec(model=ModelSpec.model_validate(model | {"dtype": dtype}), image=image)
+        for dtype in options.dtypes
+    }
 
 
 def _comparison(options: _Options) -> "Comparison":

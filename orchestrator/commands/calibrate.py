@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import yaml
 
 from toprovar_batch import __version__
+from toprovar_batch.orchestrator.commands.local_file import LocalFile
 from toprovar_batch.orchestrator.job.checks import check_job
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.policy_file import PROVENANCE
@@ -45,7 +46,7 @@ _HEADER = """\
 
 @click.command("calibrate")
 @click.argument("job_file", metavar="JOB", type=str)
-@click.option("--file", "target", required=True, help="Policy file (YAML) to write.")
+@click.option("--file", "target", type=LocalFile(), required=True, help="Policy file (YAML) to write.")
 @click.option(
     "--fraction",
     type=_FiniteRange(0, 1, min_open=True, max_open=True),
@@ -70,7 +71,10 @@ _HEADER = """\
     help="Share of the layers that must run whole, of toprovar.",
 )
 @click.option(
-    "--replay", "replay_target", help="Also write the mean pattern of work, as a replay policy: for timing."
+    "--replay",
+    "replay_target",
+    type=LocalFile(),
+    help="Also write the mean pattern of work, as a replay policy: for timing.",
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the job.")
 def calibrate_command(

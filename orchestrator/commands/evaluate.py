@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from toprovar_batch.worker.words import counted
+
 if TYPE_CHECKING:
     from toprovar_batch.worker.reference.scoring.scorer import Scorer
 
@@ -137,19 +139,21 @@ def _notes(record: dict[str, Any]) -> list[str]:
     if failures:
         lines.append("fails by first reason: " + ", ".join(f"{name} {n}" for name, n in failures.items()))
     if record["errors"]:
-        lines.append(f"{record['errors']} samples have no picture and count as fails")
+        lines.append(f"{counted(record['errors'], 'sample')} without a picture, counted as failed")
     frechet = record["frechet"]
     if frechet is None:
         lines.append("Frechet distance: needs two pictures or more")
         return lines
     side = frechet["reference_side"]
     lines.append(
-        f"Frechet distance {frechet['distance']:.4g} of {frechet['images']} pictures' detector features to those of "
+        f"Frechet distance {frechet['distance']:.4g} of the detector's features of {counted(frechet['images'], 'picture')} to those of "
         f"{frechet['reference_images']} held-out renders of {side} x {side}"
     )
     if frechet["renders"]:
         floor = frechet["renders"]
-        lines.append(f"  ({floor['images']} other renders are at {floor['distance']:.4g})")
+        lines.append(
+            f"  ({counted(floor['images'], 'other render is', 'other renders are')} at {floor['distance']:.4g})"
+        )
     if frechet["few_images"]:
         lines.append("  (too few pictures to stand alone: compare only with as many others)")
     return lines
@@ -163,7 +167,7 @@ def _picture_lines(pictures: dict[str, Any]) -> list[str]:
     similar, ratio = pictures["ssim"], pictures["psnr_db"]
     mean = _decibels(ratio["mean_of_differing"])
     return [
-        f"{pictures['pairs']} pairs of pictures, {pictures['identical']} identical{note}",
+        f"{counted(pictures['pairs'], 'pair')} of pictures, {pictures['identical']} identical{note}",
         f"SSIM  mean {similar['mean']:.4f}, 5th percentile {similar['percentile_5']:.4f}",
         f"PSNR  mean of differing pairs {mean}, 5th percentile {_decibels(ratio['percentile_5'])}",
     ]

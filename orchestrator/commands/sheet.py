@@ -10,6 +10,7 @@ import click
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
+from toprovar_batch.orchestrator.commands.local_file import LocalFile
 from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
 from toprovar_batch.orchestrator.output.parts import open_own_part, planned_schema
 from toprovar_batch.worker.errors import OutputFolderError, UserError
@@ -183,7 +184,7 @@ def write_sheet(sheet: Image.Image, file: Path) -> None:
 @click.argument("output", type=str)
 @click.option(
     "--file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=LocalFile(dir_okay=False, path_type=Path),
     required=True,
     help="Image to write: .jpg, .png, .webp.",
 )

@@ -24,6 +24,7 @@ from toprovar_batch.orchestrator.run.summary import (
 from toprovar_batch.worker.errors import OutputFolderError, RunFailedError
 from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.storage import storage_errors
+from toprovar_batch.worker.words import counted
 
 
 def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
@@ -88,12 +89,12 @@ def status_command(output: str, as_json: bool, verify: bool) -> None:
     troubles = []
     if status["damaged"]:
         troubles.append(
-            f"{len(status['damaged'])} parts are damaged; delete them and submit the job again: "
+            f"{counted(len(status['damaged']), 'part is', 'parts are')} damaged; delete what is damaged and submit the job again: "
             + _first(status["damaged"])
         )
     if status["unreachable"]:
         troubles.append(
-            f"{len(status['unreachable'])} parts cannot be read now; leave them and try again: "
+            f"{counted(len(status['unreachable']), 'part')} cannot be read now; try again later: "
             + _first(status["unreachable"])
         )
     if troubles:
@@ -107,8 +108,10 @@ def _first(parts: dict[str, str]) -> str:
 
 def _print(status: dict[str, Any]) -> None:
     totals = ShardStats.from_json(status["totals"])
-    click.echo(f"{status['name']}: {status['shards_done']} of {status['shards']} shards done")
-    click.echo(f"{totals.ok:,} images, {totals.errors:,} failed, of {status['samples']:,} samples")
+    click.echo(f"{status['name']}: {status['shards_done']} of {counted(status['shards'], 'shard')} done")
+    click.echo(
+        f"{counted(totals.ok, 'image')}, {totals.errors:,} failed, of {counted(status['samples'], 'sample')}"
+    )
     nameless = nameless_lines(status["nameless_parts"])
     for line in (*error_lines(totals), *computation_lines(totals), *nameless, *time_lines(totals)):
         click.echo(line)
@@ -118,8 +121,10 @@ def _print(status: dict[str, Any]) -> None:
             continue
         ending = f", stopped by {run['stopped_by']}" if run["stopped_by"] else ""
         ending += f", ended by {run['failure']['message']}" if run["failure"] else ""
-        speed = f"{run['images_per_second']:.2f} images/s with {run['workers']} workers"
+        speed = f"{run['images_per_second']:.2f} images/s with {counted(run['workers'], 'worker')}"
         click.echo(f"run of {run['started']}: {run['seconds']:.0f} s, {speed}{ending}")
     if status["verified"]:
-        bad = [f"{len(status[kind])} {kind} parts" for kind in ("damaged", "unreachable") if status[kind]]
+        bad = [
+            counted(len(status[kind]), f"{kind} part") for kind in ("damaged", "unreachable") if status[kind]
+        ]
         click.echo(", ".join(bad) or "every part reads back whole")

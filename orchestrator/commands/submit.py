@@ -36,6 +36,7 @@ from toprovar_batch.worker.actor import GenerationEngine, ShardTask, build_engin
 from toprovar_batch.worker.errors import JobSpecError, RunFailedError
 from toprovar_batch.worker.part_file import dataset_schema
 from toprovar_batch.worker.shard_stats import ShardStats
+from toprovar_batch.worker.words import counted
 
 EngineFactory = Callable[[], GenerationEngine]
 
@@ -269,7 +270,8 @@ def finish(summary: RunSummary, go_on: str) -> None:
         sys.exit(128 + signal.Signals[summary.stopped_by])
     if not summary.is_complete:
         raise RunFailedError(
-            f"{len(summary.failed)} shards were given up, {len(summary.damaged)} parts are unreadable, "
+            f"{counted(len(summary.failed), 'shard was', 'shards were')} given up, "
+            f"{counted(len(summary.damaged), 'part is', 'parts are')} unreadable, "
             f"{len(summary.unreachable)} cannot be read now"
         )
     if summary.only_errors:

@@ -1,5 +1,8 @@
 """`toprovar-batch validate`: everything about a job that can be checked without a GPU."""
 
+import json
+from typing import Any
+
 import click
 
 from toprovar_batch.orchestrator.job.checks import check_job, check_remote_files
@@ -7,6 +10,7 @@ from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.check import check_output
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
+from toprovar_batch.worker.words import counted
 
 _LABEL_WIDTH = 9
 
@@ -17,13 +21,18 @@ _LABEL_WIDTH = 9
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in sampling.seed=7."
 )
 @click.option("--output", metavar="DIR", help="Folder or URL of the dataset, instead of the job's.")
-def validate_command(job_file: str, overrides: tuple[str, ...], output: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON record.")
+def validate_command(job_file: str, overrides: tuple[str, ...], output: str | None, as_json: bool) -> None:
     """Check the job file JOB, its prompts, model files and output folder, without a GPU."""
     job = load_job(job_file, overrides, output=output)
     model_lines = check_job(job)
     plan = plan_job(job)
     output_state = check_output(job, plan)
     warnings = [*plan.warnings, *check_remote_files(job.resolved.model.files)]
+    if as_json:
+        record = _record(job, plan, model_lines, output_state) | {"warnings": warnings}
+        click.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        return
     for label, text in _summary(job, plan, model_lines, output_state):
         click.echo(f"{label:<{_LABEL_WIDTH}}{text}")
     for warning in warnings:
@@ -31,12 +40,30 @@ def validate_command(job_file: str, overrides: tuple[str, ...], output: str | No
     click.echo("The job is valid.")
 
 
+def _record(job: JobSpec, plan: SamplePlan, model_lines: list[str], output_state: str) -> dict[str, Any]:
+    """What `--json` prints, but for the warnings."""
+    return {
+        "job": job.name,
+        "prompts": plan.num_prompts,
+        "prompts_unusable": plan.num_bad_prompts,
+        "prompts_source": job.prompts.source,
+        "samples": plan.samples.num_rows,
+        "shards": plan.num_shards,
+        "shard_size": plan.shard_size,
+        "model": job.model.preset,
+        "model_files": dict(line.split(": ", 1) for line in model_lines),
+        "policy": job.policy.name,
+        "output": job.output,
+        "output_state": output_state,
+    }
+
+
 def _summary(
     job: JobSpec, plan: SamplePlan, model_lines: list[str], output_state: str
 ) -> list[tuple[str, str]]:
     """Lines of the report, each with its label."""
     model = [("", line) for line in model_lines]
-    shards = f"{plan.num_shards:,} shard{'s' if plan.num_shards != 1 else ''} of up to {plan.shard_size}"
+    shards = f"{counted(plan.num_shards, 'shard')} of up to {plan.shard_size}"
     return [
         ("job", str(job.name)),
         (

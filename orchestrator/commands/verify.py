@@ -4,11 +4,12 @@ from pathlib import Path
 
 import click
 
+from toprovar_batch.orchestrator.commands.local_file import LocalFile
 from toprovar_batch.worker.errors import ModelSpecError, RunFailedError
 
 
 @click.command("verify")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=LocalFile(path_type=Path))
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--backend", type=click.Choice(["auto", "torch", "triton"]), default="torch", show_default=True)
 def verify_command(folder: Path, device: str, backend: str) -> None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-import fsspec
-
 from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.fetch import is_packaged
 from toprovar_batch.worker.resolved import ModelFiles
+from toprovar_batch.worker.storage import locate, storage_errors, what_happened
 
+from .named_files import MODEL_PARTS
 from .spec import JobSpec
 
 
@@ -19,16 +19,31 @@ def check_job(job: JobSpec) -> list[str]:
 
     Raises:
         ModelSpecError: an unknown preset, an impossible architecture, a per-scale list of the wrong length, a
-            guidance layer that the model lacks, a policy that does not fit the model and its scales, or a missing
-            local file.
+            guidance layer that the model lacks, a policy that does not fit the model and its scales, a missing
+            local file, or a URL that no file system of this installation takes.
     """
     spec = job.resolved
+    _check_protocols(spec.model.files)
     # PyTorch takes seconds to import, and a job with a misspelled key does not get here.
     from toprovar_batch.worker.models import check_model_files  # noqa: PLC0415
     from toprovar_batch.worker.pruning.policies.build import policy_factory  # noqa: PLC0415
 
     policy_factory(spec.policy, spec.num_scales, spec.model.transformer.depth)
     return check_model_files(spec.model)
+
+
+def _check_protocols(files: ModelFiles) -> None:
+    """Refuse URLs of model files for which no worker will have a file system either; asks no server."""
+    for part in MODEL_PARTS:
+        location: str | None = getattr(files, part)
+        if location is None or is_packaged(location) or "://" not in location:
+            continue
+        try:
+            locate(location)
+        except (ImportError, ValueError) as error:
+            raise ModelSpecError(f"model.{part}: {location}: {error}") from error
+        except storage_errors():
+            continue
 
 
 def check_remote_files(files: ModelFiles) -> Iterator[str]:
@@ -43,7 +58,7 @@ def check_remote_files(files: ModelFiles) -> Iterator[str]:
     Raises:
         ModelSpecError: a server says that it has no such file.
     """
-    for part in ("transformer", "vae", "text_encoder"):
+    for part in MODEL_PARTS:
         location: str | None = getattr(files, part)
         if location is None or is_packaged(location):
             continue
@@ -63,9 +78,12 @@ def check_remote_files(files: ModelFiles) -> Iterator[str]:
 
 def _exists(url: str) -> bool:
     """Whether a file or folder is there; raises whatever its file system does when it cannot tell."""
-    filesystem, path = fsspec.core.url_to_fs(url)
+    filesystem, path = locate(url)
     try:
         filesystem.info(path)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        reason = what_happened(error)
+        if reason is not error:
+            raise reason from error
         return False
     return True

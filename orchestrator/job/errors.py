@@ -1,11 +1,12 @@
 """What pydantic found wrong in a job, said in one sentence that names the key and the mend."""
 
-import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+
+from toprovar_batch.worker.words import nearest
 
 EXPECTED = {
     "float_type": "a number",
@@ -20,13 +21,6 @@ EXPECTED = {
 _TAG_ERRORS = ("union_tag_invalid", "union_tag_not_found")
 LIMITS = {"greater_than_equal": "ge", "greater_than": "gt", "less_than_equal": "le", "less_than": "lt"}
 LIMIT_WORDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-
-
-def nearest(name: str, options: Iterable[str]) -> str | None:
-    """The option spelled most like `name`, or None when none is close."""
-    lowered = {option.lower(): option for option in options}
-    found = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
-    return lowered[found[0]] if found else None
 
 
 def field_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -118,6 +112,14 @@ def _others(group: type[BaseModel], model: type[BaseModel]) -> list[type[BaseMod
     return [other for union in unions if group in union for other in union if other is not group]
 
 
+def _tags(key: str, model: type[BaseModel]) -> list[str]:
+    """The names by which the members of a union are told, whose key of the name is `key`."""
+    members: list[type[BaseModel]] = [model]
+    for name in key.split(".")[:-1]:
+        members = _groups_of(members[0].model_fields[name].annotation)
+    return [str(_tag(member)) for member in members]
+
+
 def _tag(member: type[BaseModel]) -> Any:
     """The name by which a union tells its member."""
     return member.model_fields["name"].default if "name" in member.model_fields else None
@@ -139,9 +141,9 @@ def _sentence(
     if kind in {"string_too_short", "too_short"}:
         return f"{key}{item} must not be empty"
     if kind == "union_tag_not_found":
-        return f"{key} is missing and has no default"
+        return f"{key} is missing and has no default; it is one of {', '.join(_tags(key, model))}"
     if kind == "union_tag_invalid":
-        expected, value = _choices(context["expected_tags"]), context["tag"]
+        expected, value = _choices(context["expected_tags"]), value[key.rpartition(".")[2]]
     elif kind == "literal_error":
         expected = _choices(context["expected"])
     elif kind in LIMITS:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from toprovar_batch.worker.errors import JobSpecError
+from toprovar_batch.worker.storage import is_url
 
 from .errors import explain
 from .policy_file import expand_policy, insert_policy_file
@@ -16,14 +17,14 @@ from .yaml_file import (
     anchor_path,
     apply_override,
     freeze,
-    is_url,
     parse_override,
     read_job_file,
 )
 
 _TEXT_ENCODER = ("model", "text_encoder")
+_PROMPTS = ("prompts", "source")
 _PATHS = (
-    ("prompts", "source"),
+    _PROMPTS,
     ("model", "transformer"),
     ("model", "vae"),
     _TEXT_ENCODER,
@@ -110,6 +111,8 @@ def _anchor_paths(data: dict[str, Any], folder: str) -> None:
         values = data.get(group)
         path = values.get(key) if isinstance(values, dict) else None
         if not isinstance(values, dict) or not isinstance(path, str):
+            continue
+        if (group, key) == _PROMPTS and path == "-":  # standard input
             continue
         anchored = anchor_path(path, folder)
         # A text encoder may be a Hugging Face id, which looks like a relative path.

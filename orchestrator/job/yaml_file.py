@@ -1,16 +1,14 @@
 """Reading a job file: YAML without its traps, and `--set` overrides on top."""
 
 import posixpath
-import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import yaml
 
 from toprovar_batch.worker.errors import JobSpecError
-from toprovar_batch.worker.storage import storage_errors
+from toprovar_batch.worker.storage import absolute, is_url, read_bytes, storage_errors, what_happened
 
 from .errors import describe_value
 
@@ -66,9 +64,11 @@ def read_job_file(path: str, what: str = "job file") -> dict[str, Any]:
         JobSpecError: the file is missing, unreadable, empty, not UTF-8, not YAML or not a mapping.
     """
     try:
-        with fsspec.open(path, "rb") as file:
-            raw: bytes = file.read()
+        raw = read_bytes(path)
     except FileNotFoundError as error:
+        reason = what_happened(error)
+        if reason is not error:
+            raise JobSpecError(f"{path}: the {what} cannot be read: {reason}") from error
         raise JobSpecError(f"{path}: there is no such {what}") from error
     except IsADirectoryError as error:
         raise JobSpecError(f"{path} is a folder; give the {what} in it") from error
@@ -122,7 +122,8 @@ def parse_override(override: str) -> tuple[list[str], Any]:
     keys = [key.strip() for key in dotted.split(".")]
     if not equals or not all(keys):
         raise JobSpecError(f"--set {override}: write it as key.sub=value, for example sampling.seed=7")
-    return keys, parse_yaml(text, f"--set {override}")
+    # In YAML a dash alone is a list of nothing, which nobody means.
+    return keys, "-" if text.strip() == "-" else parse_yaml(text, f"--set {override}")
 
 
 def apply_override(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:
@@ -141,18 +142,20 @@ def apply_override(data: dict[str, Any], keys: Sequence[str], value: Any) -> Non
     group[keys[-1]] = value
 
 
-def is_url(path: str) -> bool:
-    """Whether `path` has a protocol (s3://, hf://, memory://), so is no plain local path."""
-    return re.match(r"^[A-Za-z][A-Za-z0-9+.\-]*:(//|:)", path) is not None
-
-
 def anchor_path(path: str, folder: str) -> str:
-    """`path` made absolute against `folder`, which may itself be a URL; URLs stay as they are."""
+    """`path` made absolute against `folder`, which may itself be a URL; URLs stay as they are.
+
+    Raises:
+        JobSpecError: it begins with the name of a user whom this machine does not know.
+    """
     if not path or is_url(path):
         return path
     if is_url(folder):
         return path if path.startswith("/") else posixpath.join(folder, path)
-    return str((Path(folder) / Path(path).expanduser()).absolute())
+    try:
+        return absolute(path, Path(folder))
+    except ValueError as error:
+        raise JobSpecError(f"{path}: {error}") from error
 
 
 def freeze(value: Any) -> Any:

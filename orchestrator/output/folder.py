@@ -24,9 +24,11 @@ from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import publish_bytes
 from toprovar_batch.worker.part_identity import identity_hash
-from toprovar_batch.worker.storage import storage_errors
+from toprovar_batch.worker.storage import explain_storage, locate, storage_errors
+from toprovar_batch.worker.words import counted
 
 from .card import dataset_card, mended_card
+from .place import check_place
 from .run_lock import RunLock
 
 JOB_FOLDER = "_job"
@@ -168,11 +170,9 @@ def locate_output(url: str) -> OutputFolder:
     if "\0" in url:
         raise OutputFolderError(f"{url!r}: holds a NUL character, which no path can")
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        raise OutputFolderError(f"{url}: {error}; for s3 install toprovar-batch[s3]") from error
-    except ValueError as error:
-        raise OutputFolderError(f"{url}: not a folder or URL that can be written: {error}") from error
+        filesystem, path = locate(url)
+    except Exception as error:  # every file system raises errors of its own kind
+        raise OutputFolderError(f"{url}: {explain_storage(error)}") from error
     if isinstance(filesystem, MemoryFileSystem):
         raise OutputFolderError(
             f"{url}: lives in the memory of one process and would be lost; use a folder, or a URL such as s3://"
@@ -201,6 +201,7 @@ def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[O
     lock = None
     with ExitStack() as held:
         try:
+            check_place(folder)
             refuse_strangers(folder)
             if folder.is_local:
                 Path(folder.inside(JOB_FOLDER)).mkdir(parents=True, exist_ok=True)
@@ -216,7 +217,7 @@ def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[O
                 held.callback(_sweep_under, lock, folder.scratch)
                 _sweep(folder.scratch)
         except storage_errors() as error:
-            raise OutputFolderError(f"{job.output}: cannot be written: {error}") from error
+            raise OutputFolderError(f"{job.output}: cannot be used: {explain_storage(error)}") from error
         yield folder.owned_by(claimed)
 
 
@@ -268,7 +269,7 @@ def refuse_other_job(folder: OutputFolder, record: dict[str, Any], identity: dic
         f"{field} ({_shown(record['identity'], field)} there, {_shown(identity, field)} here)"
         for field in fields[:5]
     )
-    more = f" and {len(fields) - 5} more fields" if len(fields) > 5 else ""
+    more = f" and {counted(len(fields) - 5, 'more field')}" if len(fields) > 5 else ""
     raise OutputFolderError(
         f"{folder.url}: belongs to another job, which differs in {shown}{more}; choose another output"
     )

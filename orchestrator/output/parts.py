@@ -18,6 +18,7 @@ from toprovar_batch.worker.part_identity import PartOwner, check_part
 from toprovar_batch.worker.part_reader import DAMAGE, UnreachableError, first_words, open_parquet
 from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.storage import storage_errors
+from toprovar_batch.worker.words import counted
 
 from .folder import PLAN_COLUMNS, SAMPLES_FILE, OutputFolder
 
@@ -142,7 +143,8 @@ def verify_parts(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int
         found = Counter(_read_whole(folder.part(shard_id, num_shards), folder))
         if found != planned:
             raise ValueError(
-                f"its {found.total()} rows are not the {planned.total()} samples of its shard, with their seeds"
+                f"its {counted(found.total(), 'row is', 'rows are')} not the {counted(planned.total(), 'sample')} "
+                "of its shard, with their seeds"
             )
 
     return _read_all(verify, shard_ids)
@@ -170,7 +172,7 @@ def _planned_samples(folder: OutputFolder, num_shards: int) -> list[pa.Table]:
         ) from error
     if len(sizes) != num_shards:
         raise OutputFolderError(
-            f"{folder.url}: the plan {'/'.join(SAMPLES_FILE)} has {len(sizes)} shards and the job {num_shards}; "
+            f"{folder.url}: the plan {'/'.join(SAMPLES_FILE)} has {counted(len(sizes), 'shard')} and the job {num_shards}; "
             "delete it and submit the job again to have it written"
         )
     ends = accumulate(sizes)

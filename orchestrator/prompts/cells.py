@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 
 from toprovar_batch.worker.errors import PromptSourceError
 
+from .column_types import nanoseconds_as_microseconds, without_views
 from .files import describe_json, first_line
-from .formats import Column
+from .formats import WIDE_INTEGER, Column
 
 _MIN_H_DIV_W, _MAX_H_DIV_W = 1 / 3 - 1e-3, 3 + 1e-3
 _MAX_SEED = 2**63
@@ -77,10 +78,11 @@ def seed_cells(values: Column) -> Cells:
 def as_column(values: Column, label: str) -> pa.ChunkedArray:
     """A column that is passed through, as Arrow, in a type that Arrow can also select rows of.
 
-    Lone surrogates, which UTF-8 cannot hold, become U+FFFD.
+    Lone surrogates, which UTF-8 cannot hold, become U+FFFD. Whole numbers beyond 64 bits make a column of
+    decimal128(38, 0).
 
     Raises:
-        PromptSourceError: its values are of kinds that no single type holds.
+        PromptSourceError: its values are of kinds that no single type holds, or a number is beyond 38 digits.
     """
     if isinstance(values, pa.ChunkedArray):
         kind = without_views(values.type)
@@ -89,28 +91,45 @@ def as_column(values: Column, label: str) -> pa.ChunkedArray:
         return _chunked(pa.array(values))
     except UnicodeEncodeError:
         return as_column([without_surrogates(value) for value in values], label)
-    except (pa.ArrowException, OverflowError) as error:
+    except OverflowError as error:
+        return _wide_integers(values, label, error)
+    except pa.ArrowException as error:
         raise PromptSourceError(
             f"{label} holds values of different kinds ({first_line(error)}); leave it out with "
             "prompts.columns"
         ) from error
 
 
-def without_views(kind: pa.DataType) -> pa.DataType:
-    """A type with plain texts and bytes in place of views, which Arrow stores but cannot take rows from."""
-    if pa.types.is_string_view(kind):
-        return pa.string()
-    if pa.types.is_binary_view(kind):
-        return pa.binary()
-    plain = [
-        field.with_type(without_views(field.type))
-        for field in (kind.field(index) for index in range(kind.num_fields))
-    ]
-    if pa.types.is_struct(kind):
-        return pa.struct(plain)
-    if pa.types.is_list(kind):
-        return pa.list_(*plain)
-    return pa.large_list(*plain) if pa.types.is_large_list(kind) else kind
+def _wide_integers(values: list[Any], label: str, error: OverflowError) -> pa.ChunkedArray:
+    """A column in which an integer is beyond 64 bits."""
+    try:
+        numbers = [None if value is None else _whole(value) for value in values]
+        return _chunked(pa.array(numbers, WIDE_INTEGER))
+    except (pa.ArrowException, TypeError):
+        raise PromptSourceError(
+            f"{label} holds a whole number of more than 64 bits, which no type of Parquet holds beside its other "
+            "values; write it as text, or leave it out with prompts.columns"
+        ) from error
+
+
+def _whole(value: Any) -> Decimal:
+    if type(value) is not int:
+        raise TypeError
+    return Decimal(value)
+
+
+def python_values(column: Column) -> list[Any]:
+    """The cells of a column; of times in nanoseconds only the microseconds, the rest would need pandas."""
+    if isinstance(column, list):
+        return column
+    cells: list[Any] = column.cast(nanoseconds_as_microseconds(column.type), safe=False).to_pylist()
+    return cells
+
+
+def python_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table, with values as of `python_values`."""
+    columns = [python_values(column) for column in table.columns]
+    return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _texts(values: Column, label: str, what: str) -> Cells:
@@ -151,7 +170,7 @@ def without_surrogates(value: Any) -> Any:
 def _number_cells(values: Column, parse: Callable[[Any], Any], what: str, kind: pa.DataType) -> Cells:
     """Parse each cell; `parse` raises TypeError, ValueError or OverflowError for a bad one."""
     cells: list[tuple[Any, str | None]] = []
-    for value in values.to_pylist() if isinstance(values, pa.ChunkedArray) else values:
+    for value in python_values(values):
         if value is None or (isinstance(value, str) and not value.strip()):
             cells.append((None, None))
             continue

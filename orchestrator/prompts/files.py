@@ -1,12 +1,16 @@
 """Finding and reading prompt files: local or by URL, plain or compressed, one file, a folder or a glob."""
 
 import bz2
+import glob
 import gzip
+import io
 import lzma
 import posixpath
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
@@ -15,6 +19,7 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from toprovar_batch.worker.errors import PromptSourceError
+from toprovar_batch.worker.storage import locate, what_happened
 
 FORMATS = {
     ".parquet": "parquet",
@@ -32,7 +37,8 @@ _DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "zstd": lambda raw: pa.CompressedInputStream(pa.BufferReader(raw), "zstd").read(),
 }
 _MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
-_EXTRAS = {"s3": "toprovar-batch[s3]", "s3a": "toprovar-batch[s3]"}
+LINE_END = re.compile(r"\r\n|\r|\n")
+_STANDARD_INPUT = "/dev/stdin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +49,13 @@ class PromptFile:
         filesystem: that holds it.
         path: within the file system.
         label: what the user calls it, for errors.
+        is_stream: whether it is a pipe or the like, which can be read once and only from its begin.
     """
 
     filesystem: fsspec.AbstractFileSystem
     path: str
     label: str
+    is_stream: bool = False
 
     @property
     def suffix(self) -> str:
@@ -85,6 +93,9 @@ class PromptFile:
             PromptSourceError: the file is missing or cannot be opened.
         """
         try:
+            # fsspec looks for the end of a local file first, which a pipe does not have.
+            if self.is_stream:
+                return io.BufferedReader(io.FileIO(self.path))
             file: IO[bytes] = self.filesystem.open(self.path, "rb")
         except Exception as error:  # every file system raises errors of its own kind
             raise _unreadable(self.label, error) from error
@@ -103,15 +114,24 @@ class PromptFile:
         try:
             return raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            line = raw[: error.start].count(b"\n") + 1
+            line = len(LINE_END.findall(raw[: error.start].decode("latin-1"))) + 1
             raise PromptSourceError(f"{self.label}, line {line}: not UTF-8 text") from error
+
+    def lines(self) -> list[str]:
+        """All of its text, cut at the ends of lines of Unix, Windows and old Macs.
+
+        Raises:
+            PromptSourceError: as `text`.
+        """
+        # splitlines() would also cut at U+2028 and other characters that may stand in a prompt.
+        return LINE_END.split(self.text())
 
 
 def find_files(source: str) -> list[PromptFile]:
     """Resolve a prompt source into its files, sorted by path.
 
     Args:
-        source: path or fsspec URL of a file, of a folder with prompt files in it, or a glob.
+        source: path or fsspec URL of a file, of a folder with prompt files in it, or a glob; `-` for standard input.
 
     Returns:
         At least one file.
@@ -119,21 +139,21 @@ def find_files(source: str) -> list[PromptFile]:
     Raises:
         PromptSourceError: nothing is there, or its file system cannot be used.
     """
+    if source == "-":
+        return [PromptFile(LocalFileSystem(), _STANDARD_INPUT, "standard input", is_stream=True)]
     protocol = urlsplit(source).scheme
     try:
-        filesystem, path = fsspec.core.url_to_fs(source)
+        filesystem, path = locate(source)
         paths = list(_resolve(filesystem, path, is_web=protocol in {"http", "https"}))
     except ImportError as error:
-        extra = _EXTRAS.get(protocol)
-        mend = f"pip install {extra}" if extra else first_line(error)
-        raise PromptSourceError(f"{source}: {protocol}:// needs another package: {mend}") from error
+        raise PromptSourceError(f"{source}: {first_line(error)}") from error
     except Exception as error:  # every file system raises errors of its own kind
         raise _unreadable(source, error) from error
     if not paths:
         raise PromptSourceError(f"{source}: no prompt file is there (known: {', '.join(FORMATS)})")
-    if paths == [path]:
-        return [PromptFile(filesystem, path, source)]
     is_local = isinstance(filesystem, LocalFileSystem)
+    if paths == [path]:
+        return [PromptFile(filesystem, path, source, is_stream=is_local and not Path(path).is_file())]
     labels = {name: name if is_local else filesystem.unstrip_protocol(name) for name in paths}
     return [PromptFile(filesystem, name, labels[name]) for name in sorted(paths)]
 
@@ -148,9 +168,24 @@ def _resolve(filesystem: fsspec.AbstractFileSystem, path: str, *, is_web: bool) 
             if not hidden and posixpath.splitext(_split_compression(name)[0])[1].lower() in FORMATS:
                 yield name
     elif any(character in path for character in "*?["):
-        yield from (name for name in filesystem.glob(path) if filesystem.isfile(name))
+        pattern = _escape_folders(filesystem, path)
+        yield from (name for name in filesystem.glob(pattern) if filesystem.isfile(name))
+    elif isinstance(filesystem, LocalFileSystem) and Path(path).exists():
+        yield path  # a pipe
     else:
         raise FileNotFoundError(path)
+
+
+def _escape_folders(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    """A glob below folders whose names look like globs: such a folder is taken as it is, like such a file."""
+    names = path.split("/")
+    for index, name in enumerate(names[:-1], start=1):
+        if not glob.has_magic(name):
+            continue
+        if not filesystem.isdir("/".join(names[:index])):
+            break
+        names[index - 1] = glob.escape(name)
+    return "/".join(names)
 
 
 def _split_compression(path: str) -> tuple[str, str | None]:
@@ -163,6 +198,7 @@ def _split_compression(path: str) -> tuple[str, str | None]:
 
 def _unreadable(label: str, error: Exception) -> PromptSourceError:
     """One sentence for whatever a file system raised."""
+    error = what_happened(error)
     if isinstance(error, FileNotFoundError):
         return PromptSourceError(f"{label}: the prompt file does not exist")
     if isinstance(error, PermissionError):

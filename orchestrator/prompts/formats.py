@@ -3,20 +3,24 @@
 import csv
 import io
 import json
-from collections import Counter
+import re
 from itertools import chain, islice
 from typing import Any, TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from toprovar_batch.worker.errors import PromptSourceError
+from toprovar_batch.worker.words import counted
 
-from .files import FORMATS, PromptFile, describe_json, first_line
+from .files import FORMATS, LINE_END, PromptFile, describe_json, first_line
 
 Row = dict[str, Any]
 Column: TypeAlias = list[Any] | pa.ChunkedArray
+WIDE_INTEGER = pa.decimal128(38, 0)
+_JSON_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]', re.DOTALL)
 
 
 class SourceRows:
@@ -76,8 +80,9 @@ def read_parquet(file: PromptFile, limit: int | None) -> pa.Table:
     Raises:
         PromptSourceError: it is no Parquet file, is cut short, or holds invalid text.
     """
-    # Parquet is read from its end, which a compressed stream cannot do.
-    with pa.BufferReader(file.read()) if file.compression else file.open() as handle:
+    # Parquet is read from its end, which a compressed file or a pipe cannot do.
+    whole = file.compression or file.is_stream
+    with pa.BufferReader(file.read()) if whole else file.open() as handle:
         try:
             parquet = pq.ParquetFile(handle)
             groups, rows = 0, 0
@@ -96,11 +101,16 @@ def read_parquet(file: PromptFile, limit: int | None) -> pa.Table:
 def read_csv(file: PromptFile, text_columns: list[str], limit: int | None) -> pa.Table:
     """Read a CSV file with a header; the types of columns not in `text_columns` are inferred.
 
+    Returns:
+        Its rows; no columns either where it is empty.
+
     Raises:
-        PromptSourceError: it is empty, a quotation mark is never closed or closed within a field; or a row has
+        PromptSourceError: a quotation mark is never closed or closed within a field; or a row has
             more or fewer fields than the header; names the line or row.
     """
     text = file.text()
+    if not text.strip():
+        return pa.table({})
     _check_quotes(text, file.label)
     raw = text.encode()
     ragged: list[Any] = []
@@ -123,10 +133,45 @@ def read_csv(file: PromptFile, text_columns: list[str], limit: int | None) -> pa
         row = ragged[0]
         where = f"row {row.number - 1}" if row.number is not None else "a row"
         raise PromptSourceError(
-            f"{file.label}: {where} has {row.actual_columns} fields and the header {row.expected_columns}; "
+            f"{file.label}: {where} has {counted(row.actual_columns, 'field')} and the header {row.expected_columns}; "
             'text with a comma needs "quotes"'
         )
-    return table.slice(0, limit)
+    return _with_wide_integers(table, raw).slice(0, limit)
+
+
+def _with_wide_integers(table: pa.Table, raw: bytes) -> pa.Table:
+    """A CSV file's table where whole numbers beyond 64 bits, which Arrow reads as floats, are kept.
+
+    They become decimals of 38 digits, or texts where one is longer.
+    """
+    wide = [
+        field.name
+        for field in table.schema
+        if pa.types.is_floating(field.type)
+        and pc.any(pc.greater_equal(pc.abs(table[field.name]), float(2**63))).as_py()
+    ]
+    if not wide:
+        return table
+    texts = pa_csv.read_csv(
+        pa.BufferReader(raw),
+        pa_csv.ReadOptions(use_threads=False, block_size=min(len(raw) + 1, 2**31 - 1)),
+        pa_csv.ParseOptions(newlines_in_values=True),
+        pa_csv.ConvertOptions(
+            include_columns=wide, column_types=dict.fromkeys(wide, pa.string()), strings_can_be_null=True
+        ),
+    )
+    for name in wide:
+        column = texts[name]
+        if not _all_match(column, r"^\s*[+-]?[0-9]+\s*$"):
+            continue
+        if _all_match(column, r"^\s*[+-]?0*[0-9]{1,38}\s*$"):
+            column = pc.utf8_trim_whitespace(column).cast(WIDE_INTEGER)
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    return table
+
+
+def _all_match(column: pa.ChunkedArray, pattern: str) -> bool:
+    return bool(pc.all(pc.match_substring_regex(column, pattern)).as_py())
 
 
 def _check_quotes(text: str, label: str) -> None:
@@ -156,13 +201,13 @@ def read_jsonl(file: PromptFile, limit: int | None) -> list[Row]:
     """Read JSON objects, one per line; blank lines are skipped.
 
     Raises:
-        PromptSourceError: a line is no JSON object; names the line.
+        PromptSourceError: a line is no JSON object, or has a key twice; names the line.
     """
     rows: list[Row] = []
-    for number, line in enumerate(file.text().split("\n"), start=1):
+    for number, line in enumerate(file.lines(), start=1):
         if not line.strip():
             continue
-        row = _parse_json(line, f"{file.label}, line {number}")
+        row = _parse_json(line, file.label, number)
         if not isinstance(row, dict):
             raise PromptSourceError(
                 f"{file.label}, line {number}: expected a JSON object with a prompt, got {describe_json(row)}"
@@ -175,8 +220,7 @@ def read_jsonl(file: PromptFile, limit: int | None) -> list[Row]:
 
 def read_txt(file: PromptFile, prompt_column: str, limit: int | None) -> list[Row]:
     """Read prompts, one per line; blank lines are skipped and spaces around a prompt dropped."""
-    # splitlines() would also cut at U+2028 and other characters that may stand in a prompt.
-    prompts = (line.strip() for line in file.text().split("\n"))
+    prompts = (line.strip() for line in file.lines())
     return [{prompt_column: prompt} for prompt in islice(filter(None, prompts), limit)]
 
 
@@ -184,17 +228,12 @@ def read_mjhq(file: PromptFile, limit: int | None) -> list[Row]:
     """Read the `meta_data.json` of MJHQ-30K: `{id: {"category": ..., "prompt": ...}}`; the id becomes a column.
 
     Raises:
-        PromptSourceError: it has another form, or an id is there twice.
+        PromptSourceError: it has another form, or an id or another key is there twice; names the line.
     """
-
-    def refuse_repeats(pairs: list[tuple[str, Any]]) -> Row:
-        row = dict(pairs)
-        if len(row) < len(pairs):
-            [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
-            raise PromptSourceError(f"{file.label}: the key {key!r} is there twice")
-        return row
-
-    entries = _parse_json(file.text(), file.label, refuse_repeats)
+    text = file.text()
+    if not text.strip():
+        return []
+    entries = _parse_json(text, file.label)
     if not isinstance(entries, dict):
         raise PromptSourceError(
             f"{file.label}: expected the form of MJHQ-30K, one object {{id: {{category, prompt}}}}, "
@@ -210,12 +249,49 @@ def read_mjhq(file: PromptFile, limit: int | None) -> list[Row]:
     return rows
 
 
-def _parse_json(text: str, where: str, pairs_hook: Any = None) -> Any:
-    """Parse one JSON value; `where` names it in errors."""
+class _RepeatedKeyError(Exception):
+    """An object has a key twice."""
+
+
+def _parse_json(text: str, label: str, line: int | None = None) -> Any:
+    """Parse one JSON value; `label` names its file in errors, and `line` where in it the value begins, if not at 1."""
+    where = label if line is None else f"{label}, line {line}"
     try:
-        return json.loads(text, object_pairs_hook=pairs_hook)
+        return json.loads(text, object_pairs_hook=_refuse_repeats)
+    except _RepeatedKeyError as error:
+        key, lines_before = _first_repeated_key(text)
+        raise PromptSourceError(
+            f"{label}, line {(line or 1) + lines_before}: the key {key!r} is there twice in one object"
+        ) from error
     except json.JSONDecodeError as error:
         spot = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         raise PromptSourceError(f"{where}: broken JSON at {spot}: {error.msg}") from error
     except (ValueError, RecursionError) as error:
         raise PromptSourceError(f"{where}: broken JSON: {first_line(error)}") from error
+
+
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> Row:
+    """An object as a dict; for json.loads, which would keep the last of two equal keys."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise _RepeatedKeyError
+    return row
+
+
+def _first_repeated_key(text: str) -> tuple[str, int]:
+    """The first key that its object has already, and the number of lines before it; there must be one."""
+    keys: list[set[str]] = []
+    string = ""
+    for token in _JSON_TOKENS.finditer(text):
+        if token[0] in "{[":
+            keys.append(set())
+        elif token[0] in "}]":
+            keys.pop()
+        elif token[0] != ":":
+            string, start = token[0], token.start()
+        else:
+            key = json.loads(string)
+            if key in keys[-1]:
+                return key, len(LINE_END.findall(text, 0, start))
+            keys[-1].add(key)
+    raise AssertionError

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from toprovar_batch.worker.errors import PromptSourceError
 
-from .cells import without_surrogates
+from .cells import python_values, without_surrogates
 from .formats import Column
 
 _CONTENT_COLUMNS = ("prompt", "negative_prompt", "h_div_w", "seed")
@@ -30,7 +30,7 @@ def id_cells(values: Column, name: str, describe_row: Callable[[int], str]) -> p
     Raises:
         PromptSourceError: an id is missing, neither text nor a whole number, or there twice; names the rows.
     """
-    cells = values.to_pylist() if isinstance(values, pa.ChunkedArray) else values
+    cells = python_values(values)
     rows: dict[str, int] = {}
     for index, value in enumerate(cells):
         try:

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from toprovar_batch.orchestrator.job.errors import nearest
 from toprovar_batch.orchestrator.job.spec import AUTO_ID, PromptSpec
 from toprovar_batch.worker.errors import PromptSourceError
 from toprovar_batch.worker.part_file import RESULT_COLUMNS
+from toprovar_batch.worker.words import nearest
 
 from .cells import (
     Cells,
@@ -21,11 +21,18 @@ from .cells import (
     text_cells,
     without_surrogates,
 )
+from .column_types import holds_map
 from .files import PromptFile, find_files, first_line
 from .formats import Row, SourceRows, format_of, read_rows, read_table
 from .ids import id_cells
 
 RESERVED_COLUMNS = (*RESULT_COLUMNS, "prompt_error", "prompt_id", "image_index")
+_ROLE_KEYS = {
+    "sample_id": "id_column",
+    "negative_prompt": "negative_prompt_column",
+    "h_div_w": "h_div_w_column",
+    "seed": "seed_column",
+}
 _AUTO_IDS = ("sample_id", "id")
 
 
@@ -69,7 +76,8 @@ def read_prompts(spec: PromptSpec) -> pa.Table:
     errors = pc.coalesce(*(checked.errors for checked in cells.values()))
     if errors.null_count == 0:
         first = f"{origins.describe(0)}: {errors[0].as_py()}"
-        raise PromptSourceError(f"{spec.source}: none of its {rows.num_rows} prompts can be used; {first}")
+        none = f"none of its {rows.num_rows:,} prompts can" if rows.num_rows > 1 else "its prompt cannot"
+        raise PromptSourceError(f"{spec.source}: {none} be used; {first}")
 
     columns = {"prompt": cells.pop("prompt").values, "prompt_error": errors}
     if id_column is not None:
@@ -196,15 +204,17 @@ def _passed_columns(spec: PromptSpec, rows: SourceRows, id_column: str | None) -
             )
         if name.lower() in RESERVED_COLUMNS:
             rest = ", ".join(other for other in passed if other.lower() not in RESERVED_COLUMNS)
+            role = _ROLE_KEYS.get(name.lower())
+            use = f"use it with prompts.{role}: {name}, " if role else ""
             raise PromptSourceError(
                 f"{spec.source}: the column {name!r} has the name of a column that the dataset gets itself; "
-                f"rename it, or leave it out with prompts.columns: [{rest}]"
+                f"{use}rename it, or leave it out with prompts.columns: [{rest}]"
             )
     return passed
 
 
 def _check_storable(column: pa.ChunkedArray, label: str) -> None:
-    """Refuse a type that Arrow cannot select rows of, or Parquet not hold, before a worker meets it."""
+    """Refuse a type that Arrow cannot select rows of, Parquet not hold or datasets not read, before a worker meets it."""
     try:
         rows = pa.table({"column": column.slice(0, 1)}).take([0]).filter(pa.array([True]))
         pq.write_table(rows.slice(0, 0), io.BytesIO())
@@ -212,3 +222,7 @@ def _check_storable(column: pa.ChunkedArray, label: str) -> None:
         raise PromptSourceError(
             f"{label} cannot be stored in Parquet ({first_line(error)}); leave it out with prompts.columns"
         ) from error
+    if holds_map(column.type):
+        raise PromptSourceError(
+            f"{label} holds {column.type}, which datasets.load_dataset cannot read; leave it out with prompts.columns"
+        )

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from toprovar_batch.orchestrator.job.spec import JobSpec
 
+from .column_types import nanoseconds_as_integers
 from .ids import derived_ids
 from .read import read_prompts
 
@@ -205,4 +206,4 @@ def _hash_column(digest: "hashlib._Hash", name: str, column: pa.ChunkedArray) ->
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
         digest.update(values.to_numpy().tobytes())
     else:
-        digest.update(repr(values.to_pylist()).encode())
+        digest.update(repr(values.cast(nanoseconds_as_integers(kind)).to_pylist()).encode())

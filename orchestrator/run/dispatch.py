@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from toprovar_batch.worker.actor import Committed, Declined, Progress, Refused, ShardTask
 from toprovar_batch.worker.errors import RunFailedError, UserError
 from toprovar_batch.worker.shard_stats import ShardStats
+from toprovar_batch.worker.words import counted
 
 from .breaker import Breaker, Quarantine
 from .engine_watch import EngineWatch
@@ -141,8 +142,8 @@ class Dispatcher:
         wanted = min(room - len(workers), self._ledger.num_waiting - len(coming))
         self._tell_of_starving()
         if self._guard.exhausted and not workers:
-            count = self._guard.failures_in_row
-            raise RunFailedError(f"{count} workers in a row could not load: {self._last_reason()}")
+            count = counted(self._guard.failures_in_row, "worker")
+            raise RunFailedError(f"{count} in a row could not load: {self._last_reason()}")
         for _ in range(self._guard.may_start(wanted, len(self._fleet.in_phase("placing", "loading")))):
             self._fleet.start_worker()
 
@@ -180,7 +181,7 @@ class Dispatcher:
         busy = len(self._fleet.in_phase("busy"))
         if busy:
             more = "; press again to stop now" if by_signal else ""
-            self._say_once("drain", f"draining: finishing {busy} shards under way{more}")
+            self._say_once("drain", f"draining: finishing {counted(busy, 'shard')} under way{more}")
         return busy > 0
 
     def _say_once(self, topic: str, sentence: str) -> None:

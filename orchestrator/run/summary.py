@@ -6,6 +6,7 @@ from typing import Any
 
 from toprovar_batch.orchestrator.output.reading import reading_call
 from toprovar_batch.worker.shard_stats import NO_PRUNING, ShardStats
+from toprovar_batch.worker.words import counted
 
 
 def total(stats: Iterable[ShardStats]) -> ShardStats:
@@ -74,7 +75,7 @@ class RunSummary:
     def lines(self, go_on: str) -> Iterator[str]:
         """Write the summary for a person, line by line; `go_on` is the command that continues the job."""
         data = self.dataset
-        yield f"{data.ok:,} images, {data.errors:,} failed, of {self.num_samples:,} samples; {self.finished_shards} of {self.num_shards} shards"
+        yield f"{counted(data.ok, 'image')}, {data.errors:,} failed, of {counted(self.num_samples, 'sample')}; {self.finished_shards} of {counted(self.num_shards, 'shard')}"
         yield from error_lines(data)
         yield from computation_lines(data)
         yield from nameless_lines(self.nameless_parts)
@@ -104,16 +105,16 @@ class RunSummary:
     def _speed_lines(self) -> Iterator[str]:
         run = self.this_run
         troubles = [
-            f", {count} {name}"
-            for name, count in (
-                ("lost attempts", self.num_lost),
-                ("workers that could not load", self.num_load_failures),
+            f", {counted(count, *names)}"
+            for names, count in (
+                (("lost attempt",), self.num_lost),
+                (("worker that could not load", "workers that could not load"), self.num_load_failures),
             )
             if count
         ]
         if run.generated:
             yield (
-                f"this run: {run.generated:,} samples in {self.wall_s:.0f} s with {self.num_workers} workers: "
+                f"this run: {counted(run.generated, 'sample')} in {self.wall_s:.0f} s with {counted(self.num_workers, 'worker')}: "
                 f"{self._speed()}{''.join(troubles)}"
             )
             yield from time_lines(run)
@@ -151,7 +152,9 @@ def computation_lines(stats: ShardStats) -> Iterator[str]:
     if len(counts) == 1:
         yield f"computed in {next(iter(stats.computed_with))}"
     elif counts:
-        yield "computed in " + ", ".join(f"{computation} ({count:,} images)" for computation, count in counts)
+        yield "computed in " + ", ".join(
+            f"{computation} ({counted(count, 'image')})" for computation, count in counts
+        )
 
 
 def nameless_lines(count: int) -> Iterator[str]:
@@ -176,7 +179,7 @@ def time_lines(stats: ShardStats) -> Iterator[str]:
 def _start_scales(counts: dict[str, int]) -> str:
     """Say how many images are pruned from which scale on."""
     pruned = sorted((int(start), count) for start, count in counts.items() if start != NO_PRUNING)
-    parts = [f"scale {start} in {count:,} images" for start, count in pruned]
+    parts = [f"scale {start} in {counted(count, 'image')}" for start, count in pruned]
     if NO_PRUNING in counts:
         parts.append(f"none in {counts[NO_PRUNING]:,}")
     return ", ".join(parts)
@@ -189,7 +192,7 @@ def error_lines(stats: ShardStats) -> Iterator[str]:
         more = " ..." if kind.count > len(kind.sample_ids) else ""
         yield f"  {kind.count:,} x {sentence[:160]} ({', '.join(kind.sample_ids)}{more})"
     if len(kinds) > 5:
-        yield f"  and {len(kinds) - 5} other kinds of errors"
+        yield f"  and {counted(len(kinds) - 5, 'other kind', 'other kinds')} of errors"
 
 
 def stats_record(stats: ShardStats) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def check_local_encoder(folder: Path, text_width: int) -> None:
     """
     name = str(folder)
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelSpecError(f"{name!r} is no folder of a T5 encoder (no readable config.json)") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
@@ -56,12 +56,28 @@ def check_local_encoder(folder: Path, text_width: int) -> None:
     _refuse_unless(
         width == text_width, name, f"its width is {width}, the transformer reads text of width {text_width}"
     )
+    _refuse_without_tokenizer(folder)
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="pt"):
                 pass
         except (OSError, SafetensorError) as error:
             raise ModelSpecError(f"{file} is not readable (truncated?); fetch it again") from error
+
+
+def _refuse_without_tokenizer(folder: Path) -> None:
+    """Refuse the folder of an encoder that lacks its vocabulary; only a tokenizer of bytes needs none."""
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        settings = None
+    kind = settings.get("tokenizer_class") if isinstance(settings, dict) else None
+    vocabulary = any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model"))
+    _refuse_unless(
+        vocabulary or str(kind).startswith("ByT5"),
+        str(folder),
+        "its tokenizer is missing (tokenizer.json or spiece.model)",
+    )
 
 
 @dataclass(frozen=True)
@@ -105,6 +121,8 @@ class TextEncoder:
             # A config of another kind, or weights that leave layers out, would load without complaint.
             config = AutoConfig.from_pretrained(name)
             _refuse_unless(config.model_type in _MODEL_TYPES, name, f"it is of type {config.model_type!r}")
+            if Path(name).is_dir():
+                _refuse_without_tokenizer(Path(name))
             tokenizer = AutoTokenizer.from_pretrained(name)
             model, report = T5EncoderModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
         except (

@@ -126,7 +126,7 @@ def test_error_rows_count_as_fails(made, tmp_path):
     assert record["frechet"]["images"] == 5
     result = run(made, output)
     assert result.exit_code == 0
-    assert "1 samples have no picture and count as fails" in result.stdout
+    assert "1 sample without a picture, counted as failed" in result.stdout
 
 
 def test_a_dataset_of_errors_alone_scores_zero(made, tmp_path):

@@ -187,7 +187,7 @@ def test_a_retry_of_errors_that_gives_a_shard_up_fails_the_run(
     log.mkdir()  # the engine cannot note what it does, and raises
     summary = submit(job, engine_factory=make_engine_factory(), retry_errors=True)
     assert (summary.finished_shards, summary.num_shards, list(summary.failed)) == (1, 1, [0])
-    with pytest.raises(RunFailedError, match="1 shards were given up"):
+    with pytest.raises(RunFailedError, match="1 shard was given up"):
         finish(summary, "again")
     assert "go on with: again --retry-errors" in capsys.readouterr().out
 
@@ -229,7 +229,7 @@ def test_a_part_that_cannot_be_read_now_is_neither_made_again_nor_called_damaged
     assert "delete" not in said
     status = CliRunner().invoke(main, ["status", str(tmp_path / "out")])
     assert status.exit_code == 1
-    assert "1 parts cannot be read now; leave them and try again" in status.stderr
+    assert "1 part cannot be read now; try again later" in status.stderr
     assert "delete" not in status.output
 
 
@@ -426,7 +426,7 @@ def test_every_part_says_what_it_was_computed_with(write_job, tmp_path, make_eng
     summary = submit(job, engine_factory=factory, retry_errors=True)
     assert footers(tmp_path / "out")[0]["computed_with"] == [COMPUTED | {"images": 3}, other | {"images": 1}]
     assert "dtype bfloat16 instead of float32;" in capsys.readouterr().err
-    mixed = "computed in float32 on x86_64 by torch (4 images), bfloat16 on x86_64 by torch (1 images)"
+    mixed = "computed in float32 on x86_64 by torch (4 images), bfloat16 on x86_64 by torch (1 image)"
     assert mixed in list(summary.lines("again"))
     assert mixed in CliRunner().invoke(main, ["status", str(tmp_path / "out")]).stdout
 
@@ -468,7 +468,7 @@ def test_a_failed_run_prints_how_to_go_on(write_job, tmp_path, make_engine_facto
     submit(write_job(), engine_factory=make_engine_factory())
     (tmp_path / "out/data/part-00001-of-00002.parquet").write_bytes(b"damaged")
     summary = submit(write_job(), engine_factory=make_engine_factory())
-    with pytest.raises(RunFailedError, match="1 parts are unreadable"):
+    with pytest.raises(RunFailedError, match="1 part is unreadable"):
         finish(summary, "toprovar-batch submit job.yaml")
     output = capsys.readouterr().out
     assert "shard 1 unreadable" in output
@@ -478,7 +478,7 @@ def test_a_failed_run_prints_how_to_go_on(write_job, tmp_path, make_engine_facto
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["submit", "{job}", "--output", "{tmp}/prompts.txt/x"], "cannot be written"),
+        (["submit", "{job}", "--output", "{tmp}/prompts.txt/x"], "prompts.txt is a file, not a folder"),
         (["submit", "{job}", "--output", "{tmp}"], "holds other files"),
         (
             ["submit", "{job}", "--set", "model.vae={tmp}/no.pth", "--set", "model.random_weights=false"],

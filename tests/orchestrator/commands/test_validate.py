@@ -1,7 +1,10 @@
 """`validate`: what it says about a good job, and that it leaves nothing behind."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import fsspec
@@ -12,13 +15,14 @@ from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.job.checks import check_remote_files
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.check import check_output
-from toprovar_batch.orchestrator.output.folder import open_output
+from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import ModelSpecError, OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema
 from toprovar_batch.worker.reference.scenes import make_batch
 from toprovar_batch.worker.resolved import ModelFiles, resolve_model
 from toprovar_batch.worker.specs import ModelSpec
+from toprovar_batch.worker.storage import locate
 
 BASE = "prompts: {source: p.jsonl}\noutput: out\nmodel: {random_weights: true}\n"
 
@@ -121,7 +125,7 @@ def begun(validate, tmp_path):
 
 
 def test_the_folder_of_the_same_job_may_be_continued(begun, validate):
-    assert check_output(*begun) == "of this job, 0 of 1 shards done"
+    assert check_output(*begun) == "of this job, 0 of 1 shard done"
     assert validate("--set", "runtime.num_workers=7").exit_code == 0
 
 
@@ -165,3 +169,187 @@ def test_a_server_that_does_not_answer_is_only_a_warning(monkeypatch):
         "model.text_encoder",
     ]
     assert warnings[2] == "model.text_encoder: google/flan-t5-xl could not be looked up (TimeoutError)"
+
+
+def test_two_colons_in_local_paths_are_part_of_the_name(validate, tmp_path):
+    (tmp_path / "a::b.txt").write_text("a cat\n")
+    result = validate("--set", "prompts.source=a::b.txt")
+    assert result.exit_code == 0, result.output
+    assert f"prompts  1 from {tmp_path / 'a::b.txt'}, 0 of them unusable" in result.stdout.splitlines()
+    folder = locate_output(str(tmp_path / "out::x"))
+    assert locate(folder.part_url(0, 1))[1] == str(tmp_path / "out::x/data/part-00000-of-00001.parquet")
+
+
+@pytest.mark.parametrize(
+    ("options", "start"),
+    [
+        (["--output", "memory://a::b"], "memory://a::b: "),
+        (["--set", "prompts.source=memory://a::b"], "memory://a::b"),
+        (
+            ["--set", "model.random_weights=false", "--set", "model.vae=memory://a::b"],
+            "model.vae: memory://a::b: ",
+        ),
+        (["--output", "~nobody99/out"], "~nobody99/out: no home folder is known"),
+        (["--set", "prompts.source=~nobody99/p"], "~nobody99/p: no home folder is known"),
+        (["--set", "model.vae=~nobody99/vae"], "~nobody99/vae: no home folder is known"),
+        (["--set", "policy.file=~nobody99/p.yaml"], "~nobody99/p.yaml: no home folder is known"),
+    ],
+)
+def test_an_address_that_cannot_be_resolved_is_one_sentence(validate, options, start):
+    result = validate(*options)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"Error: {start}")
+    assert "holds ::" in result.stderr or "no home folder" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command", [["validate"], ["status"], ["sheet", "--file", "x.jpg"], ["evaluate"], ["verify"]]
+)
+def test_the_home_of_an_unknown_user_is_refused_by_every_command(command):
+    result = CliRunner().invoke(main, [*command, "~nobody99/x"])
+    assert result.exit_code == 2, result.output
+    assert "no home folder is known for ~nobody99" in result.stderr
+
+
+def test_names_beyond_ascii_work_in_the_c_locale(tmp_path):
+    (tmp_path / "bücher").mkdir()
+    (tmp_path / "bücher/wörter.txt").write_text("a cat\n", encoding="utf-8")
+    job = tmp_path / "bücher/jöb.yaml"
+    job.write_text(
+        "prompts: {source: wörter.txt}\noutput: öut\nmodel: {random_weights: true}\n", encoding="utf-8"
+    )
+    program = "from toprovar_batch.orchestrator.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "validate", str(job)],
+        cwd=tmp_path,
+        env={**os.environ, "LC_ALL": "C", "LANG": "C"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"output   {tmp_path / 'öut'} (new)" in done.stdout.decode()
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+def test_prompts_come_from_standard_input(tmp_path, name):
+    (tmp_path / "job.yaml").write_text(BASE)
+    program = "from toprovar_batch.orchestrator.cli import main; main()"
+    options = ["--set", f"prompts.source={name}", "--set", "prompts.format=txt", "--output", "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, "validate", str(tmp_path / "job.yaml"), *options],
+        cwd=tmp_path,
+        input=b"a cat\ntwo cats\n",
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"prompts  2 from {name}, 0 of them unusable" in done.stdout.decode()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--set", "policy.layers=1"],
+            "policy.name is missing and has no default; it is one of dense, toprovar, fastvar, skipvar, detail, ",
+        ),
+        (["--set", "policy.name=null"], "replay, got nothing (null)"),
+        (["--set", "model.preset=foo"], "model.preset: 'foo' does not exist; presets: tiny, infinity-2b, "),
+        (
+            ["--set", "prompts.source=http://127.0.0.1:9/p.txt"],
+            "p.txt cannot be read: ClientConnectorError: ",
+        ),
+    ],
+)
+def test_a_mistake_is_told_with_what_there_is(validate, options, message):
+    result = validate(*options)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+
+
+def test_a_server_that_cannot_be_asked_is_not_one_without_the_file():
+    files = ModelFiles("http://127.0.0.1:9/t.pth", None, None)
+    assert list(check_remote_files(files)) == [
+        "model.transformer: http://127.0.0.1:9/t.pth could not be looked up (ClientConnectorError)"
+    ]
+
+
+def test_one_of_a_kind_is_no_plural(validate):
+    assert "samples  1 in 1 shard of up to 64" in validate().stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--output", "http://127.0.0.1:9/out"],
+            "http://127.0.0.1:9/out: nothing can be written through http://",
+        ),
+        (["--output", "zip://x"], "zip://x: "),
+        (
+            ["--output", "/tmp/a::b"],
+            "/tmp/a::b: holds ::, which datasets.load_dataset would take for several",
+        ),
+        (["--output", "ftp://127.0.0.1:9/out"], "ftp://127.0.0.1:9/out: [Errno 111] Connection refused"),
+        (["--output", "s4://b/out"], "s4://b/out: Protocol not known: s4"),
+        (
+            ["--set", "prompts.source=s4://b/p.txt"],
+            "s4://b/p.txt cannot be read: ValueError: Protocol not known: s4",
+        ),
+        (
+            ["--set", "model.random_weights=false", "--set", "model.vae=s4://b/vae"],
+            "model.vae: s4://b/vae: Protocol not known: s4",
+        ),
+    ],
+)
+def test_validate_and_submit_refuse_an_address_in_the_same_sentence(validate, options, message):
+    result = validate(*options)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"Error: {message}")
+    assert result.stderr.count("\n") == 1
+    submitted = CliRunner().invoke(main, ["submit", "job.yaml", *options])
+    assert (submitted.exit_code, submitted.stderr) == (2, result.stderr)
+
+
+def test_an_output_that_lacks_a_package_names_the_extra(validate, monkeypatch):
+    def no_s3fs(url):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", no_s3fs)
+    result = validate("--output", "s3://bucket/out")
+    sentence = "s3:// needs another package: pip install toprovar-batch[s3]"
+    assert (result.exit_code, result.stderr) == (2, f"Error: s3://bucket/out: {sentence}\n")
+    options = ["--set", "model.random_weights=false", "--set", "model.vae=s3://bucket/vae"]
+    assert validate(*options).stderr == f"Error: model.vae: s3://bucket/vae: {sentence}\n"
+
+
+def test_the_hub_that_cannot_be_reached_is_one_sentence(validate, monkeypatch):
+    httpx = pytest.importorskip("huggingface_hub.errors").HfHubHTTPError.__mro__[1]
+
+    def offline(*args, **kwargs):
+        raise httpx("Name or service not known")
+
+    monkeypatch.setattr(OutputFolder, "read_job", offline)
+    result = validate()
+    assert result.exit_code == 2
+    assert result.stderr.endswith("out: cannot be used: Name or service not known\n")
+
+
+def test_a_record_for_programs(validate, tmp_path):
+    rows = [{"prompt": "a cat"}, {"prompt": ""}]
+    result = validate("--json", rows=rows)
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["warnings"] == [
+        "prompts that cannot be used and become error rows: 1 (row 2: the prompt is empty)"
+    ]
+    assert (record["prompts"], record["prompts_unusable"], record["samples"], record["shards"]) == (
+        2,
+        1,
+        2,
+        1,
+    )
+    assert (record["output"], record["output_state"]) == (str(tmp_path / "out"), "new")
+    assert set(record["model_files"]) == {"transformer", "vae", "text_encoder"}
+    assert validate("--json", "--set", "policy=foo").exit_code == 2

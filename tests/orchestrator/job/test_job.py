@@ -115,7 +115,7 @@ def test_an_output_from_the_command_line_is_taken_literally(load, tmp_path, monk
         ("image: 5", "image must be a group of keys, got 5"),
         ("policy: fast", "policy.name must be one of dense, toprovar, fastvar, skipvar, detail, fixed_exit, replay, got the text 'fast'; did you mean fastvar?"),
         ("policy: 5", "policy must be a group of keys, got 5"),
-        ("policy: {beta: 1}", "policy.name is missing and has no default"),
+        ("policy: {beta: 1}", "policy.name is missing and has no default; it is one of dense, toprovar, fastvar, skipvar, detail, fixed_exit, replay"),
         ("policy: {name: toprovar, beta: -1}", "policy.beta must be at least 0, got -1"),
         ("policy: {name: toprovar, bta: 1}", "unknown key policy.bta; did you mean policy.beta?"),
         ("policy: {name: fixed_exit, beta: 1}", "unknown key policy.beta; it belongs to policy toprovar, not to fixed_exit"),

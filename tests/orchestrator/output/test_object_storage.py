@@ -84,9 +84,20 @@ def test_a_job_drains_and_goes_on_in_object_storage(write_job, s3, start_driver)
 
 
 def test_a_missing_bucket_is_the_users_mistake(write_job, s3):
-    result = CliRunner().invoke(main, ["submit", write_job(output="s3://no-such-bucket/out")])
-    assert result.exit_code == 2
-    assert "s3://no-such-bucket/out: cannot be written" in result.stderr
+    job = write_job(output="s3://no-such-bucket/out")
+    for command in ("validate", "submit"):
+        result = CliRunner().invoke(main, [command, job])
+        assert result.exit_code == 2
+        assert (
+            result.stderr
+            == "Error: s3://no-such-bucket/out: there is no bucket no-such-bucket; make it first\n"
+        )
+
+
+def test_a_new_folder_in_an_empty_bucket_is_new(write_job, s3):
+    s3.makedirs("empty", exist_ok=True)
+    job = load_job(write_job(output="s3://empty/out"))
+    assert check_output(job, plan_job(job)) == "new"
     assert not s3.exists("no-such-bucket")
 
 

@@ -4,15 +4,20 @@ import bz2
 import gzip
 import json
 import lzma
+import os
+import sys
+from decimal import Decimal
+from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from toprovar_batch.orchestrator.job.spec import PromptSpec
+from toprovar_batch.orchestrator.job.spec import JobSpec, PromptSpec
 from toprovar_batch.orchestrator.prompts import files as prompt_files
 from toprovar_batch.orchestrator.prompts.read import RESERVED_COLUMNS, read_prompts
+from toprovar_batch.orchestrator.prompts.sample_plan import plan_samples
 from toprovar_batch.worker.errors import PromptSourceError
 
 CATS = ["a cat", "two cats"]
@@ -155,6 +160,17 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(source):
     assert read(source("p[1].txt", "a cat")).num_rows == 1
 
 
+def test_a_folder_whose_name_looks_like_a_glob_is_taken_as_it_is(source, tmp_path):
+    source("job [1] *?/b.txt", "a cat")
+    source("job 1 x/b.txt", "a dog")
+    table = read(str(tmp_path / "job [1] *?" / "*.txt"))
+    assert table.column("prompt").to_pylist() == ["a cat"]
+    table = read(str(tmp_path / "job ?1? *" / "*.txt"))
+    assert table.column("prompt").to_pylist() == ["a cat"]
+    table = read(str(tmp_path / "job ? [w-x]" / "*.txt"))
+    assert table.column("prompt").to_pylist() == ["a dog"]
+
+
 def test_urls_are_read_through_fsspec():
     memory = fsspec.filesystem("memory")
     memory.pipe("/mem/p.jsonl.gz", gzip.compress(jsonl({"prompt": "a cat"}).encode()))
@@ -211,10 +227,58 @@ def test_missing_and_empty_sources(source, tmp_path):
     assert error_of(missing) == f"{missing}: the prompt file does not exist"
     for name, content in {"e.txt": "", "e.jsonl": "\n\n", "e.csv": "prompt\n", "e.json": "{}", "e.parquet": {"prompt": pa.array([], pa.string())}}.items():  # fmt: skip
         assert "there are no prompts in it" in error_of(source(name, content))
-    assert "is not a readable CSV file: Empty CSV file" in error_of(source("f.csv", ""))
+    for name in ("e.csv", "e.txt", "e.jsonl", "e.json", "e.csv.gz"):
+        for content in (b"", b"\n \n"):
+            path = source(name, gzip.compress(content) if name.endswith(".gz") else content)
+            assert error_of(path) == f"{path}: there are no prompts in it"
     assert "no prompt file is there" in error_of(str(tmp_path / "none*.txt"))
     (tmp_path / "folder").mkdir()
     assert "no prompt file is there" in error_of(str(tmp_path / "folder"))
+
+
+def test_an_empty_csv_beside_others_adds_nothing(source, tmp_path):
+    source("d/a.csv", "")
+    source("d/b.csv", "prompt,n\na cat,1\n")
+    assert read(str(tmp_path / "d")).column("n").to_pylist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", "a cat\rtwo cats\r"),
+        ("p.jsonl", '{"prompt": "a cat"}\r{"prompt": "two cats"}'),
+        ("p.csv", 'prompt\r"a cat"\rtwo cats\r'),
+    ],
+)
+def test_the_line_ends_of_old_macs_end_lines(source, name, content):
+    assert read(source(name, content)).column("prompt").to_pylist() == CATS
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_prompts_come_through_a_pipe(source, name):
+    path = source(name, FORMATS[name])
+    content = Path(path).read_bytes()
+    kind = prompt_files.FORMATS[Path(path).suffix]
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as file:
+        file.write(content)
+    table = read(f"/dev/fd/{reader}", format=kind)
+    os.close(reader)
+    assert table.column("prompt").to_pylist() == CATS
+
+
+def test_a_pipe_does_not_tell_its_format(source):
+    assert (
+        "standard input: a name without extension does not tell the format; set prompts.format"
+        in error_of("-")
+    )
+    assert error_of("/dev/null", format="txt") == "/dev/null: there are no prompts in it"
+
+
+@pytest.mark.parametrize("name", ["seed", "h_div_w", "negative_prompt", "Seed"])
+def test_a_column_that_could_be_used_is_refused_with_the_key_that_uses_it(source, name):
+    message = error_of(source("p.jsonl", jsonl({"prompt": "x", name: 1})))
+    assert f"use it with prompts.{name.lower()}_column: {name}, rename it, or leave it out" in message
 
 
 def test_a_folder_of_several_formats_is_refused(source, tmp_path):
@@ -245,8 +309,13 @@ def test_a_folder_of_several_formats_is_refused(source, tmp_path):
         ("p.json", b'{\n"a": {"prompt": "x"},\n}', "p.json: broken JSON at line "),
         ("p.json", b'[{"prompt": "x"}]', "p.json: expected the form of MJHQ-30K"),
         ("p.json", b'{"a": "x"}', "p.json: expected an object with a prompt under 'a', got text"),
-        ("p.json", b'{"a": {"prompt": "x"}, "a": {"prompt": "y"}}', "p.json: the key 'a' is there twice"),
-        ("p.csv", b"prompt,n\nx,1\ny\n", "p.csv: row 2 has 1 fields and the header 2"),
+        ("p.json", b'{"a": {"prompt": "x"}, "a": {"prompt": "y"}}', "p.json, line 1: the key 'a' is there twice"),
+        ("p.json", b'{"a": {"prompt": "x"},\r\n"b": {"prompt": "a\\" {",\r\n"prompt": "y"}}', "p.json, line 3: the key 'prompt' is there twice in one object"),
+        ("p.jsonl", b'{"prompt": "x"}\n\n{"prompt": "x", "prompt": "y"}', "p.jsonl, line 3: the key 'prompt' is there twice in one object"),
+        ("p.jsonl", b'{"prompt": "x", "n": [{"k": 1, "j": {"k": "}"}, "\\u006b": 2}]}', "p.jsonl, line 1: the key 'k' is there twice in one object"),
+        ("p.jsonl", b'{"prompt": "x"}\r"y"', "p.jsonl, line 2: expected a JSON object with a prompt, got text"),
+        ("p.txt", b"good\rb\xe4d", "p.txt, line 2: not UTF-8 text"),
+        ("p.csv", b"prompt,n\nx,1\ny\n", "p.csv: row 2 has 1 field and the header 2"),
         ("p.csv", b"prompt,n\nx,1\ny, z,3\n", "p.csv: row 2 has 3 fields and the header 2"),
         ("p.csv", b"prompt,n,n\nx,1,2\n", "the column 'n' is there twice"),
         ("p.csv", b'prompt\nx\n"a cat\ntwo\nthree\n', "p.csv, line 3: a quotation mark is not closed"),
@@ -320,7 +389,7 @@ def test_a_column_of_one_type_that_is_no_text_cannot_be_the_prompt(source):
 def test_a_passed_column_must_fit_parquet(source):
     mixed = source("m.jsonl", jsonl({"prompt": "x", "n": 1}, {"prompt": "y", "n": "one"}))
     assert "the column 'n' holds values of different kinds" in error_of(mixed)
-    huge = source("h.jsonl", jsonl({"prompt": "x", "n": 2**70}))
+    huge = source("h.jsonl", jsonl({"prompt": "x", "n": [2**70, 0.5]}))
     assert "the column 'n' holds values of different kinds" in error_of(huge)
     half = source("s.jsonl", '{"prompt": "x", "\\ud800": 1}')
     assert r"the column name '\ud800' holds half a character" in error_of(half)
@@ -376,6 +445,59 @@ def test_csv_texts_stay_texts_and_may_span_lines(source):
     assert table.column("prompt").to_pylist() == ["123", 'two\nlines, "quoted"', "NA"]
     assert table.column("sample_id").to_pylist() == ["007", "008", "9"]
     assert table.column("n").to_pylist() == [1, None, 3]
+
+
+def test_whole_numbers_beyond_64_bits_are_kept(source):
+    wide = 123456789012345678901234567890
+    for path in (
+        source("p.jsonl", jsonl({"prompt": "x", "n": wide}, {"prompt": "y", "n": -1}, {"prompt": "z"})),
+        source("p.csv", f"prompt,n,f\nx,{wide},1e30\ny,-1,2\nz,,3\n"),
+    ):
+        table = read(path)
+        assert table.column("n").type == pa.decimal128(38, 0)
+        assert table.column("n").to_pylist() == [Decimal(wide), Decimal(-1), None]
+    assert table.column("f").to_pylist() == [1e30, 2.0, 3.0]
+    assert read(source("p.csv", f"prompt,n\nx,{'9' * 39}\n")).column("n").to_pylist() == ["9" * 39]
+
+
+@pytest.mark.parametrize("values", [[10**38], [2**64, True], [[2**64]]])
+def test_whole_numbers_that_cannot_be_kept_are_refused(source, values):
+    message = error_of(source("p.jsonl", jsonl(*({"prompt": "x", "n": value} for value in values))))
+    assert "the column 'n' holds a whole number of more than 64 bits" in message
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.map_(pa.string(), pa.int32()), pa.list_(pa.map_(pa.string(), pa.string()))]
+)
+def test_a_column_of_maps_is_refused_with_the_reader_that_cannot_take_it(source, kind):
+    message = error_of(source("p.parquet", {"prompt": ["x"], "m": pa.nulls(1, kind)}))
+    assert "the column 'm' holds " in message
+    assert "which datasets.load_dataset cannot read; leave it out with prompts.columns" in message
+
+
+def test_times_in_nanoseconds_need_no_pandas(source, monkeypatch):
+    kinds = [
+        pa.timestamp("ns"),
+        pa.timestamp("ns", "UTC"),
+        pa.time64("ns"),
+        pa.duration("ns"),
+        pa.duration("s"),
+    ]
+    kinds += [pa.list_(kinds[0]), pa.struct([("a", kinds[3])])]
+    values = [pa.array([1_001], kind) for kind in kinds[:5]]
+    values += [pa.array([[1_001]], kinds[5]), pa.array([{"a": 1_001}], kinds[6])]
+    columns = {f"c{index}": value for index, value in enumerate(values)}
+    path = source("p.parquet", {"prompt": ["x"], **columns})
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    table = read(path)
+    for name, value in columns.items():
+        assert table.column(name).combine_chunks().equals(value)
+    job = JobSpec.model_validate({"prompts": {"source": path}, "output": "out"})
+    plan = plan_samples(job, table)
+    later = table.set_column(table.schema.get_field_index("c0"), "c0", pa.array([1_002], kinds[0]))
+    assert plan.fingerprint != plan_samples(job, later).fingerprint
+    assert "c0" in error_of(path, id_column="c0")
+    assert "is not a seed" in error_of(path, seed_column="c0")
 
 
 def test_lone_surrogates_in_passed_columns_are_replaced(source):

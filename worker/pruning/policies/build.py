@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from toprovar_batch.worker.errors import ModelSpecError
+from toprovar_batch.worker.words import counted
 
 from .base import BatchContext, PruningPolicy
 from .dense import DensePolicy, FixedExitPolicy
@@ -121,5 +122,5 @@ def _check_replay(plan: Sequence[Sequence[float]], num_scales: int, depth: int) 
     for index, row in enumerate(plan):
         if len(row) != depth:
             raise ModelSpecError(
-                f"policy.plan[{index}]: the model has {depth} layers, but {len(row)} values are given"
+                f"policy.plan[{index}]: the model has {counted(depth, 'layer')}, but {counted(len(row), 'value is', 'values are')} given"
             )
