@@ -275,4 +275,4 @@ def finish(summary: RunSummary, go_on: str) -> None:
             f"{len(summary.unreachable)} cannot be read now"
         )
     if summary.only_errors:
-        raise RunFailedError(f"none of {summary.dataset.errors:,} samples has an image")
+        raise RunFailedError(f"none of {counted(summary.dataset.errors, 'sample')} has an image")

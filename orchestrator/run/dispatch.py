@@ -167,12 +167,14 @@ class Dispatcher:
     def _quarantine(self, found: Quarantine) -> None:
         """Give the samples of a broken place back, and go on with a worker fewer; end where there is no other place."""
         if found.everywhere:
-            raise RunFailedError(f"{found.failures} workers in a row made no image: {found.reason}")
+            raise RunFailedError(
+                f"{counted(found.failures, 'worker')} in a row made no image: {found.reason}"
+            )
         self._num_quarantined += 1
         self._ledger.give_back(found.shard_ids)
         self.outcome.failed = dict(self._ledger.failed)
         self._observer.say(
-            f"{found.failures} workers in a row made no image on {found.host}, so the run goes on with one worker "
+            f"{counted(found.failures, 'worker')} in a row made no image on {found.host}, so the run goes on with one worker "
             f"fewer: {found.reason}"
         )
 

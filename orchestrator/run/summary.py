@@ -160,7 +160,12 @@ def computation_lines(stats: ShardStats) -> Iterator[str]:
 def nameless_lines(count: int) -> Iterator[str]:
     """Say how many parts cannot tell which job they are of."""
     if count:
-        yield f"{count} parts of an earlier version do not name their job; status --verify compares their samples and seeds"
+        named = counted(
+            count,
+            "part of an earlier version does not name its job",
+            "parts of an earlier version do not name their job",
+        )
+        yield f"{named}; status --verify compares samples and seeds"
 
 
 def time_lines(stats: ShardStats) -> Iterator[str]:

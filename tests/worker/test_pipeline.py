@@ -161,7 +161,7 @@ def test_a_batch_too_large_for_the_memory_is_halved_while_others_are_under_way()
     steps = run_batches(engine.begin, engine.plan_batches(_requests(11)), overlap=True)
     assert _greys(steps) == {f"s{number}": number for number in range(11)}
     assert device.sizes == [4, 2, 2, 2, 2, 2, 1]
-    assert engine.usage() == {"out_of_memory": [{"batch_size": 4}], "batch_limit": 2}
+    assert engine.usage() == {"out_of_memory": [{"batch_size": 4}], "batch_limit": 2, "flat_batches": 6}
 
 
 def test_what_fails_at_the_encoder_is_raised_where_the_batch_would_be_given(monkeypatch):

@@ -247,7 +247,7 @@ def test_a_part_with_a_corrupt_picture_is_left_alone_and_named_when_errors_are_t
     assert list(summary.damaged) == [0]
     assert not summary.is_complete
     assert (summary.this_run.generated, summary.dataset.errors) == (1, 0)
-    with pytest.raises(RunFailedError, match="1 parts are unreadable"):
+    with pytest.raises(RunFailedError, match="1 part is unreadable"):
         finish(summary, "again")
     said = capsys.readouterr()
     assert f"shard 0 unreadable: {part}: " in said.out

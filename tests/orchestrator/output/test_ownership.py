@@ -82,7 +82,7 @@ def test_a_part_of_another_seed_is_not_whole(mixed, options):
     result = CliRunner().invoke(main, ["status", str(mixed), *options])
     assert result.exit_code == 1
     assert (
-        f"1 parts are damaged; delete them and submit the job again: {mixed / PART}: it belongs to another job"
+        f"1 part is damaged; delete what is damaged and submit the job again: {mixed / PART}: it belongs to another job"
         in (result.stderr)
     )
 

@@ -368,4 +368,4 @@ def test_a_part_that_the_output_never_takes_ends_the_run_once_the_others_are_fin
     with pytest.raises(RunFailedError, match="the output does not take a part: PermissionError: 403"):
         dispatcher.run()
     assert (fleet.started, list(dispatcher.outcome.committed)) == ([0, 1], [1])
-    assert "draining: finishing 1 shards under way" in observer
+    assert "draining: finishing 1 shard under way" in observer
