@@ -1,14 +1,13 @@
 """From a model's description to modules on a device: files fetched, checked and loaded, or random weights."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from .errors import ModelSpecError
-from .fetch import fetch, is_packaged
+from .fetch import fetch
 from .infinity.checkpoint import (
     StateDict,
     adapt_transformer,
@@ -20,9 +19,10 @@ from .infinity.checkpoint import (
 )
 from .infinity.config import TransformerArchitecture, VaeArchitecture
 from .infinity.initialize import initialize_randomly
-from .infinity.text import TextEncoder, check_local_encoder
+from .infinity.text import TextEncoder
 from .infinity.transformer import Infinity
 from .infinity.vae import Vae
+from .model_files import naming
 from .resolved import ResolvedModel
 
 
@@ -35,16 +35,24 @@ class Model:
     text_encoder: TextEncoder
 
 
-def _read_transformer(sizes: TransformerArchitecture, path: Path) -> tuple[Infinity, StateDict]:
-    """A transformer without storage, and its checked weights as they are stored."""
+def read_transformer(sizes: TransformerArchitecture, path: Path) -> tuple[Infinity, StateDict]:
+    """A transformer without storage, and its checked weights as they are stored.
+
+    Raises:
+        CheckpointError: the file does not fit the sizes; names the tensor.
+    """
     with torch.device("meta"):
         model = Infinity(sizes)
     state = normalize_transformer(read_state_dict(path))
     return model, fit_state(model, state, source=str(path), adapt=adapt_transformer)
 
 
-def _read_vae(sizes: VaeArchitecture, path: Path, *, with_encoder: bool) -> tuple[Vae, StateDict]:
-    """A VAE without storage, and its checked weights as they are stored."""
+def read_vae(sizes: VaeArchitecture, path: Path, *, with_encoder: bool) -> tuple[Vae, StateDict]:
+    """A VAE without storage, and its checked weights as they are stored.
+
+    Raises:
+        CheckpointError: the file does not fit the sizes; names the tensor.
+    """
     with torch.device("meta"):
         vae = Vae(sizes, with_encoder=with_encoder)
     state = normalize_vae(read_state_dict(path))
@@ -61,7 +69,7 @@ def load_transformer(
     Raises:
         CheckpointError: the file does not fit the sizes; names the tensor.
     """
-    model, fitted = _read_transformer(sizes, path)
+    model, fitted = read_transformer(sizes, path)
     load_into(model, fitted, device, transformer_dtype(dtype), source=str(path))
     return model.eval().requires_grad_(False)
 
@@ -84,7 +92,7 @@ def load_vae(
     Raises:
         CheckpointError: the file does not fit the sizes; names the tensor.
     """
-    vae, fitted = _read_vae(sizes, path, with_encoder=with_encoder)
+    vae, fitted = read_vae(sizes, path, with_encoder=with_encoder)
     load_into(vae, fitted, device, lambda _name: dtype, source=str(path))
     return vae.eval().requires_grad_(False)
 
@@ -129,7 +137,7 @@ def build_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype) 
         text_encoder = TextEncoder.random(model.random_text_encoder, seed, device, dtype)
     else:
         name = _text_encoder_name(files.text_encoder)
-        with _naming("model.text_encoder"):
+        with naming("model.text_encoder"):
             text_encoder = TextEncoder.load(name, device, dtype)
     if text_encoder.width != model.transformer.text_width:
         raise ModelSpecError(
@@ -148,53 +156,8 @@ def build_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype) 
     return Model(transformer, vae, text_encoder)
 
 
-@contextmanager
-def _naming(field: str) -> Iterator[None]:
-    """Put the job's field in front of what is wrong with its value."""
-    try:
-        yield
-    except ModelSpecError as error:
-        raise ModelSpecError(f"{field}: {error}") from error
-
-
 def _text_encoder_name(location: str) -> str:
     """A local folder or a Hugging Face id: an id stays one, also as hf://owner/name; URLs are fetched."""
     if location.startswith("hf://") and location.count("/") == 3:
         return location.removeprefix("hf://")
     return str(fetch(location)) if "://" in location or location.startswith("~") else location
-
-
-def check_model_files(model: ResolvedModel) -> list[str]:
-    """What can be told about a model's files without loading them: of local and shipped checkpoints, names and shapes.
-
-    Args:
-        model: its sizes and files.
-
-    Returns:
-        One line per part, for a person: where it comes from.
-
-    Raises:
-        ModelSpecError: a missing local file; names it.
-        CheckpointError: a local checkpoint that does not fit, or one of the package that is not installed.
-    """
-    lines = []
-    for part in ("transformer", "vae", "text_encoder"):
-        location = getattr(model.files, part)
-        if location is None:
-            lines.append(f"{part}: random weights, seed {model.weights_seed}")
-            continue
-        lines.append(f"{part}: {location}")
-        is_id = part == "text_encoder" and not location.startswith((".", "/", "~"))
-        if not is_packaged(location) and ("://" in location or is_id):
-            continue
-        path = fetch(location)
-        if not path.exists():
-            raise ModelSpecError(f"model.{part}: {location}: no such file or folder")
-        if part == "transformer":
-            _read_transformer(model.transformer, path)
-        elif part == "vae":
-            _read_vae(model.vae, path, with_encoder=False)
-        else:
-            with _naming("model.text_encoder"):
-                check_local_encoder(path, model.transformer.text_width)
-    return lines

@@ -105,7 +105,7 @@ class ResolvedSpec:
 def resolve(spec: EngineSpec) -> ResolvedSpec:
     """Fill in what a spec leaves to its preset.
 
-    Whether the policy fits the model is checked where it is built, see `policy_factory`.
+    Whether the policy fits the model is checked by `check_policy`.
 
     Raises:
         ModelSpecError: an unknown preset, sizes that no Infinity model can have, a part without a file, a list of the

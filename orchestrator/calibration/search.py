@@ -26,7 +26,7 @@ from toprovar_batch.worker.pruning.calibration import (
     simulate,
 )
 from toprovar_batch.worker.pruning.policies.base import BatchContext
-from toprovar_batch.worker.pruning.policies.build import first_unguided_scale
+from toprovar_batch.worker.pruning.policies.fit import first_unguided_scale
 from toprovar_batch.worker.pruning.policies.specs import (
     DenseSpec,
     DetailSpec,

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.fetch import is_packaged
+from toprovar_batch.worker.model_files import check_model_files
+from toprovar_batch.worker.pruning.policies.fit import check_policy
 from toprovar_batch.worker.resolved import ModelFiles
 from toprovar_batch.worker.storage import locate, storage_errors, what_happened
 
@@ -24,11 +26,7 @@ def check_job(job: JobSpec) -> list[str]:
     """
     spec = job.resolved
     _check_protocols(spec.model.files)
-    # PyTorch takes seconds to import, and a job with a misspelled key does not get here.
-    from toprovar_batch.worker.models import check_model_files  # noqa: PLC0415
-    from toprovar_batch.worker.pruning.policies.build import policy_factory  # noqa: PLC0415
-
-    policy_factory(spec.policy, spec.num_scales, spec.model.transformer.depth)
+    check_policy(spec.policy, spec.num_scales, spec.model.transformer.depth)
     return check_model_files(spec.model)
 
 

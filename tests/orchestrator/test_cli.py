@@ -39,6 +39,20 @@ def test_help_names_every_command_and_imports_none():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("policy", ["dense", "detail", "fastvar", "fixed_exit", "skipvar", "toprovar"])
+def test_a_job_without_checkpoints_of_its_own_is_checked_without_pytorch(pytestconfig, tmp_path, policy):
+    job = str(pytestconfig.rootpath / "jobs/demo.yaml")
+    code = (
+        "import sys; from click.testing import CliRunner; from toprovar_batch.orchestrator.cli import main\n"
+        "result = CliRunner().invoke(main, ['validate', *sys.argv[1:]])\n"
+        "assert result.exit_code == 0, result.output\n"
+        "heavy = {'torch', 'transformers', 'ray', 'pyarrow.dataset'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    options = ["--set", f"policy={policy}", "--output", str(tmp_path / "out")]
+    subprocess.run([sys.executable, "-c", code, job, *options], check=True)
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_in_the_table_exists(name):
     assert isinstance(cli.main.get_command(click.Context(cli.main), name), click.Command)

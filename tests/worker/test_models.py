@@ -7,7 +7,8 @@ import torch
 
 from toprovar_batch.worker.errors import CheckpointError, ModelSpecError
 from toprovar_batch.worker.infinity.transformer import Infinity
-from toprovar_batch.worker.models import build_model, check_model_files, random_transformer
+from toprovar_batch.worker.model_files import check_model_files
+from toprovar_batch.worker.models import build_model, random_transformer
 from toprovar_batch.worker.presets import get_preset
 from toprovar_batch.worker.resolved import resolve_model
 from toprovar_batch.worker.specs import ArchitectureSpec, ModelSpec

@@ -1,13 +1,12 @@
 """The T5 text encoder, through transformers."""
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from toprovar_batch.kernels.host_values import send
@@ -15,6 +14,7 @@ from toprovar_batch.worker.errors import ModelSpecError
 
 from .checkpoint import check_finite
 from .config import MAX_TEXT_TOKENS, T5Architecture
+from .encoder_folder import MODEL_TYPES, refuse_unless, refuse_without_tokenizer
 from .initialize import initialize_randomly
 from .text_shapes import CHUNK_ROWS, chunks
 
@@ -26,58 +26,7 @@ if TYPE_CHECKING:
 _MAX_CHARACTERS = MAX_TEXT_TOKENS * 64
 
 
-_MODEL_TYPES = ("t5", "mt5", "umt5")
 _PROBE = "a photo of a red apple on a table"
-
-
-def _refuse_unless(condition: bool, name: str, reason: str) -> None:
-    if not condition:
-        raise ModelSpecError(f"{name!r} is no T5 encoder that can be used: {reason}")
-
-
-def check_local_encoder(folder: Path, text_width: int) -> None:
-    """Check what a local text encoder says of itself, without loading it.
-
-    Args:
-        folder: of the encoder.
-        text_width: channels that the transformer reads.
-
-    Raises:
-        ModelSpecError: no T5 encoder, of another width, or with unreadable weights.
-    """
-    name = str(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelSpecError(f"{name!r} is no folder of a T5 encoder (no readable config.json)") from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    _refuse_unless(kind in _MODEL_TYPES, name, f"it is of type {kind!r}")
-    width = config.get("d_model")
-    _refuse_unless(
-        width == text_width, name, f"its width is {width}, the transformer reads text of width {text_width}"
-    )
-    _refuse_without_tokenizer(folder)
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise ModelSpecError(f"{file} is not readable (truncated?); fetch it again") from error
-
-
-def _refuse_without_tokenizer(folder: Path) -> None:
-    """Refuse the folder of an encoder that lacks its vocabulary; only a tokenizer of bytes needs none."""
-    try:
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        settings = None
-    kind = settings.get("tokenizer_class") if isinstance(settings, dict) else None
-    vocabulary = any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model"))
-    _refuse_unless(
-        vocabulary or str(kind).startswith("ByT5"),
-        str(folder),
-        "its tokenizer is missing (tokenizer.json or spiece.model)",
-    )
 
 
 @dataclass(frozen=True)
@@ -120,9 +69,9 @@ class TextEncoder:
         try:
             # A config of another kind, or weights that leave layers out, would load without complaint.
             config = AutoConfig.from_pretrained(name)
-            _refuse_unless(config.model_type in _MODEL_TYPES, name, f"it is of type {config.model_type!r}")
+            refuse_unless(config.model_type in MODEL_TYPES, name, f"it is of type {config.model_type!r}")
             if Path(name).is_dir():
-                _refuse_without_tokenizer(Path(name))
+                refuse_without_tokenizer(Path(name))
             tokenizer = AutoTokenizer.from_pretrained(name)
             model, report = T5EncoderModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
         except (
@@ -139,9 +88,9 @@ class TextEncoder:
                 f"{name!r} is no {kind} with a T5 encoder and its tokenizer ({reason})"
             ) from error
         lacking = sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])])
-        _refuse_unless(not lacking, name, f"its weights do not fit its config: {', '.join(lacking[:1])}")
+        refuse_unless(not lacking, name, f"its weights do not fit its config: {', '.join(lacking[:1])}")
         unknown = tokenizer.unk_token_id
-        _refuse_unless(
+        refuse_unless(
             unknown is None or unknown not in tokenizer(_PROBE)["input_ids"],
             name,
             "its tokenizer does not know plain words; is tokenizer.json or spiece.model missing?",

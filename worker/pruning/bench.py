@@ -16,9 +16,10 @@ from toprovar_batch.worker.infinity.schedule import scale_schedule
 
 from .plan import token_sets
 from .policies.base import BatchContext
+from .policies.fit import representative_scale
 from .policies.specs import ToprovarSpec
 from .policies.token_ranking import rank_tokens
-from .policies.toprovar import ToprovarPolicy, representative_scale
+from .policies.toprovar import ToprovarPolicy
 from .statistics import low_entropy_ratio, singular_value_ratio
 
 

@@ -18,8 +18,9 @@ from .history import BatchHistory, PromptWork
 from .plan import ScalePlan
 from .policies.base import BatchContext, Unobserving
 from .policies.build import policy_factory
+from .policies.fit import representative_scale
 from .policies.specs import ToprovarSpec
-from .policies.toprovar import representative_scale, round_entropy
+from .policies.toprovar import round_entropy
 from .statistics import low_entropy_ratio, singular_value_ratio
 
 # Drops every token of a Detail layer (R of at least 0.5, in the second half of the scales) but the floor and those whose

@@ -310,7 +310,7 @@ def test_a_broken_environment_costs_no_sample_and_ends_the_run(
 def test_a_dataset_with_nothing_but_errors_fails_the_run(write_job, tmp_path, make_engine_factory):
     summary = submit(write_job(["refuse"]), engine_factory=make_engine_factory())
     assert the_record(tmp_path)["ended"] == "incomplete"
-    with pytest.raises(RunFailedError, match="none of 1 samples has an image"):
+    with pytest.raises(RunFailedError, match="none of 1 sample has an image"):
         finish(summary, "again")
 
 

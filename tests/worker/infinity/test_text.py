@@ -11,7 +11,8 @@ from transformers import BertConfig, ByT5Tokenizer, T5Config, T5EncoderModel
 
 from toprovar_batch.worker.errors import CheckpointError, ModelSpecError
 from toprovar_batch.worker.infinity.config import T5Architecture
-from toprovar_batch.worker.infinity.text import TextEncoder, check_local_encoder
+from toprovar_batch.worker.infinity.encoder_folder import check_local_encoder
+from toprovar_batch.worker.infinity.text import TextEncoder
 
 CPU = torch.device("cpu")
 

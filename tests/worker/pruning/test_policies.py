@@ -6,12 +6,16 @@ import torch
 from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.image_statistics import ImageStatistics
 from toprovar_batch.worker.infinity.schedule import RESOLUTIONS, scale_schedule
-from toprovar_batch.worker.pruning.policies.base import BatchContext, scale_in_proportion
+from toprovar_batch.worker.pruning.policies.base import BatchContext
 from toprovar_batch.worker.pruning.policies.build import policy_factory
-from toprovar_batch.worker.pruning.policies.detail import late_scales
 from toprovar_batch.worker.pruning.policies.fastvar import distance_to_mean
-from toprovar_batch.worker.pruning.policies.replay import paper_2b_plan
-from toprovar_batch.worker.pruning.policies.skipvar import decision_scale
+from toprovar_batch.worker.pruning.policies.fit import (
+    decision_scale,
+    late_scales,
+    paper_2b_plan,
+    representative_scale,
+    scale_in_proportion,
+)
 from toprovar_batch.worker.pruning.policies.specs import (
     DenseSpec,
     DetailSpec,
@@ -22,11 +26,7 @@ from toprovar_batch.worker.pruning.policies.specs import (
     ToprovarSpec,
 )
 from toprovar_batch.worker.pruning.policies.token_ranking import rank_tokens
-from toprovar_batch.worker.pruning.policies.toprovar import (
-    layer_counts,
-    reaches_threshold,
-    representative_scale,
-)
+from toprovar_batch.worker.pruning.policies.toprovar import layer_counts, reaches_threshold
 
 from .early_toprovar import early_toprovar
 

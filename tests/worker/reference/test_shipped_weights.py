@@ -5,7 +5,8 @@ import torch
 
 from toprovar_batch.worker.fetch import fetch
 from toprovar_batch.worker.generator import Generator
-from toprovar_batch.worker.models import build_model, check_model_files, load_vae
+from toprovar_batch.worker.model_files import check_model_files
+from toprovar_batch.worker.models import build_model, load_vae
 from toprovar_batch.worker.packed_weights import SUFFIX
 from toprovar_batch.worker.presets import get_preset
 from toprovar_batch.worker.reference.scenes.vocab import TASKS

@@ -49,21 +49,6 @@ class BatchContext:
         return replace(self.dense(scale_index), skipped=(True,) * self.num_prompts)
 
 
-def scale_in_proportion(scale_of_13: int, num_scales: int) -> int:
-    """The scale of a schedule that lies where a scale of the 13 of the 1M schedule does.
-
-    A scale lies in the middle of its place: (scale + 1/2) of 13 becomes as much of `num_scales`.
-
-    Args:
-        scale_of_13: counted from 0.
-        num_scales: S.
-
-    Returns:
-        Counted from 0; halves go to the even scale.
-    """
-    return round((scale_of_13 + 0.5) * num_scales / 13 - 0.5)
-
-
 class PruningPolicy(Protocol):
     """Decides what runs, from what it has observed in earlier scales."""
 

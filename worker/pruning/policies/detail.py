@@ -18,16 +18,9 @@ from toprovar_batch.worker.pruning.plan import ScalePlan, TokenSet
 from toprovar_batch.worker.pruning.saliency import code_detail
 from toprovar_batch.worker.pruning.statistics import resize_maps
 
-from .base import BatchContext, Unobserving, scale_in_proportion
+from .base import BatchContext, Unobserving
+from .fit import late_scales
 from .specs import DetailSpec
-
-
-def late_scales(spec: DetailSpec, num_scales: int) -> tuple[int, int]:
-    """The first scale that may be pruned and the first without guidance: the spec's, or 9 and 8 of 13 in proportion."""
-    return (
-        scale_in_proportion(9, num_scales) if spec.first_scale is None else spec.first_scale,
-        scale_in_proportion(8, num_scales) if spec.conditional_from is None else spec.conditional_from,
-    )
 
 
 class DetailPolicy(Unobserving):

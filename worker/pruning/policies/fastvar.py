@@ -7,6 +7,7 @@ from torch import Tensor
 from toprovar_batch.worker.pruning.plan import ScalePlan, TokenSet
 
 from .base import BatchContext, Unobserving
+from .fit import fastvar_layers
 from .specs import FastvarSpec
 
 
@@ -58,10 +59,3 @@ class FastvarPolicy(Unobserving):
             chosen if self._first <= layer <= self._last else None for layer in range(context.depth)
         )
         return replace(dense, layers=layers, restore=cached)
-
-
-def fastvar_layers(spec: FastvarSpec, depth: int) -> tuple[int, int]:
-    """First and last layer that FastVAR prunes: 3 and 27 of 32, in proportion, where the spec names none."""
-    first = round(3 * depth / 32) if spec.first_layer is None else spec.first_layer
-    last = min(depth - 1, round(27 * depth / 32)) if spec.last_layer is None else spec.last_layer
-    return first, last

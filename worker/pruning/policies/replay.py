@@ -44,13 +44,3 @@ class ReplayPolicy(Unobserving):
         noise = pruning_noise(context.seeds, scale_index, context.depth, num_tokens)
         layers = token_sets(counts, noise, num_tokens, context.seeds.device)
         return replace(dense, layers=layers, restore=self._cached)
-
-
-def paper_2b_plan(depth: int) -> list[list[float]]:
-    """What the paper's ablation times of the 2B model imply, for a model of any depth.
-
-    In the last three scales (from 10 of 13 on) 6% of the layers, evenly spread, run whole, the others 3% of the tokens.
-    """
-    num_whole = max(1, round(0.06 * depth))
-    whole = {int((index + 0.5) * depth / num_whole) for index in range(num_whole)}
-    return [[1.0 if layer in whole else 0.03 for layer in range(depth)]] * 3

@@ -9,7 +9,8 @@ from torch.nn.functional import interpolate
 
 from toprovar_batch.worker.pruning.plan import ScalePlan
 
-from .base import BatchContext, Unobserving, scale_in_proportion
+from .base import BatchContext, Unobserving
+from .fit import decision_scale
 from .specs import SkipvarSpec
 
 
@@ -31,11 +32,6 @@ def high_frequency_energy(summed_codes: Tensor, size: tuple[int, int]) -> Tensor
     total = energy.sum((-2, -1))
     share = (energy * high).sum((-2, -1)) / torch.where(total > 0, total, 1.0)
     return torch.where(total.isfinite(), share, torch.nan)
-
-
-def decision_scale(spec: SkipvarSpec, num_scales: int) -> int:
-    """The scale after which is decided: the spec's, or the seventh of 13 in proportion, counted from 0."""
-    return scale_in_proportion(6, num_scales) if spec.decision_scale is None else spec.decision_scale
 
 
 class SkipvarPolicy(Unobserving):

@@ -20,7 +20,8 @@ from toprovar_batch.worker.pruning.statistics import (
     singular_value_ratio,
 )
 
-from .base import BatchContext, scale_in_proportion
+from .base import BatchContext
+from .fit import representative_scale
 from .latest_maps import LatestMaps, of_prompts
 from .specs import ToprovarSpec
 from .token_ranking import TokenRanking, rank_tokens
@@ -33,16 +34,6 @@ _ENTROPY_STEP = 2.0**-10
 def round_entropy(maps: Tensor) -> Tensor:
     """Entropies as decisions see them: in multiples of 2**-10 nats."""
     return (maps / _ENTROPY_STEP).round() * _ENTROPY_STEP
-
-
-def representative_scale(spec: ToprovarSpec, num_scales: int) -> int:
-    """The scale whose maps give R: the spec's, or 8 of 13 in proportion, counted from 0.
-
-    The paper has its sixth, which is 5 of 13; `docs/quality.md` has what earlier and later ones cost.
-    """
-    if spec.representative_scale is not None:
-        return spec.representative_scale
-    return scale_in_proportion(8, num_scales)
 
 
 def reaches_threshold(spec: ToprovarSpec, ratio: float) -> bool:
