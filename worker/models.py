@@ -1,6 +1,7 @@
 """From a model's description to modules on a device: files fetched, checked and loaded, or random weights."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,11 +133,20 @@ def build_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype) 
         ModelSpecError: a text encoder that does not fit.
         CheckpointError: a weight file that cannot be had or does not fit.
     """
-    files, seed = model.files, model.weights_seed
-    if files.text_encoder is None:
-        text_encoder = TextEncoder.random(model.random_text_encoder, seed, device, dtype)
+    # The text encoder imports while the others are read and copied, both of which leave Python to others.
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
+        others = thread.submit(_load_transformer_and_vae, model, device, dtype)
+        text_encoder = _load_text_encoder(model, device, dtype)
+        transformer, vae = others.result()
+    transformer.freeze()
+    return Model(transformer, vae, text_encoder)
+
+
+def _load_text_encoder(model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> TextEncoder:
+    if model.files.text_encoder is None:
+        text_encoder = TextEncoder.random(model.random_text_encoder, model.weights_seed, device, dtype)
     else:
-        name = _text_encoder_name(files.text_encoder)
+        name = _text_encoder_name(model.files.text_encoder)
         with naming("model.text_encoder"):
             text_encoder = TextEncoder.load(name, device, dtype)
     if text_encoder.width != model.transformer.text_width:
@@ -144,6 +154,13 @@ def build_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype) 
             f"model.text_encoder: its width is {text_encoder.width}, "
             f"but the transformer reads text of width {model.transformer.text_width}"
         )
+    return text_encoder
+
+
+def _load_transformer_and_vae(
+    model: ResolvedModel, device: torch.device, dtype: torch.dtype
+) -> tuple[Infinity, Vae]:
+    files, seed = model.files, model.weights_seed
     if files.transformer is None:
         transformer = random_transformer(model.transformer, seed, device, dtype)
     else:
@@ -152,8 +169,7 @@ def build_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype) 
         vae = random_vae(model.vae, seed, device, dtype)
     else:
         vae = load_vae(model.vae, fetch(files.vae), device, dtype)
-    transformer.freeze()
-    return Model(transformer, vae, text_encoder)
+    return transformer, vae
 
 
 def _text_encoder_name(location: str) -> str:

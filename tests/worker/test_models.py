@@ -1,5 +1,7 @@
 """From a model's description to modules: presets, files, overrides and what is refused."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,15 @@ def test_a_folder_that_is_no_text_encoder_names_its_field(tmp_path):
     for check in (check_model_files, lambda model: build_model(model, CPU, torch.float32)):
         with pytest.raises(ModelSpecError, match=rf"^model\.text_encoder: .*{tmp_path.name}"):
             check(model)
+
+
+def test_a_model_is_built_without_the_models_of_transformers_and_the_compiler_of_pytorch():
+    code = (
+        "import sys, torch; from toprovar_batch.worker.models import build_model\n"
+        "from toprovar_batch.worker.resolved import resolve_model; from toprovar_batch.worker.specs import ModelSpec\n"
+        "model = build_model(resolve_model(ModelSpec()), torch.device('cpu'), torch.float32)\n"
+        "model.text_encoder.encode(['a red cube', 'a'])\n"
+        "heavy = {'transformers.modeling_utils', 'transformers.masking_utils', 'torch._dynamo'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,6 +8,14 @@ from torch import Tensor, nn
 _GAINS = {"ada_gss": 0.3, "lvl_embed.weight": 0.5, "pos_start": 0.5, "cfg_uncond": 0.5, "mat_q": 1.0}
 
 
+def empty_embedding(rows: int, width: int) -> nn.Embedding:
+    """An embedding [rows, width] that waits for its values.
+
+    PyTorch's own would draw some, and to do so on the meta device it would import its compiler.
+    """
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+
+
 def initialize_randomly(module: nn.Module, seed: int) -> None:
     """Fill every parameter so that signals keep their size through the network.
 

@@ -1,4 +1,4 @@
-"""The T5 text encoder, through transformers."""
+"""The T5 text encoder with its tokenizer, which is that of transformers."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +10,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from toprovar_batch.kernels.host_values import send
-from toprovar_batch.worker.errors import ModelSpecError
+from toprovar_batch.worker.errors import CheckpointError, ModelSpecError
 
 from .checkpoint import check_finite
 from .config import MAX_TEXT_TOKENS, T5Architecture
 from .encoder_folder import MODEL_TYPES, refuse_unless, refuse_without_tokenizer
+from .encoder_weights import load_encoder, read_config
 from .initialize import initialize_randomly
+from .t5 import T5Encoder, T5Settings
 from .text_shapes import CHUNK_ROWS, chunks
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class EncodedText:
 class TextEncoder:
     """Tokenizer and T5 encoder together."""
 
-    def __init__(self, tokenizer: Any, model: Any, device: torch.device) -> None:
+    def __init__(self, tokenizer: Any, model: T5Encoder, device: torch.device) -> None:
         self._tokenizer = tokenizer
         self._model = model.to(device).eval().requires_grad_(False)
         self._device = device
@@ -51,7 +53,7 @@ class TextEncoder:
     @property
     def width(self) -> int:
         """Channels Ct5 of the features."""
-        return int(self._model.config.d_model)
+        return self._model.settings.sizes.d_model
 
     @classmethod
     def load(cls, name: str, device: torch.device, dtype: torch.dtype) -> "TextEncoder":
@@ -61,20 +63,22 @@ class TextEncoder:
             ModelSpecError: not a T5 encoder with its tokenizer, or not to be had; names it.
             CheckpointError: a weight is no finite number; names the tensor.
         """
-        from transformers import AutoConfig, AutoTokenizer, T5EncoderModel  # noqa: PLC0415 (slow to import)
+        from transformers import AutoTokenizer  # noqa: PLC0415 (slow to import)
         from transformers.utils import logging  # noqa: PLC0415
 
         logging.disable_progress_bar()
         kind = "folder" if Path(name).exists() else "folder or Hugging Face id"
         try:
-            # A config of another kind, or weights that leave layers out, would load without complaint.
-            config = AutoConfig.from_pretrained(name)
-            refuse_unless(config.model_type in MODEL_TYPES, name, f"it is of type {config.model_type!r}")
+            config = read_config(name)
+            refuse_unless(
+                config.get("model_type") in MODEL_TYPES, name, f"it is of type {config.get('model_type')!r}"
+            )
             if Path(name).is_dir():
                 refuse_without_tokenizer(Path(name))
             tokenizer = AutoTokenizer.from_pretrained(name)
-            model, report = T5EncoderModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
+            model, lacking = load_encoder(name, config, device, dtype)
         except (
+            CheckpointError,
             OSError,
             ValueError,
             KeyError,
@@ -87,7 +91,6 @@ class TextEncoder:
             raise ModelSpecError(
                 f"{name!r} is no {kind} with a T5 encoder and its tokenizer ({reason})"
             ) from error
-        lacking = sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])])
         refuse_unless(not lacking, name, f"its weights do not fit its config: {', '.join(lacking[:1])}")
         unknown = tokenizer.unk_token_id
         refuse_unless(
@@ -104,18 +107,10 @@ class TextEncoder:
         cls, sizes: T5Architecture, seed: int, device: torch.device, dtype: torch.dtype
     ) -> "TextEncoder":
         """A T5 encoder of the given sizes with seeded random weights, reading bytes as ByT5 does."""
-        from transformers import ByT5Tokenizer, T5Config, T5EncoderModel  # noqa: PLC0415 (slow to import)
+        from transformers import ByT5Tokenizer  # noqa: PLC0415 (slow to import)
 
-        config = T5Config(
-            d_model=sizes.d_model,
-            d_kv=sizes.d_kv,
-            d_ff=sizes.d_ff,
-            num_layers=sizes.num_layers,
-            num_heads=sizes.num_heads,
-            feed_forward_proj="gated-gelu",
-        )
         with torch.device("meta"):
-            model = T5EncoderModel(config).to(dtype)
+            model = T5Encoder(T5Settings(sizes)).to(dtype)
         model.to_empty(device=device)
         initialize_randomly(model, seed)
         return cls(ByT5Tokenizer(), model, device)
@@ -155,38 +150,18 @@ class TextEncoder:
         for row, text in enumerate(texts):
             ids[row, : len(text)] = torch.tensor(text)
             own[row, : len(text)] = 1
+        mask = own.bool()[:, None, None, :]
         with torch.inference_mode():
             if self._device.type != "cuda":
-                return self._forward(ids, self._padding_mask(own))
-            # With one row more, which is padded, there always is a mask.
-            mask = self._padding_mask(torch.cat((own, torch.eye(1, width, dtype=torch.int64))))
-            assert mask is not None
+                hidden: Tensor = self._model(ids, None if mask.all() else mask)
+                return hidden
             if width not in self._inputs:
                 self._inputs[width] = (
                     torch.empty_like(ids, device=self._device),
-                    torch.empty_like(mask[:rows]),
+                    torch.empty_like(mask, device=self._device),
                 )
             static = self._inputs[width]
-            static[0].copy_(send(ids, self._device))
-            static[1].copy_(mask[:rows])
-            body = partial(self._forward, *static)
+            for held, given in zip(static, (ids, mask), strict=True):
+                held.copy_(send(given, self._device))
+            body = partial(self._model, *static)
             return body() if self.replay is None else self.replay.run(("t5", width), body)
-
-    def _forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        hidden: Tensor = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
-        return hidden
-
-    def _padding_mask(self, attention_mask: Tensor) -> Tensor | None:
-        """What the model makes of an attention mask, made on the host: on a GPU it would wait to see if one is needed.
-
-        Args:
-            attention_mask: [n, N] int64, 0 where a prompt is padded.
-
-        Returns:
-            [n, 1, N, N] on the encoder's device, which the model takes as it is; None where none is padded.
-        """
-        from transformers.masking_utils import create_bidirectional_mask  # noqa: PLC0415 (slow to import)
-
-        sizes = torch.empty(*attention_mask.shape, 0, dtype=self._model.dtype)
-        mask = create_bidirectional_mask(self._model.config, sizes, attention_mask)
-        return None if mask is None else send(mask, self._device)

@@ -22,6 +22,7 @@ from toprovar_batch.kernels.ops import (
 )
 
 from .config import MAX_LEVELS, MAX_TEXT_TOKENS, TransformerArchitecture
+from .initialize import empty_embedding
 from .memory import SelfAttentionMemory
 from .residual import Residual
 from .rope import RotationTables
@@ -239,7 +240,7 @@ class Infinity(nn.Module):
         self.text_proj_for_ca = nn.Sequential(
             nn.Linear(sizes.text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
         )
-        self.lvl_embed = nn.Embedding(MAX_LEVELS, width)
+        self.lvl_embed = empty_embedding(MAX_LEVELS, width)
         self.word_embed = RowLinear(sizes.bits_per_token, width)
         self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.depth))

@@ -7,11 +7,21 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, ByT5Tokenizer, T5Config, T5EncoderModel
+from transformers import (
+    BertConfig,
+    ByT5Tokenizer,
+    MT5Config,
+    MT5EncoderModel,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 from toprovar_batch.worker.errors import CheckpointError, ModelSpecError
 from toprovar_batch.worker.infinity.config import T5Architecture
 from toprovar_batch.worker.infinity.encoder_folder import check_local_encoder
+from toprovar_batch.worker.infinity.encoder_weights import load_encoder, read_config
 from toprovar_batch.worker.infinity.text import TextEncoder
 
 CPU = torch.device("cpu")
@@ -54,18 +64,80 @@ def test_a_saved_encoder_gives_each_prompt_its_own_tokens(folder):
     check_local_encoder(folder, 32)
 
 
-@pytest.mark.parametrize("prompts", [["ab", "abcdef", ""], ["abc", "def"]], ids=["padded", "of one length"])
-def test_the_mask_that_is_made_on_the_host_is_the_models_own(folder, prompts):
-    encoder, given = _load(folder), []
-    encoder._model.encoder.block[0].register_forward_pre_hook(lambda _, args: given.append(args[1]))
-    found = encoder.encode(prompts)
-    batch = encoder._tokenizer(prompts, padding=True, return_tensors="pt")
-    hidden = encoder._model(**batch).last_hidden_state
-    ours, theirs = given
-    assert (ours is None) == (theirs is None) == (len(prompts) == 2)
-    assert ours is None or torch.equal(ours, theirs)
+KINDS = {
+    "t5": (T5Config, T5EncoderModel),
+    "mt5": (MT5Config, MT5EncoderModel),
+    "umt5": (UMT5Config, UMT5EncoderModel),
+}
+
+
+def _save(folder, kind, projection, dtype, **saved_as):
+    """A small encoder of a kind, and the one that transformers loads from its folder."""
+    make_config, make_model = KINDS[kind]
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 4, "vocab_size": 384}
+    torch.manual_seed(0)
+    make_model(make_config(**sizes, feed_forward_proj=projection)).save_pretrained(folder, **saved_as)
+    ByT5Tokenizer().save_pretrained(folder)
+    return make_model.from_pretrained(folder, dtype=dtype).eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "projection", "dtype"),
+    [
+        ("t5", "relu", torch.float32),
+        ("t5", "gated-gelu", torch.float32),
+        ("t5", "gated-gelu", torch.bfloat16),
+        ("t5", "gated-gelu", torch.float16),
+        ("mt5", "gated-silu", torch.float32),
+        ("umt5", "gated-gelu", torch.float32),
+    ],
+)
+@pytest.mark.parametrize(
+    "prompts", [["ab" * 70, "abcdef", ""], ["abc", "def"]], ids=["padded", "of one length"]
+)
+def test_the_features_are_those_of_transformers_to_the_bit(tmp_path, kind, projection, dtype, prompts):
+    theirs = _save(tmp_path, kind, projection, dtype)
+    ours, lacking = load_encoder(str(tmp_path), read_config(str(tmp_path)), CPU, dtype)
+    assert lacking == []
+    found = TextEncoder(ByT5Tokenizer(), ours, CPU).encode(prompts)
+    batch = ByT5Tokenizer()(prompts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        hidden = theirs(**batch).last_hidden_state.float()
     for row, text in zip(hidden, found, strict=True):
         assert torch.equal(row[: len(text.features)], text.features)
+
+
+def test_an_encoder_loads_from_any_form_of_its_files(tmp_path):
+    theirs = _save(tmp_path / "shards", "t5", "relu", torch.float32, max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    whole = {"decoder.final_layer_norm.weight": torch.ones(32), **theirs.state_dict()}
+    del whole["encoder.embed_tokens.weight"]
+    for name, state in (
+        ("torch", whole),
+        ("with a head", {f"transformer.{key}": whole[key] for key in whole}),
+    ):
+        shutil.copytree(tmp_path / "shards", tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors*"))
+        torch.save(state, tmp_path / name / "pytorch_model.bin")
+    first, *others = (
+        _load(tmp_path / name).encode(["a red cube"])[0].features
+        for name in ("shards", "torch", "with a head")
+    )
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_shards_of_the_decoder_alone_are_not_looked_at(tmp_path):
+    _save(tmp_path, "t5", "relu", torch.float32, max_shard_size="20KB")
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["decoder.final_layer_norm.weight"] = "gone.safetensors"
+    index.write_text(json.dumps(content))
+    assert _load(tmp_path).width == 32
+
+
+def test_an_unknown_activation_is_refused(folder):
+    _edit_config(folder, feed_forward_proj="gated-mish")
+    with pytest.raises(ModelSpecError, match=r"feed_forward_proj: 'gated-mish' is not known"):
+        _load(folder)
 
 
 def test_a_config_with_more_layers_than_weights_is_refused(folder):
