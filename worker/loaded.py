@@ -80,7 +80,7 @@ class LoadedModel:
             "backend_fallback": self.fallback,
             "least_rows": self.least_rows,
             "rows_independent": self.rows_independent,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # its own type would have the driver import torch
             "parameters": sum(parameter.numel() for parameter in self.model.transformer.parameters()),
         }
 

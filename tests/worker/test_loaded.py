@@ -45,3 +45,8 @@ def test_the_kernels_that_run_already_change_nothing(model):
 def test_kernels_that_cannot_run_are_refused(model):
     with pytest.raises(ModelSpecError, match="the triton backend cannot run here"):
         model.with_backend("triton", HEAD_DIM)
+
+
+def test_a_description_is_made_of_plain_values_that_the_driver_reads_without_pytorch(model):
+    values = [*model.describe().values(), *model.usage().values()]
+    assert {type(value) for value in values} <= {str, int, float, bool, type(None)}
