@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import StateDict, load_into, read_state_dict
+from .checkpoint import StateDict, read_state_dict
 from .t5 import T5Encoder, T5Settings, t5_dtype
 
 # In the order in which transformers looks for them.
@@ -61,7 +61,9 @@ def load_encoder(
     fitted = {key: found[key] for key, shape in wanted.items() if key in found and found[key].shape == shape}
     lacking = sorted(wanted.keys() - fitted.keys())
     if not lacking:
-        load_into(model, fitted, device, t5_dtype(dtype))
+        dtype_of = t5_dtype(dtype)
+        weights = {key: tensor.to(device, dtype_of(key), copy=True) for key, tensor in fitted.items()}
+        model.load_state_dict(weights, strict=True, assign=True)
     return model, lacking
 
 
