@@ -61,6 +61,11 @@ def _start(settings: Mapping[str, Any], address: str | None) -> None:
 
 def _local_settings(runtime: RuntimeJobSpec) -> dict[str, Any]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns about its old default
+    # Ray's node looks for its object store before that listens, and then waits this long; by default a second.
+    os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "50")
+    os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "200")
+    # By default a process for every core of the machine starts at once, and stands in the way of the few that are used.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     cpus = len(os.sched_getaffinity(0))
     settings = {
         "address": "local",  # a bare init may join somebody's cluster
