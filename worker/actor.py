@@ -131,6 +131,7 @@ class Committed:
 class Declined:
     """The shard's earlier part, whose good rows were to be kept, is damaged: it stays as it is, for the user to see."""
 
+    path: str
     reason: str
 
 
@@ -220,7 +221,7 @@ class GenerationWorker:
             try:
                 written = keep_rows(task, part, stats)
             except DamagedPartError as error:
-                yield Declined(str(error))
+                yield Declined(error.path, str(error))
                 return
             todo = task.samples.filter(
                 pc.invert(pc.is_in(task.samples["sample_id"], pa.array(written, pa.string())))

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from .part_file import PartWriter
 from .part_identity import PartOwner, check_part
-from .part_reader import DAMAGE, first_words, open_parquet
+from .part_reader import DAMAGE, UnreachableError, first_words, open_parquet
 from .shard_stats import ShardStats
 from .storage import locate
 from .worker_errors import writing
@@ -20,7 +20,11 @@ _IDENTIFYING = ("sample_id", "seed")  # with the job, they decide a row
 
 
 class DamagedPartError(Exception):
-    """A part whose content is wrong; no later reading will find it better."""
+    """A part whose content is wrong; no later reading will find it better. Its text is the reason."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(reason)
+        self.path = path
 
 
 def kept_rows(
@@ -40,7 +44,7 @@ def kept_rows(
 
     Raises:
         DamagedPartError: the part does not read back as it was written, or is not the shard's.
-        UnreachableError: the storage failed.
+        UnreachableError: the storage failed; names the part.
     """
     filesystem, path = locate(address)
     schema = owner.schema
@@ -55,8 +59,10 @@ def kept_rows(
                         raise ValueError(f"sample {row['sample_id']} is there twice, or is not the shard's")
                 rows = rows if schema is None else rows.select(schema.names).cast(schema)
                 yield rows.filter(pc.equal(rows["status"], "ok"))
+    except UnreachableError as error:
+        raise UnreachableError(f"{path} cannot be read now: {error}") from error
     except DAMAGE as error:
-        raise DamagedPartError(f"{path}: {first_words(error)}") from error
+        raise DamagedPartError(path, first_words(error)) from error
 
 
 def keep_rows(task: "ShardTask", part: PartWriter, stats: ShardStats) -> list[str]:

@@ -1,6 +1,7 @@
 """Words for people."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -13,6 +14,19 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
         plural: for several; None adds an s.
     """
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def with_error(value: float, error: float | None) -> str:
+    """A measured value with its standard error, both to the error's second digit: "0.058 ± 0.012".
+
+    Args:
+        value: what was measured.
+        error: its standard error; None or 0 where none is known.
+    """
+    if not error:
+        return f"{value:.3g}"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:

@@ -37,7 +37,7 @@ from toprovar_batch.worker.pruning.policies.specs import (
 from toprovar_batch.worker.reference.scoring.judging import Expectation
 from toprovar_batch.worker.reference.scoring.scorer import load_scorer
 from toprovar_batch.worker.request import GenerationRequest
-from toprovar_batch.worker.words import counted
+from toprovar_batch.worker.words import counted, with_error
 
 from .goal import (
     Candidate,
@@ -190,7 +190,8 @@ class Calibration:
             least = min(tried, key=lambda each: each.loss)
             raise JobSpecError(
                 f"--{goal.name.replace('_', '-')}: nothing that was tried reaches {goal.limit:g}; the nearest, "
-                f"{least.fraction:.1%} of the token-layers, gives {least.loss:.3g}; request more, or calibrate another policy"
+                f"{least.fraction:.1%} of the token-layers, gives {with_error(least.loss, least.standard_error)}; "
+                "request more, or calibrate another policy"
             )
         measured = {} if of_fraction else {"loss": best.loss, "standard_error": best.standard_error}
         attempts = [{"fraction": round(each.fraction, 6), "loss": each.loss} for each in tried]
@@ -225,9 +226,11 @@ class Calibration:
             yield f"detail_threshold {policy.detail_threshold:g}: {found.fraction:.1%} of the dense token-layers"
         if found.fraction == 1:
             yield "that is nothing pruned; request more, or calibrate another policy"
-        error = found.measured.get("standard_error")
-        if error is not None and error > abs(found.measured["loss"]):
-            yield f"{counted(len(self._requests), 'picture tells', 'pictures tell')} the loss only to ± {error:.3g}; more --prompts tell it better"
+        loss, error = found.measured.get("loss"), found.measured.get("standard_error")
+        if loss is not None:
+            yield f"loss {with_error(loss, error)}, from {counted(len(self._requests), 'picture')}"
+        if loss is not None and error is not None and error > abs(loss):
+            yield "its error is larger than the loss; more --prompts tell it better"
 
     def circumstances(self) -> dict[str, Any]:
         """What else the found settings depend on, for their provenance."""
@@ -254,8 +257,8 @@ def fraction_of(strength: float, least: float) -> float:
 
 
 def _told(goal: Goal, loss: float, error: float | None) -> str:
-    what = "points lost" if goal.name == "score_loss" else "less SSIM than 1"
-    return f"{loss:.3g}{'' if error is None else f' ± {error:.2g}'} {what}"
+    what = "points lost" if goal.name == "score_loss" else "of SSIM lost"
+    return f"{with_error(loss, error)} {what}"
 
 
 def draw_ratios(recordings: Sequence[Recording], spec: ToprovarSpec) -> Iterator[str]:

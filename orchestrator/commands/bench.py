@@ -12,6 +12,7 @@ from toprovar_batch import __version__
 from toprovar_batch.orchestrator.benchmark.combinations import combine
 from toprovar_batch.orchestrator.benchmark.commit import describe_commit
 from toprovar_batch.worker.errors import RunFailedError, UserError
+from toprovar_batch.worker.words import counted
 
 if TYPE_CHECKING:
     from toprovar_batch.orchestrator.benchmark.comparison import Compared, Comparison
@@ -184,7 +185,8 @@ def _fail_where_nothing_may_be_said(found: "Compared") -> None:
     """Exit code 1 where a check failed, or no combination could be timed."""
     faults = [check.fault for check in found.checks.values() if check.fault]
     if faults:
-        raise RunFailedError(f"{len(faults)} of {len(found.checks)} backends and dtypes: {faults[0]}")
+        pairs = counted(len(found.checks), "pair")
+        raise RunFailedError(f"{len(faults)} of {pairs} of backend and dtype: {faults[0]}")
     errors = [timing.error for timing in found.timings if timing.error]
     if len(errors) == len(found.timings):
         raise RunFailedError(f"no combination could be measured: {errors[0]}")

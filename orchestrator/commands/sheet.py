@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from toprovar_batch.orchestrator.commands.local_file import LocalFile
@@ -15,7 +14,6 @@ from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_outpu
 from toprovar_batch.orchestrator.output.parts import open_own_part, planned_schema
 from toprovar_batch.worker.errors import OutputFolderError, UserError
 from toprovar_batch.worker.part_identity import PartOwner
-from toprovar_batch.worker.part_reader import UnreachableError
 from toprovar_batch.worker.storage import storage_errors
 from toprovar_batch.worker.whole_file import whole_file
 
@@ -103,25 +101,27 @@ def _cells(output: str, width: int, limit: int, font: Font) -> Iterator[Cell]:
         job = folder.read_job()
         if job is None:
             raise OutputFolderError(f"{output}: no dataset of a job is here (no _job/job.json)")
-        for row in _rows(folder.owned_by(job), job["num_shards"], limit):
-            yield _cell(output, row, width, font)
-    except (*storage_errors(), UnreachableError, pa.ArrowException) as error:
-        raise OutputFolderError(f"{output}: cannot be read: {error}") from error
+        for path, row in _rows(folder.owned_by(job), job["num_shards"], limit):
+            yield _cell(path, row, width, font)
+    except storage_errors() as error:
+        raise OutputFolderError(f"{output} cannot be read now: {error}; try again later") from error
 
 
-def _rows(folder: OutputFolder, num_shards: int, limit: int) -> Iterator[dict[str, Any]]:
+def _rows(folder: OutputFolder, num_shards: int, limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The first rows, each with the path of its part."""
     owner = PartOwner(folder.job, planned_schema(folder))
     for shard_id in folder.finished(num_shards):
-        with open_own_part(folder, folder.part(shard_id, num_shards), shard_id, owner) as part:
+        path = folder.part(shard_id, num_shards)
+        with open_own_part(folder, path, shard_id, owner) as part:
             for batch in part.iter_batches(batch_size=8, columns=list(_COLUMNS)):
                 for row in batch.to_pylist()[:limit]:
                     limit -= 1
-                    yield row
+                    yield folder.shown(path), row
                 if not limit:
                     return
 
 
-def _cell(output: str, row: dict[str, Any], width: int, font: Font) -> Cell:
+def _cell(path: str, row: dict[str, Any], width: int, font: Font) -> Cell:
     caption = tuple(_wrapped(row["prompt"] or row["sample_id"], width, font))
     if row["status"] != "ok" or row["image"] is None:
         return Cell(None, caption)
@@ -130,7 +130,7 @@ def _cell(output: str, row: dict[str, Any], width: int, font: Font) -> Cell:
             picture = file.convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise OutputFolderError(
-            f"{output}: sample {row['sample_id']}: its image cannot be read; delete its part and submit again"
+            f"{path} is damaged: the image of sample {row['sample_id']} is none; delete it and submit the job again"
         ) from error
     picture.thumbnail((width, width))
     return Cell(picture, caption)

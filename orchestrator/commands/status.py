@@ -1,15 +1,18 @@
 """`toprovar-batch status`: how far a dataset is. Reads the folder only; needs neither Ray nor the job file."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from toprovar_batch.orchestrator.output.folder import locate_output
+from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
 from toprovar_batch.orchestrator.output.parts import (
+    damaged_sentence,
     foreign_file_reasons,
     planned_schema,
     read_footers,
+    unreachable_sentence,
     verify_parts,
 )
 from toprovar_batch.orchestrator.run.record import read_records
@@ -57,7 +60,7 @@ def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
         foreign = foreign_file_reasons(folder, num_shards)
         runs = read_records(folder)
     except storage_errors() as error:
-        raise OutputFolderError(f"{output}: cannot be read: {error}") from error
+        raise OutputFolderError(f"{output} cannot be read now: {error}; try again later") from error
     return {
         "name": job["name"],
         "samples": job["num_samples"],
@@ -65,13 +68,18 @@ def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
         "shards_done": len(finished),
         "nameless_parts": sum(not stats.job for stats in parts.good.values()),
         "totals": stats_record(total(parts.good.values())),
-        "damaged": {folder.part(shard_id, num_shards): reason for shard_id, reason in sorted(damaged.items())}
-        | foreign,
-        "unreachable": {
-            folder.part(shard_id, num_shards): reason for shard_id, reason in sorted(unreachable.items())
-        },
+        "damaged": _by_path(folder, num_shards, damaged) | foreign,
+        "unreachable": _by_path(folder, num_shards, unreachable),
         "verified": verify,
         "runs": runs,
+    }
+
+
+def _by_path(folder: OutputFolder, num_shards: int, reasons: dict[int, str]) -> dict[str, str]:
+    """Reasons by the paths of the parts, instead of by shard."""
+    return {
+        folder.shown(folder.part(shard_id, num_shards)): reason
+        for shard_id, reason in sorted(reasons.items())
     }
 
 
@@ -90,20 +98,20 @@ def status_command(output: str, as_json: bool, verify: bool) -> None:
     if status["damaged"]:
         troubles.append(
             f"{counted(len(status['damaged']), 'part is', 'parts are')} damaged; delete what is damaged and submit the job again: "
-            + _first(status["damaged"])
+            + _first(status["damaged"], damaged_sentence)
         )
     if status["unreachable"]:
         troubles.append(
             f"{counted(len(status['unreachable']), 'part')} cannot be read now; try again later: "
-            + _first(status["unreachable"])
+            + _first(status["unreachable"], unreachable_sentence)
         )
     if troubles:
         raise RunFailedError("; ".join(troubles))
 
 
-def _first(parts: dict[str, str]) -> str:
+def _first(parts: dict[str, str], sentence: Callable[[str, str], str]) -> str:
     """Name the first few parts with what is the matter with them."""
-    return "; ".join(f"{path}: {reason}" for path, reason in list(parts.items())[:3])
+    return "; ".join(sentence(path, reason) for path, reason in list(parts.items())[:3])
 
 
 def _print(status: dict[str, Any]) -> None:
@@ -125,6 +133,8 @@ def _print(status: dict[str, Any]) -> None:
         click.echo(f"run of {run['started']}: {run['seconds']:.0f} s, {speed}{ending}")
     if status["verified"]:
         bad = [
-            counted(len(status[kind]), f"{kind} part") for kind in ("damaged", "unreachable") if status[kind]
+            f"{counted(len(status[kind]), 'part')} {words}"
+            for kind, words in (("damaged", "damaged"), ("unreachable", "cannot be read now"))
+            if status[kind]
         ]
         click.echo(", ".join(bad) or "every part reads back whole")

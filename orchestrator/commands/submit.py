@@ -81,7 +81,7 @@ def submit(
         for path, reason in foreign_file_reasons(folder, plan.num_shards).items():
             click.echo(f"Warning: {path}: {reason}; delete it", err=True)
         todo = shards_to_do(plan.num_shards, parts, retry_errors=retry_errors)
-        summarise = partial(_summarise, job, plan, parts, retry_errors)
+        summarise = partial(_summarise, job, plan, folder, parts, retry_errors)
         outcome = Outcome()
         if not todo:
             return summarise(outcome, 0.0, None)
@@ -187,6 +187,7 @@ def _engine_factory(job: JobSpec, *, on_gpus: bool) -> EngineFactory:
 def _summarise(
     job: JobSpec,
     plan: SamplePlan,
+    folder: OutputFolder,
     parts: Findings[ShardStats],
     retry_errors: bool,
     outcome: Outcome,
@@ -212,6 +213,10 @@ def _summarise(
         failed=outcome.failed,
         damaged=damaged,
         unreachable=parts.unreachable,
+        paths={
+            shard_id: folder.shown(folder.part(shard_id, plan.num_shards))
+            for shard_id in (*damaged, *parts.unreachable)
+        },
         retry_errors=retry_errors,
         stopped_by=outcome.stopped_by.name if outcome.stopped_by else None,
         error=error,
@@ -263,7 +268,7 @@ def finish(summary: RunSummary, go_on: str) -> None:
     0: every sample has its row, and one an image at least; 128 + the signal's number: stopped by it, as shells have it; else 1.
 
     Raises:
-        RunFailedError: shards were given up, parts are unreadable, or cannot be read now; or no sample has an image.
+        RunFailedError: shards were given up, parts are damaged, or cannot be read now; or no sample has an image.
     """
     show(summary, go_on)
     if summary.stopped_by:
@@ -271,8 +276,8 @@ def finish(summary: RunSummary, go_on: str) -> None:
     if not summary.is_complete:
         raise RunFailedError(
             f"{counted(len(summary.failed), 'shard was', 'shards were')} given up, "
-            f"{counted(len(summary.damaged), 'part is', 'parts are')} unreadable, "
-            f"{len(summary.unreachable)} cannot be read now"
+            f"{counted(len(summary.damaged), 'part is', 'parts are')} damaged, "
+            f"{counted(len(summary.unreachable), 'part')} cannot be read now"
         )
     if summary.only_errors:
         raise RunFailedError(f"none of {counted(summary.dataset.errors, 'sample')} has an image")

@@ -13,10 +13,15 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
-from toprovar_batch.orchestrator.output.parts import foreign_file_reasons, open_own_part, planned_schema
+from toprovar_batch.orchestrator.output.parts import (
+    foreign_file_reasons,
+    open_own_part,
+    planned_schema,
+    told_with_its_path,
+)
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_identity import PartOwner
-from toprovar_batch.worker.part_reader import UnreachableError, open_parquet
+from toprovar_batch.worker.part_reader import open_parquet
 from toprovar_batch.worker.reference.scenes import Wanted
 from toprovar_batch.worker.reference.scoring.verdict import check_wanted
 from toprovar_batch.worker.storage import storage_errors
@@ -38,6 +43,7 @@ class Sample:
         relation: of wanted[0] to wanted[1], or None.
         seed: that made the picture, or None where the dataset does not tell.
         content: bytes of the picture's file; None where there is no picture.
+        path: of the part that holds it.
     """
 
     sample_id: str
@@ -47,6 +53,7 @@ class Sample:
     relation: str | None
     seed: int | None
     content: bytes | None
+    path: str = ""
 
 
 class EvaluationData:
@@ -71,8 +78,8 @@ class EvaluationData:
                 with open_own_part(self._folder, path, shard_id, owner) as part:
                     self._check_columns(part.schema_arrow)
                     self._groups += [(path, group) for group in range(part.num_row_groups)]
-        except (*storage_errors(), UnreachableError, pa.ArrowException) as error:
-            raise OutputFolderError(f"{output}: cannot be read: {error}") from error
+        except storage_errors() as error:
+            raise OutputFolderError(f"{output} cannot be read now: {error}; try again later") from error
         if not self._groups:
             raise OutputFolderError(f"{output}: no dataset of a job is here (no data/*.parquet with a row)")
 
@@ -98,7 +105,8 @@ class EvaluationData:
             OutputFolderError: one cannot be read, or a row does not say what its picture has to show.
         """
         for group in range(self.num_groups):
-            yield [self._sample(row) for row in self._table(group, self._columns).to_pylist()]
+            path = self._folder.shown(self._groups[group][0])
+            yield [self._sample(row, path) for row in self._table(group, self._columns).to_pylist()]
 
     def sample_ids(self) -> set[str]:
         """The ids of all samples, without reading a picture.
@@ -116,17 +124,15 @@ class EvaluationData:
 
     def _table(self, group: int, columns: Sequence[str]) -> pa.Table:
         path, number = self._groups[group]
-        try:
-            with open_parquet(self._folder.filesystem, path) as part:
-                return part.read_row_group(number, columns=list(columns))
-        except (*storage_errors(), UnreachableError, pa.ArrowException) as error:
-            raise OutputFolderError(f"{path}: cannot be read: {error}") from error
+        filesystem = self._folder.filesystem
+        with told_with_its_path(self._folder.shown(path)), open_parquet(filesystem, path) as part:
+            return part.read_row_group(number, columns=list(columns))
 
-    def _sample(self, row: dict[str, Any]) -> Sample:
+    def _sample(self, row: dict[str, Any], path: str) -> Sample:
         try:
             wanted = read_wanted(row)
         except ValueError as error:
-            raise OutputFolderError(f"{self.output}: sample {row['sample_id']}: {error}") from error
+            raise OutputFolderError(f"{path}: sample {row['sample_id']}: {error}") from error
         good = row["status"] == "ok" and row["image"] is not None
         return Sample(
             row["sample_id"],
@@ -136,6 +142,7 @@ class EvaluationData:
             row["relation"],
             row.get(_SEED),
             row["image"]["bytes"] if good else None,
+            path,
         )
 
     def decode(self, sample: Sample) -> Tensor:
@@ -149,7 +156,8 @@ class EvaluationData:
                 pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
         except (UnidentifiedImageError, OSError) as error:
             raise OutputFolderError(
-                f"{self.output}: sample {sample.sample_id}: its image cannot be read; delete its part and submit again"
+                f"{sample.path} is damaged: the image of sample {sample.sample_id} is none; "
+                "delete it and submit the job again"
             ) from error
         return torch.from_numpy(pixels / 255.0).permute(2, 0, 1).contiguous()
 

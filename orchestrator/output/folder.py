@@ -86,6 +86,10 @@ class OutputFolder:
         """The part's address for a process that has only fsspec."""
         return str(self.filesystem.unstrip_protocol(self.part(shard_id, num_shards)))
 
+    def shown(self, path: str) -> str:
+        """A path within `filesystem` as a person would write it: with its protocol where it is remote."""
+        return path if self.is_local else str(self.filesystem.unstrip_protocol(path))
+
     def owned_by(self, record: dict[str, Any]) -> "OutputFolder":
         """The same folder, which knows its job; `record` is from `read_job`."""
         return replace(self, job=identity_hash(record["identity"]))

@@ -76,23 +76,46 @@ def open_own_part(
     """Open a part that must be this output's, checksums on, for a reader that cannot go on without it.
 
     Raises:
-        OutputFolderError: it is the part of another job or shard, or its columns are others.
-        UnreachableError: the storage failed, here or inside the block, or a later version made it.
+        OutputFolderError: it is damaged, the part of another job or shard, or it cannot be read now, here or inside
+            the block; names it.
     """
-    with open_parquet(folder.filesystem, path) as part:
-        try:
-            check_part(part, owner, shard_id)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise OutputFolderError(
-                f"{path}: {first_words(error)}; delete it and submit the job again"
-            ) from error
+    with told_with_its_path(folder.shown(path)), open_parquet(folder.filesystem, path) as part:
+        check_part(part, owner, shard_id)
         yield part
+
+
+def damaged_sentence(path: str, reason: str) -> str:
+    """Say of a part that its content is wrong; every command says it so."""
+    return f"{path} is damaged: {reason}"
+
+
+def unreachable_sentence(path: str, reason: str) -> str:
+    """Say of a part that the storage does not give it now; it may be whole."""
+    return f"{path} cannot be read now: {reason}"
+
+
+@contextmanager
+def told_with_its_path(path: str) -> Iterator[None]:
+    """Turn what reading a part raises in the block into one sentence with its path and the mend.
+
+    Raises:
+        OutputFolderError: the part is damaged, or cannot be read now.
+    """
+    try:
+        yield
+    except UnreachableError as error:
+        raise OutputFolderError(
+            f"{unreachable_sentence(path, first_words(error))}; try again later"
+        ) from error
+    except DAMAGE as error:
+        sentence = damaged_sentence(path, first_words(error))
+        raise OutputFolderError(f"{sentence}; delete it and submit the job again") from error
 
 
 def foreign_file_reasons(folder: OutputFolder, num_shards: int) -> dict[str, str]:
     """Path -> a sentence, for files that lie among the parts and are none of this job."""
     reason = "it is no part of this job, and whoever reads data/*.parquet reads it"
-    return dict.fromkeys(folder.foreign_files(num_shards), reason)
+    return dict.fromkeys(map(folder.shown, folder.foreign_files(num_shards)), reason)
 
 
 def missing_parts(folder: OutputFolder, shard_ids: Collection[int], num_shards: int) -> dict[int, str]:

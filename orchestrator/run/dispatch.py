@@ -153,11 +153,11 @@ class Dispatcher:
         if starving is None:
             return
         if starving.for_good:
-            raise RunFailedError(f"Ray on this machine has lost its node: there is no {starving.missing[2:]}")
+            raise RunFailedError(f"Ray on this machine has lost its node: there is no {starving.missing}")
         doubling = int(starving.waited_s).bit_length()
         self._say_once(
             f"starving {doubling}",
-            f"still waiting for {starving.missing}, for {starving.waited_s:.0f} seconds now",
+            f"still waiting for a {starving.missing}, for {starving.waited_s:.0f} seconds now",
         )
 
     def _last_reason(self) -> str:
@@ -244,14 +244,14 @@ class Dispatcher:
             return
         self._ledger.commit(shard_id)  # a part is published, the earlier one
         self.outcome.damaged[shard_id] = told.reason
-        self._observer.say(f"shard {shard_id} is left alone, as its part is damaged: {told.reason}")
+        self._observer.say(f"shard {shard_id} is left alone, as {told.path} is damaged: {told.reason}")
 
     def _refuse(self, shard_id: int, reason: str, tries_left: int) -> None:
         """Begin nothing that the output would not take either; the part in question is tried again by its worker."""
         if shard_id not in self._refusing:
             self._refusing.add(shard_id)
             self._observer.say(
-                f"shard {shard_id} is kept and its publication tried {tries_left} times more, and no other shard is "
+                f"shard {shard_id} is kept and its publication tried {counted(tries_left, 'time')} more, and no other shard is "
                 f"begun until then: {reason}"
             )
 

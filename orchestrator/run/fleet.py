@@ -24,6 +24,7 @@ from toprovar_batch.worker.actor import (
     Started,
 )
 from toprovar_batch.worker.errors import UserError
+from toprovar_batch.worker.words import counted
 from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError
 
 _RESOURCES_EVERY_S = 1.0
@@ -56,7 +57,10 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Starving:
-    """All workers wait for what is `missing`, for `waited_s` seconds now; `for_good` where it will not come."""
+    """All workers wait for a `missing` thing, named without its article, for `waited_s` seconds now.
+
+    `for_good` where it will not come.
+    """
 
     missing: str
     waited_s: float
@@ -167,7 +171,8 @@ class Fleet:
         waited_s = time.monotonic() - newest
         if len(self.in_phase("placing")) < len(self.workers) or waited_s < _PATIENCE_S:
             return None
-        missing = f"a node with {'1 GPU and ' if self._on_gpus else ''}{self._cpus} free CPUs for each worker"
+        gpu = "1 GPU and " if self._on_gpus else ""
+        missing = f"node with {gpu}{counted(self._cpus, 'free CPU')} for each worker"
         return Starving(missing, waited_s, for_good=not self._may_grow and not self._has_room())
 
     def _has_room(self) -> bool:

@@ -5,6 +5,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from toprovar_batch.worker.words import counted
+
 Trouble = Literal["death", "exception"]
 Proof = Literal["worker", "run", "nobody"]
 
@@ -120,7 +122,9 @@ class ShardLedger:
             if group and state.failures >= _WHOLE_ATTEMPTS:
                 state.suspects += _halves(group)
         if state.fruitless >= self._max_attempts:
-            self.failed[shard_id] = f"{state.fruitless} attempts failed, the last one because {reason}"
+            self.failed[shard_id] = (
+                f"{counted(state.fruitless, 'attempt')} failed, the last one because {reason}"
+            )
         else:
             self._waiting.append(shard_id)
 

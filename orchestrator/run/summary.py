@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from toprovar_batch.orchestrator.output.parts import damaged_sentence, unreachable_sentence
 from toprovar_batch.orchestrator.output.reading import reading_call
 from toprovar_batch.worker.shard_stats import NO_PRUNING, ShardStats
 from toprovar_batch.worker.words import counted
@@ -35,8 +36,9 @@ class RunSummary:
         flat_batches: of this run, in which every picture is of one colour.
         nameless_parts: published parts of earlier versions, which do not name their job.
         failed: shard id -> why it was given up.
-        damaged: shard id -> why its part cannot be read.
+        damaged: shard id -> why its part is damaged.
         unreachable: shard id -> why its part could not be read now.
+        paths: shard id -> path of its part, of those that are damaged or unreachable.
         retry_errors: whether this run generated error rows again.
         stopped_by: name of the signal that ended the run early, or None.
         error: what ended the run early, or None.
@@ -57,6 +59,7 @@ class RunSummary:
     failed: dict[int, str] = field(default_factory=dict)
     damaged: dict[int, str] = field(default_factory=dict)
     unreachable: dict[int, str] = field(default_factory=dict)
+    paths: dict[int, str] = field(default_factory=dict)
     retry_errors: bool = False
     stopped_by: str | None = None
     error: BaseException | None = None
@@ -80,20 +83,18 @@ class RunSummary:
         yield from computation_lines(data)
         yield from nameless_lines(self.nameless_parts)
         if self.flat_batches:
-            yield f"{self.flat_batches} batches hold pictures of one colour alone: look at them, and check the weights and dtype"
+            flat = counted(self.flat_batches, "batch holds pictures", "batches hold pictures")
+            yield f"{flat} of one colour alone: look at them, and check the weights and dtype"
         yield from self._speed_lines()
-        troubles = (
-            ("given up", self.failed),
-            ("unreadable", self.damaged),
-            ("cannot be read now", self.unreachable),
-        )
-        for name, shards in troubles:
-            for shard_id, reason in sorted(shards.items())[:5]:
-                yield f"  shard {shard_id} {name}: {reason}"
+        for shard_id, reason in sorted(self.failed.items())[:5]:
+            yield f"  shard {shard_id} given up: {reason}"
+        for sentence, parts in ((damaged_sentence, self.damaged), (unreachable_sentence, self.unreachable)):
+            for shard_id, reason in sorted(parts.items())[:5]:
+                yield f"  {sentence(self.paths.get(shard_id, f'the part of shard {shard_id}'), reason)}"
         if self.stopped_by:
             yield f"stopped by {self.stopped_by}; what is finished stays"
         if self.damaged:
-            yield "delete the unreadable parts and run again"
+            yield "delete what is damaged and submit the job again"
         if not self.is_complete:
             yield f"go on with: {go_on}{' --retry-errors' if self.retry_errors else ''}"
         elif data.errors:

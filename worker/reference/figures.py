@@ -123,7 +123,11 @@ def _panels() -> tuple["Figure", Sequence["Axes"]]:
 @click.argument("output", type=click.Path(path_type=Path, dir_okay=False))
 def figure_command(kind: str, record: Path, output: Path) -> None:
     """Draw a figure of a record into an SVG or PNG file."""
-    from matplotlib import rc_context  # noqa: PLC0415 - only figures need it
+    try:
+        from matplotlib import rc_context  # noqa: PLC0415 - only figures need it
+    except ImportError as error:
+        click.echo("Error: figures need another package: pip install toprovar-batch[figures]", err=True)
+        raise SystemExit(2) from error
 
     drawn = {"complexity": complexity_figure, "pareto": pareto_figure}[kind](json.loads(record.read_text()))
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ def test_tables_name_what_ran_and_a_check_that_failed_gives_no_speed(monkeypatch
     assert "images per CPU hour; ms of each scale: " in result.stdout
     said = "check failed: scale 1 rms 3.0e-02 over limit 0.02"
     assert fault == f"1  batch 1, dense, dtype bfloat16, backend auto: {said}"
-    assert result.stderr == f"Error: 1 of 2 backends and dtypes: {said}\n"
+    assert result.stderr == f"Error: 1 of 2 pairs of backend and dtype: {said}\n"
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_a_loss_in_likeness_is_searched_by_generating(write_job, tmp_path):
     assert provenance["loss"] <= 0.3
     best = min((row for row in provenance["tried"] if row["loss"] <= 0.3), key=lambda row: row["fraction"])
     assert provenance["found_fraction"] == best["fraction"]
-    assert result.output.count("less SSIM than 1") == len(provenance["tried"])
+    assert result.output.count("of SSIM lost") == len(provenance["tried"])
     assert load_job(write_job(), [f"policy.file={file}"]).policy.name == "detail"
 
 

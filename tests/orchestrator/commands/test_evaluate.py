@@ -214,7 +214,10 @@ def damaged(made, **changes):
         ({"wanted": None}, "sample colours-0: its `wanted` is not a JSON list"),
         ({"wanted": "[]"}, "sample colours-0: cannot be scored: no object is wanted"),
         ({"task": "size"}, "sample colours-0: cannot be scored: task 'size' is none of"),
-        ({"image": {"bytes": b"no picture", "path": "x"}}, "sample colours-0: its image cannot be read"),
+        (
+            {"image": {"bytes": b"no picture", "path": "x"}},
+            ".parquet is damaged: the image of sample colours-0 is none",
+        ),
         ({"sample_id": "colours-1"}, "sample colours-1 is there twice"),
     ],
 )
@@ -238,7 +241,7 @@ def test_folders_without_a_scorable_dataset_are_refused(made, tmp_path):
     (tmp_path / "broken" / "data" / "part-00000-of-00001.parquet").write_bytes(b"nothing")
     result = run(made, str(tmp_path / "broken"))
     assert result.exit_code == 2
-    assert "cannot be read" in result.stderr
+    assert "part-00000-of-00001.parquet is damaged: " in result.stderr
 
 
 def test_datasets_that_cannot_be_compared_are_refused(made, tmp_path):

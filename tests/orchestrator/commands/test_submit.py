@@ -222,14 +222,17 @@ def test_a_part_that_cannot_be_read_now_is_neither_made_again_nor_called_damaged
     summary = submit(write_job(), engine_factory=make_engine_factory())
     assert sum(generated(tmp_path).values()) == sum(before.values()) + 4
     assert (summary.unreachable, summary.damaged) == ({1: "no answer"}, {})
-    with pytest.raises(RunFailedError, match="1 cannot be read now"):
+    with pytest.raises(RunFailedError, match="1 part cannot be read now"):
         finish(summary, "again")
     said = capsys.readouterr().out
-    assert "shard 1 cannot be read now: no answer" in said
+    unread = tmp_path / "out/data/part-00001-of-00002.parquet"
+    assert f"{unread} cannot be read now: no answer" in said
     assert "delete" not in said
     status = CliRunner().invoke(main, ["status", str(tmp_path / "out")])
     assert status.exit_code == 1
-    assert "1 part cannot be read now; try again later" in status.stderr
+    assert (
+        f"1 part cannot be read now; try again later: {unread} cannot be read now: no answer" in status.stderr
+    )
     assert "delete" not in status.output
 
 
@@ -247,11 +250,12 @@ def test_a_part_with_a_corrupt_picture_is_left_alone_and_named_when_errors_are_t
     assert list(summary.damaged) == [0]
     assert not summary.is_complete
     assert (summary.this_run.generated, summary.dataset.errors) == (1, 0)
-    with pytest.raises(RunFailedError, match="1 part is unreadable"):
+    with pytest.raises(RunFailedError, match="1 part is damaged"):
         finish(summary, "again")
     said = capsys.readouterr()
-    assert f"shard 0 unreadable: {part}: " in said.out
-    assert "delete the unreadable parts and run again" in said.out
+    assert f"{part} is damaged: " in said.out
+    assert f"shard 0 is left alone, as {part} is damaged: " in said.err
+    assert "delete what is damaged and submit the job again" in said.out
     records = [json.loads(path.read_text()) for path in (tmp_path / "out/_job/runs").iterdir()]
     assert [list(record["damaged_shards"]) for record in records if record["totals"]["generated"] == 1] == [
         ["0"]
@@ -468,10 +472,10 @@ def test_a_failed_run_prints_how_to_go_on(write_job, tmp_path, make_engine_facto
     submit(write_job(), engine_factory=make_engine_factory())
     (tmp_path / "out/data/part-00001-of-00002.parquet").write_bytes(b"damaged")
     summary = submit(write_job(), engine_factory=make_engine_factory())
-    with pytest.raises(RunFailedError, match="1 part is unreadable"):
+    with pytest.raises(RunFailedError, match="1 part is damaged"):
         finish(summary, "toprovar-batch submit job.yaml")
     output = capsys.readouterr().out
-    assert "shard 1 unreadable" in output
+    assert "part-00001-of-00002.parquet is damaged: " in output
     assert "go on with: toprovar-batch submit job.yaml" in output
 
 

@@ -82,7 +82,7 @@ def test_a_part_of_another_seed_is_not_whole(mixed, options):
     result = CliRunner().invoke(main, ["status", str(mixed), *options])
     assert result.exit_code == 1
     assert (
-        f"1 part is damaged; delete what is damaged and submit the job again: {mixed / PART}: it belongs to another job"
+        f"1 part is damaged; delete what is damaged and submit the job again: {mixed / PART} is damaged: it belongs to another job"
         in (result.stderr)
     )
 
@@ -93,13 +93,13 @@ def test_a_part_of_another_seed_is_not_continued(write_job, mixed, capsys):
     assert summary.damaged == {0: "it belongs to another job than this output"}
     assert (mixed / PART).read_bytes() == before
     show(summary, "again")
-    assert "delete the unreadable parts and run again" in capsys.readouterr().out
+    assert "delete what is damaged and submit the job again" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("read", [make_sheet, EvaluationData])
 def test_no_reader_takes_a_part_of_another_seed(mixed, read):
     with pytest.raises(
-        OutputFolderError, match=f"{PART}: it belongs to another job than this output; delete it"
+        OutputFolderError, match=f"{PART} is damaged: it belongs to another job than this output; delete it"
     ):
         read(str(mixed))
 
@@ -160,7 +160,7 @@ def test_a_file_among_the_parts_that_is_none_is_named(write_job, output, capsys)
     shutil.copy(output / PART, stranger)
     result = CliRunner().invoke(main, ["status", str(output)])
     assert result.exit_code == 1
-    assert f"{stranger}: it is no part of this job" in result.stderr
+    assert f"{stranger} is damaged: it is no part of this job" in result.stderr
     with pytest.raises(OutputFolderError, match="it is no part of this job"):
         EvaluationData(str(output))
     submit(write_job())

@@ -147,7 +147,7 @@ def test_nodes_that_join_get_workers():
 def test_waiting_for_a_node_is_said_again_after_twice_as_long():
     def wait(seconds):
         def action(fleet):
-            fleet.missing = Starving("a GPU", seconds, for_good=False)
+            fleet.missing = Starving("GPU", seconds, for_good=False)
             return ()
 
         return action
@@ -162,7 +162,7 @@ def test_waiting_for_a_node_is_said_again_after_twice_as_long():
 
 def test_a_node_that_will_not_come_back_ends_the_run():
     fleet = ScriptedFleet()
-    fleet.missing = Starving("a node with 1 free CPU", 20, for_good=True)
+    fleet.missing = Starving("node with 1 free CPU", 20, for_good=True)
     with pytest.raises(
         RunFailedError, match="Ray on this machine has lost its node: there is no node with 1 free CPU"
     ):

@@ -80,6 +80,6 @@ def test_a_death_names_the_samples_of_every_batch_in_the_engine(silent_fleet, mo
 def test_a_node_is_lost_for_good_where_none_can_join(silent_fleet, monkeypatch, may_grow, total, for_good):
     monkeypatch.setattr(fleet_module.ray, "cluster_resources", lambda: total)
     starving = silent_fleet("placing", 25, may_grow=may_grow).starving()
-    assert starving == Starving("a node with 1 free CPUs for each worker", 25, for_good)
+    assert starving == Starving("node with 1 free CPU for each worker", 25, for_good)
     assert silent_fleet("placing", 5).starving() is None
     assert silent_fleet("loading", 25).starving() is None

@@ -1,6 +1,7 @@
 """Figures show every row of their record, and the same record gives the same file."""
 
 import json
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -75,3 +76,12 @@ def test_the_same_record_gives_the_same_file(kind, record, tmp_path):
         written.append(target.read_bytes())
     assert written[0] == written[1]
     assert b"<svg" in written[0]
+
+
+def test_a_plain_installation_is_told_what_figures_need(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    source = tmp_path / "record.json"
+    source.write_text(json.dumps(_pareto()))
+    result = CliRunner().invoke(figure_command, ["pareto", str(source), str(tmp_path / "a.svg")])
+    assert result.exit_code == 2
+    assert result.stderr == "Error: figures need another package: pip install toprovar-batch[figures]\n"
