@@ -144,14 +144,17 @@ def build_engine(spec: "ResolvedSpec", runtime: "RuntimeSpec", num_threads: int)
     Args:
         spec: what to generate with.
         runtime: where.
-        num_threads: CPU threads of torch in this process.
-    """
-    import torch  # noqa: PLC0415 - the driver imports this module and must stay light
+        num_threads: CPU threads of torch beside a GPU; see `runtime.set_threads`.
 
+    Raises:
+        ModelSpecError: a GPU is requested and there is none.
+    """
+    # The driver imports this module and must stay light.
     from toprovar_batch.worker.engine import Engine  # noqa: PLC0415
     from toprovar_batch.worker.generator import Generator  # noqa: PLC0415
+    from toprovar_batch.worker.runtime import resolve_device, set_threads  # noqa: PLC0415
 
-    torch.set_num_threads(num_threads)
+    set_threads(resolve_device(runtime.device), num_threads)
     return Engine(Generator(spec, runtime))
 
 

@@ -6,6 +6,10 @@ from toprovar_batch.kernels.ops import Backend, resolve_backend
 
 from .errors import ModelSpecError
 
+# On a CPU, of the products that make an image. PyTorch's library divides small ones (attention of few tokens, and of
+# these its sums) by the number of threads, so their last bits depend on it. One thread is also what makes most images
+# with the cores of a machine: two workers of one thread are faster than one of two.
+_CPU_THREADS = 1
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -21,6 +25,17 @@ def resolve_device(setting: str) -> torch.device:
             "runtime.device: cuda is asked for, but PyTorch sees no GPU here; use auto or cpu, or a CUDA build of torch"
         )
     return torch.device("cuda" if available and setting != "cpu" else "cpu")
+
+
+def set_threads(device: torch.device, num_threads: int) -> None:
+    """Set the threads of this process's products.
+
+    Args:
+        device: of the model. On a CPU the number is always the same, whatever is reserved, since an image's bits
+            depend on it.
+        num_threads: beside a GPU, whose images do not depend on it.
+    """
+    torch.set_num_threads(_CPU_THREADS if device.type == "cpu" else num_threads)
 
 
 def resolve_dtype(setting: str, device: torch.device) -> torch.dtype:

@@ -4,8 +4,17 @@ import pytest
 import torch
 
 from toprovar_batch.kernels.ops import Backend
+from toprovar_batch.worker.actor import build_engine
 from toprovar_batch.worker.errors import ModelSpecError
-from toprovar_batch.worker.runtime import backend_fallback, resolve_device, resolve_dtype, resolve_kernels
+from toprovar_batch.worker.resolved import resolve
+from toprovar_batch.worker.runtime import (
+    backend_fallback,
+    resolve_device,
+    resolve_dtype,
+    resolve_kernels,
+    set_threads,
+)
+from toprovar_batch.worker.specs import EngineSpec, RuntimeSpec
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 FAILED = Backend("torch", "Triton fails on a small kernel: OSError: no compiler")
@@ -44,3 +53,23 @@ def test_what_was_to_be_expected_is_not_told(setting, device, backend):
 def test_kernels_that_cannot_run_name_the_setting():
     with pytest.raises(ModelSpecError, match=r"^runtime\.backend: the triton backend cannot run here"):
         resolve_kernels("triton", CPU, 64)
+
+
+@pytest.fixture
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads")
+def test_cores_that_are_reserved_do_not_divide_the_products_of_a_cpu():
+    for reserved in (1, 2, 5):
+        build_engine(resolve(EngineSpec()), RuntimeSpec(device="cpu"), reserved)
+        assert torch.get_num_threads() == 1
+
+
+@pytest.mark.usefixtures("_threads")
+def test_cores_that_are_reserved_are_used_beside_a_gpu():
+    set_threads(GPU, 2)
+    assert torch.get_num_threads() == 2
