@@ -8,8 +8,10 @@ from pathlib import Path
 from .file_aside import lock_file
 
 
-def make_once(target: Path, write: Callable[[Path], None]) -> Path:
-    """Make a file or folder of a cache, unless it is there.
+def make_once(
+    target: Path, write: Callable[[Path], None], is_whole: Callable[[Path], bool] = Path.exists
+) -> Path:
+    """Make a file or folder of a cache, unless it is there and whole.
 
     The workers of a machine start together: one writes, the others wait for its copy. On a file system without locks
     each writes its own, and the first to finish places it.
@@ -17,6 +19,8 @@ def make_once(target: Path, write: Callable[[Path], None]) -> Path:
     Args:
         target: in a folder that holds nothing else; the folder is made if it is missing.
         write: makes the file or folder at the path it is given; the parent exists.
+        is_whole: tells of what is at `target` whether it may stay. What may not is made anew; whoever has it open can
+            read on.
 
     Returns:
         `target`.
@@ -28,10 +32,12 @@ def make_once(target: Path, write: Callable[[Path], None]) -> Path:
     with (target.parent / "lock").open("w") as lock:
         alone = lock_file(lock.fileno(), wait=True)
         if target.exists():
-            return target
+            if is_whole(target):
+                return target
+            target.rename(target.parent / f"partial-{uuid.uuid4().hex}")
         if alone:
             for leftover in target.parent.glob("partial*"):  # of workers that were killed
-                shutil.rmtree(leftover, ignore_errors=True)
+                _remove(leftover)
         partial = target.parent / f"partial-{uuid.uuid4().hex}"
         partial.mkdir()
         try:
@@ -49,3 +55,10 @@ def _place(copy: Path, target: Path) -> None:
     except OSError:
         if not target.exists():
             raise
+
+
+def _remove(leftover: Path) -> None:
+    if leftover.is_dir():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        leftover.unlink(missing_ok=True)

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -10,8 +12,10 @@ from .cached_copy import make_once
 from .errors import CheckpointError
 from .packed_weights import unpacked
 from .storage import absolute, locate, storage_errors
+from .transfer_checks import check_sums, is_cut_off, stated_sums
 
 _PACKAGE = "package://"
+_SHA256 = re.compile(r"#sha256=([0-9a-fA-F]{64})$")
 _HTTP_VERSION: Final = ("Last-Modified", "Content-MD5", "Digest")  # what may tell of a change beside an ETag
 # That of the folders kernels, worker and orchestrator, wherever they are.
 _PACKAGE_FOLDER = Path(__file__).parents[1]
@@ -32,7 +36,8 @@ def fetch(location: str) -> Path:
 
     Args:
         location: a local path, an fsspec URL, hf://owner/name/path (through the hub's own cache), or
-            package://path of a file that comes with this package (unpacked into the cache where it is packed).
+            package://path of a file that comes with this package (unpacked into the cache where it is packed). A URL of
+            one file may end with #sha256= and 64 hexadecimal digits, which its content must have then.
 
     Raises:
         CheckpointError: it cannot be fetched, or is not part of this installation; names it.
@@ -94,22 +99,33 @@ class _Source:
         path: within its file system.
         version: differs from that of another content under the same path, as far as the storage tells.
         size: bytes; None where the storage does not say.
+        sums: name of a hash -> the digest in hexadecimal that the content must have.
     """
 
     path: str
     version: str
     size: int | None
+    sums: Mapping[str, str]
 
 
 def _fetch_url(location: str) -> Path:
     """Copy a file or a folder into the cache, whole or not at all; a source that changed gets a new copy.
 
     Over HTTP a change shows in the ETag, or else in the time of change and the length. The copy of a server that tells
-    none of them stays until it is deleted.
+    none of them stays until it is deleted. A copy of another length than its source's, or that its own form shows to be
+    cut off, is made anew.
+
+    Raises:
+        OSError: and what else file systems raise where it cannot be read, or did not arrive as its source says.
+        ValueError: a checksum that is none, or of a folder.
     """
-    file_system, path = locate(location)
+    address, sums = _without_sum(location)
+    file_system, path = locate(address)
     file_system.invalidate_cache()
-    sources = {name: _source(file_system, file) for name, file in _files_under(file_system, path).items()}
+    files = _files_under(file_system, path)
+    if sums and "" not in files:
+        raise ValueError("#sha256= is of one file, and this is a folder")
+    sources = {name: _source(file_system, file, sums) for name, file in files.items()}
     versions = [source.version for source in sources.values()]
     key = hashlib.sha256("\n".join([location, *versions]).encode()).hexdigest()[:16]
 
@@ -117,17 +133,36 @@ def _fetch_url(location: str) -> Path:
         for name, source in sources.items():
             _copy(file_system, source, place / name)
 
-    return make_once(cache_folder() / key / _base_name(location), copy)
+    def is_whole(place: Path) -> bool:
+        return all(_arrived(source, place / name) for name, source in sources.items())
+
+    return make_once(cache_folder() / key / _base_name(address), copy, is_whole)
 
 
-def _source(file_system: Any, path: str) -> _Source:
+def _without_sum(location: str) -> tuple[str, dict[str, str]]:
+    """Take the checksum off that ends a location."""
+    if "#sha256=" not in location:
+        return location, {}
+    found = _SHA256.search(location)
+    if found is None:
+        raise ValueError("#sha256= is followed by 64 hexadecimal digits")
+    return location[: found.start()], {"sha256": found[1].lower()}
+
+
+def _arrived(source: _Source, place: Path) -> bool:
+    """Whether a copy looks whole, without reading it: large weights would take seconds each time."""
+    size = place.stat().st_size if place.is_file() else None
+    return size is not None and source.size in (None, size) and not is_cut_off(place)
+
+
+def _source(file_system: Any, path: str, sums: Mapping[str, str]) -> _Source:
     info = file_system.info(path)
     size = info.get("size") or None  # some servers answer a question about a file with a length of zero
     if not _is_http(file_system):
-        return _Source(path, str(file_system.ukey(path)), size)
+        return _Source(path, str(file_system.ukey(path)), size, sums)
     # fsspec takes files over HTTP to be unchanging: its own key is made from the address alone.
     stated = [info.get("ETag")] if info.get("ETag") else [info.get(name) for name in _HTTP_VERSION]
-    return _Source(path, " ".join(map(str, [*stated, size])), size)
+    return _Source(path, " ".join(map(str, [*stated, size])), size, {**stated_sums(info), **sums})
 
 
 def _is_http(file_system: Any) -> bool:
@@ -139,13 +174,16 @@ def _copy(file_system: Any, source: _Source, place: Path) -> None:
     """Copy one file.
 
     Raises:
-        OSError: it cannot be read, or not all of it arrived.
+        OSError: it cannot be read, not all of it arrived, or it has another checksum.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     file_system.get_file(source.path, str(place))
     arrived = place.stat().st_size
     if source.size is not None and arrived != source.size:
         raise OSError(f"{arrived:,} of {source.size:,} bytes arrived; try again")
+    if is_cut_off(place):
+        raise OSError(f"{arrived:,} bytes arrived, and the file goes on behind them; try again")
+    check_sums(place, source.sums)
 
 
 def _base_name(location: str) -> str:

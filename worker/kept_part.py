@@ -14,7 +14,7 @@ from .storage import locate
 from .worker_errors import writing
 
 if TYPE_CHECKING:
-    from .actor import ShardTask
+    from .shard_events import ShardTask
 
 _IDENTIFYING = ("sample_id", "seed")  # with the job, they decide a row
 

@@ -32,9 +32,10 @@ from toprovar_batch.orchestrator.run.ray_session import cluster_address, ray_ses
 from toprovar_batch.orchestrator.run.record import RunLog
 from toprovar_batch.orchestrator.run.stop_signals import signal_of
 from toprovar_batch.orchestrator.run.summary import RunSummary, total
-from toprovar_batch.worker.actor import GenerationEngine, ShardTask, build_engine
+from toprovar_batch.worker.actor import GenerationEngine, build_engine
 from toprovar_batch.worker.errors import JobSpecError, RunFailedError
 from toprovar_batch.worker.part_file import dataset_schema
+from toprovar_batch.worker.shard_events import ShardTask
 from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.words import counted
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from toprovar_batch.worker.actor import Committed, Declined, Progress, Refused, ShardTask
 from toprovar_batch.worker.errors import RunFailedError, UserError
+from toprovar_batch.worker.shard_events import Committed, Declined, Progress, Refused, ShardTask
 from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.words import counted
 

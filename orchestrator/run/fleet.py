@@ -12,18 +12,17 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from toprovar_batch.worker.actor import (
+from toprovar_batch.worker.actor import GenerationEngine, GenerationWorker
+from toprovar_batch.worker.errors import UserError
+from toprovar_batch.worker.shard_events import (
     Committed,
     Declined,
-    GenerationEngine,
-    GenerationWorker,
     Progress,
     Refused,
     ShardEvent,
     ShardTask,
     Started,
 )
-from toprovar_batch.worker.errors import UserError
 from toprovar_batch.worker.words import counted
 from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError
 

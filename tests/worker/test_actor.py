@@ -8,20 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from toprovar_batch.worker.actor import (
-    Committed,
-    Declined,
-    GenerationWorker,
-    Progress,
-    Refused,
-    ShardTask,
-    Started,
-)
+from toprovar_batch.worker.actor import GenerationWorker
 from toprovar_batch.worker.errors import CheckpointError, OutputFolderError
 from toprovar_batch.worker.image_statistics import ImageStatistics
 from toprovar_batch.worker.part_file import PartWriter, dataset_schema, read_stats
 from toprovar_batch.worker.part_identity import identity_hash
 from toprovar_batch.worker.request import GenerationResult
+from toprovar_batch.worker.shard_events import Committed, Declined, Progress, Refused, ShardTask, Started
 from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError
 
 

@@ -1,7 +1,9 @@
 """Weights from local paths, URLs and the hub."""
 
+import base64
 import errno
 import fcntl
+import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,6 +11,8 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from toprovar_batch.worker.errors import CheckpointError
 from toprovar_batch.worker.fetch import fetch
@@ -247,6 +251,95 @@ def test_what_a_server_refuses_is_told_with_its_reason(server):
     server.status = 403
     with pytest.raises(CheckpointError, match=r"cannot be fetched \(403, message='Forbidden'"):
         fetch(server.url)
+
+
+def safetensors(path):
+    save_file({"a": torch.arange(100.0)}, path)
+    return path.read_bytes()
+
+
+def zipped(path):
+    torch.save({"a": torch.arange(100.0)}, path)
+    return path.read_bytes()
+
+
+def closes_early(server, content, cut):
+    """A server that states no length and ends its answer by closing the connection, as some proxies do."""
+    server.stated_length, server.content = None, content[:-cut] if cut else content
+
+
+@pytest.mark.parametrize("cut", [1, 200, 480])
+@pytest.mark.parametrize("make", [safetensors, zipped])
+def test_a_file_that_says_it_is_longer_is_not_kept_where_no_length_is_stated(server, tmp_path, make, cut):
+    content = make(tmp_path / "w")
+    closes_early(server, content, cut)
+    with pytest.raises(CheckpointError, match="bytes arrived, and the file goes on behind them; try again"):
+        fetch(server.url)
+    closes_early(server, content, 0)
+    assert fetch(server.url).read_bytes() == content
+
+
+@pytest.mark.parametrize("make", [safetensors, zipped])
+@pytest.mark.parametrize("states_length", [True, False])
+def test_a_copy_that_is_cut_off_heals(server, tmp_path, make, states_length):
+    server.content = make(tmp_path / "w")
+    server.stated_length = len if states_length else None
+    copy = fetch(server.url)
+    with copy.open("rb") as reader:
+        copy.write_bytes(server.content[:-1])  # as an earlier version kept it, or a full disk left it
+        assert fetch(server.url) == copy
+        assert copy.read_bytes() == server.content
+        assert reader.read(1) == server.content[:1]
+    healed = copy.stat().st_ino
+    assert fetch(server.url).stat().st_ino == healed
+    assert not list((tmp_path / "cache").rglob("partial*/*"))
+
+
+def digest_of(content, name="sha256"):
+    return base64.b64encode(hashlib.new(name, content).digest()).decode()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-MD5": digest_of(b"first", "md5")},
+        {"Digest": f"SHA-256={digest_of(b'first')}"},
+        {"Digest": f"md5={digest_of(b'first', 'md5')}, unixsum=30637"},
+    ],
+)
+def test_what_arrives_has_the_checksum_that_its_server_states(server, headers):
+    server.headers, server.content = headers, b"f1rst"
+    with pytest.raises(
+        CheckpointError, match=r"what arrived has the (md5|sha256) \w+, and not \w+; try again"
+    ):
+        fetch(server.url)
+    server.content = b"first"
+    assert fetch(server.url).read_bytes() == b"first"
+
+
+def test_an_etag_that_looks_like_a_checksum_is_none(server):
+    server.headers = {"ETag": f'"{hashlib.md5(b"1790000000.0-5").hexdigest()}"'}  # of time and length
+    assert fetch(server.url).read_bytes() == b"first"
+
+
+def test_a_url_may_say_which_checksum_its_file_has(server):
+    server.stated_length = None
+    closing = server.url + "#sha256=" + hashlib.sha256(b"first").hexdigest().upper()
+    server.content = b"fir"
+    with pytest.raises(CheckpointError, match="what arrived has the sha256"):
+        fetch(closing)
+    server.content = b"first"
+    copy = fetch(closing)
+    assert (copy.name, copy.read_bytes()) == ("w.safetensors", b"first")
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [("a.bin#sha256=12", "followed by 64 hexadecimal"), ("shards#sha256=" + "0" * 64, "this is a folder")],
+)
+def test_a_checksum_that_cannot_be_compared_is_told(memory, end, reason):
+    with pytest.raises(CheckpointError, match=reason):
+        fetch(f"memory://weights/{end}")
 
 
 @pytest.mark.parametrize("source", ["shards", "a.bin"])

@@ -16,10 +16,10 @@ from toprovar_batch.orchestrator.commands.submit import finish, show, submit
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.folder import OutputFolder, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
-from toprovar_batch.worker.actor import ShardTask
 from toprovar_batch.worker.errors import CheckpointError, JobSpecError, RunFailedError
 from toprovar_batch.worker.part_file import PartWriter, dataset_schema, read_stats
 from toprovar_batch.worker.pruning.pruning_map import read_pruning_map
+from toprovar_batch.worker.shard_events import ShardTask
 
 
 def read_rows(folder):

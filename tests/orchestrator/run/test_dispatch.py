@@ -8,8 +8,8 @@ from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
 from toprovar_batch.orchestrator.run.fleet import Loaded, LoadFailed, Lost, Reported, Starving, Worker
 from toprovar_batch.orchestrator.run.ledger import ShardLedger
 from toprovar_batch.orchestrator.run.load_guard import LoadGuard
-from toprovar_batch.worker.actor import Committed, Progress, Refused
 from toprovar_batch.worker.errors import CheckpointError, OutputFolderError, RunFailedError
+from toprovar_batch.worker.shard_events import Committed, Progress, Refused
 from toprovar_batch.worker.shard_stats import ShardStats
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from toprovar_batch.orchestrator.run import fleet as fleet_module
 from toprovar_batch.orchestrator.run.fleet import Fleet, LoadFailed, Lost, Starving, Worker
-from toprovar_batch.worker.actor import Progress, Started
+from toprovar_batch.worker.shard_events import Progress, Started
 
 NOW = 50_000.0  # seconds, on a clock that stands
 

@@ -1,0 +1,94 @@
+"""What a driver gives a worker, and what it hears: a shard's task, and the events on its way to a published part."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from .shard_stats import ShardStats
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """One attempt at one shard.
+
+    Attributes:
+        shard_id: position of the shard in the job.
+        samples: its rows of the plan.
+        schema: of the dataset.
+        target: local path or fsspec URL of its part.
+        scratch: folder for the unfinished part, or None for the system's.
+        labels: columns with one value for the whole job (`model`, `policy`).
+        attempt: counted from 1.
+        suspects: groups of sample ids; no sample of another group is in the engine beside one, so that a death
+            names its group. One batch of the other samples goes before them, to see that the worker works.
+        poisoned: sample id -> why it must not reach the engine again.
+        kept: address of an earlier part of this shard whose good rows are kept, or None.
+        job: hash of the identity of the job, for the part's footer.
+        record: address of the output's `_job/job.json`, which must name this job when the shard begins and when its
+            part is published; None: nobody looks.
+        publish_delays_s: seconds before each further try to publish a part that the output refused.
+    """
+
+    shard_id: int
+    samples: pa.Table
+    schema: pa.Schema
+    target: str
+    scratch: str | None
+    labels: Mapping[str, str]
+    attempt: int = 1
+    suspects: tuple[tuple[str, ...], ...] = ()
+    poisoned: Mapping[str, str] = field(default_factory=dict)
+    kept: str | None = None
+    job: str = ""
+    record: str | None = None
+    publish_delays_s: tuple[float, ...] = (1, 2, 4, 8, 16, 32, 60)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """These samples enter the engine, where those of earlier batches may be; a death from here on may be theirs."""
+
+    sample_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """These samples left the engine (or never had to enter it)."""
+
+    sample_ids: tuple[str, ...]
+    num_ok: int
+
+    @property
+    def num_error(self) -> int:
+        """How many have no image."""
+        return len(self.sample_ids) - self.num_ok
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The output did not take the shard's part, which is kept and tried again."""
+
+    reason: str
+    tries_left: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The shard's part is published."""
+
+    stats: ShardStats
+    num_bytes: int
+    engine: dict[str, Any]  # the engine's description and its usage after the shard
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """The shard's earlier part, whose good rows were to be kept, is damaged: it stays as it is, for the user to see."""
+
+    path: str
+    reason: str
+
+
+ShardEvent = Started | Progress | Refused | Committed | Declined
