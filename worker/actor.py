@@ -22,20 +22,19 @@ from toprovar_batch.worker.kept_part import DamagedPartError, keep_rows
 from toprovar_batch.worker.part_file import PartWriter, image_path, result_rows
 from toprovar_batch.worker.part_identity import recorded_job
 from toprovar_batch.worker.pipeline import Beginning, Finished, PendingResults, run_batches
+from toprovar_batch.worker.publishing import publish, with_signs
 from toprovar_batch.worker.request import GenerationRequest, GenerationResult
 from toprovar_batch.worker.shard_checks import check_ids, check_some_made
 from toprovar_batch.worker.shard_events import (
     Committed,
     Declined,
     Progress,
-    Refused,
     ShardEvent,
     ShardTask,
     Started,
 )
 from toprovar_batch.worker.shard_stats import Computation, ShardStats
-from toprovar_batch.worker.storage import storage_errors
-from toprovar_batch.worker.worker_errors import as_one_line, one_line, writing
+from toprovar_batch.worker.worker_errors import as_one_line, writing
 
 if TYPE_CHECKING:
     from toprovar_batch.worker.resolved import ResolvedSpec
@@ -125,7 +124,7 @@ class GenerationWorker:
         Yields:
             `Started` before a batch enters the engine, `Progress` once it has its results, `Refused` where the part is
             kept to be published later, and `Committed` once it is visible. `Declined` alone where an earlier part to keep
-            rows of is damaged. Up to three batches are in the engine: two on the device and one that is encoded. Of
+            rows of is damaged, and `Alive` while storage takes long. Up to three batches are in the engine: two on the device and one that is encoded. Of
             suspects there is one.
 
         Raises:
@@ -145,7 +144,7 @@ class GenerationWorker:
             with writing():
                 part = stack.enter_context(PartWriter(task.target, task.schema, task.scratch))
             try:
-                written = keep_rows(task, part, stats)
+                written = yield from with_signs(lambda: keep_rows(task, part, stats))
             except DamagedPartError as error:
                 yield Declined(error.path, str(error))
                 return
@@ -165,8 +164,10 @@ class GenerationWorker:
             check_ids(written, task.samples["sample_id"].to_pylist(), "the shard's rows")
             self._check_owner(task)
             with writing():
-                num_bytes = part.seal({"shard_id": task.shard_id, **stats.to_json()})
-            yield from _publish(part, task.publish_delays_s)
+                num_bytes = yield from with_signs(
+                    lambda: part.seal({"shard_id": task.shard_id, **stats.to_json()})
+                )
+            yield from publish(part, task.publish_delays_s)
         yield Committed(stats, num_bytes, self._record_of_engine())
 
     def _check_owner(self, task: ShardTask) -> None:
@@ -233,25 +234,6 @@ class GenerationWorker:
         elif statistics is not None:  # of an image that failed only this means something; the rest is null
             record["prompt_truncated"] = statistics.prompt_truncated
         return {**record, **task.labels, "attempt": task.attempt, "worker": self._name}
-
-
-def _publish(part: PartWriter, delays_s: Sequence[float]) -> Iterator[Refused]:
-    """Publish a sealed part; the images in it are kept while the output refuses it.
-
-    Raises:
-        OutputRefusedError: after the last try.
-    """
-    for number, delay in enumerate(delays_s):
-        try:
-            part.show()
-        except storage_errors() as error:
-            refused = Refused(one_line(error), len(delays_s) - number)
-        else:
-            return
-        yield refused
-        time.sleep(delay)
-    with writing():
-        part.show()
 
 
 def _split(

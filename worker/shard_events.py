@@ -67,6 +67,11 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Alive:
+    """The worker waits for storage, which may take long."""
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The output did not take the shard's part, which is kept and tried again."""
 
@@ -91,4 +96,4 @@ class Declined:
     reason: str
 
 
-ShardEvent = Started | Progress | Refused | Committed | Declined
+ShardEvent = Started | Progress | Alive | Refused | Committed | Declined

@@ -28,6 +28,7 @@ from toprovar_batch.orchestrator.run.fleet import Fleet
 from toprovar_batch.orchestrator.run.ledger import Assignment, ShardLedger
 from toprovar_batch.orchestrator.run.load_guard import LoadGuard
 from toprovar_batch.orchestrator.run.progress import ProgressBar
+from toprovar_batch.orchestrator.run.published import PublishedParts
 from toprovar_batch.orchestrator.run.ray_session import cluster_address, ray_session
 from toprovar_batch.orchestrator.run.record import RunLog
 from toprovar_batch.orchestrator.run.stop_signals import signal_of
@@ -162,7 +163,8 @@ def _dispatch(
             ledger = ShardLedger(todo, runtime.max_shard_attempts)
             guard = LoadGuard(runtime.max_load_failures)
             watch = EngineWatch(kept.computed_with)
-            Dispatcher(ledger, fleet, guard, make_task, bar, watch, outcome).run()
+            parts = PublishedParts(folder, plan.num_shards, schema, published)
+            Dispatcher(ledger, fleet, guard, make_task, bar, watch, parts, outcome).run()
 
 
 def _on_gpus(job: JobSpec) -> bool:

@@ -4,11 +4,11 @@
 """
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from toprovar_batch.worker.errors import RunFailedError, UserError
+from toprovar_batch.worker.errors import OutputFolderError, RunFailedError, UserError
 from toprovar_batch.worker.shard_events import Committed, Declined, Progress, Refused, ShardTask
 from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.words import counted
@@ -21,6 +21,16 @@ from .load_guard import LoadGuard
 from .stop_signals import StopSignals
 
 _POLL_S = 0.5
+
+
+class Published(Protocol):
+    """What the output says; `published.py` has the real one."""
+
+    def find(self, shard_ids: Collection[int]) -> Mapping[int, ShardStats]:
+        """Look which of some shards have a whole part that was published in this run."""
+
+    def is_ours(self) -> bool:
+        """Whether the output still belongs to the job."""
 
 
 class Observer(Protocol):
@@ -82,6 +92,7 @@ class Dispatcher:
         make_task: turns an assignment into what a worker needs.
         observer: shows what happens.
         watch: tells what the user should know of the engines.
+        published: what the output says, whatever a worker said last; None: nobody looks.
         outcome: filled as things happen, so that it is there however the run ends; None makes one.
     """
 
@@ -93,14 +104,17 @@ class Dispatcher:
         make_task: Callable[[Assignment], ShardTask],
         observer: Observer,
         watch: EngineWatch,
+        published: Published | None = None,
         outcome: Outcome | None = None,
     ) -> None:
         self._ledger, self._fleet, self._guard = ledger, fleet, guard
         self._make_task, self._observer, self._watch = make_task, observer, watch
+        self._published = published
         self._breaker, self._num_quarantined = Breaker(), 0
         self._told: set[str] = set()
         self._refusing: set[int] = set()  # shards that the output does not take just now
         self._refused: str | None = None  # why it took one not at all
+        self._mistake: UserError | None = None  # of a place where the output is not
         self.outcome = outcome or Outcome()
 
     def run(self) -> Outcome:
@@ -127,6 +141,7 @@ class Dispatcher:
                         self._handle(event)
             finally:
                 self._fleet.dismiss_all()
+                self._believe(self._ledger.unsettled)
         if self._refused is not None:
             raise RunFailedError(f"the output does not take a part: {self._refused}")
         self.outcome.stopped_by = signals.last if self._ledger.num_open else None
@@ -138,6 +153,8 @@ class Dispatcher:
         coming = self._fleet.in_phase("placing", "loading", "idle")
         room = self._fleet.room() - self._num_quarantined
         if room <= 0 and not workers:
+            if self._mistake is not None:
+                raise self._mistake
             raise RunFailedError(f"no worker is left that makes images: {self._last_reason()}")
         wanted = min(room - len(workers), self._ledger.num_waiting - len(coming))
         self._tell_of_starving()
@@ -219,7 +236,7 @@ class Dispatcher:
             case Reported(_, shard_id, Refused() | Declined() as told):
                 self._unpublished(shard_id, told)
             case Lost(mistake=UserError() as mistake):
-                raise mistake
+                self._misplaced(event, mistake)
             case Lost():
                 self._lost(event)
 
@@ -255,12 +272,41 @@ class Dispatcher:
                 f"begun until then: {reason}"
             )
 
+    def _misplaced(self, event: Lost, mistake: UserError) -> None:
+        """Go on without a worker whose node does not see the output; anything else is a mistake of the whole run."""
+        if (
+            not isinstance(mistake, OutputFolderError)
+            or self._published is None
+            or not self._published.is_ours()
+        ):
+            raise mistake
+        self._mistake = mistake
+        self._num_quarantined += 1
+        self._record(
+            "place", event.shard_id, event.reason, worker=event.worker.name, in_flight=event.in_flight
+        )
+        self._refusing.discard(event.shard_id)
+        self._ledger.release(event.shard_id)
+        self._observer.restarted(event.shard_id, event.reason)
+        self._observer.say(f"the run goes on with one worker fewer: {mistake}")
+
+    def _believe(self, shard_ids: Collection[int]) -> bool:
+        """Count shards as done whose part is there; says whether any is."""
+        found = self._published.find(shard_ids) if self._published is not None and shard_ids else {}
+        for shard_id, stats in found.items():
+            self._ledger.commit(shard_id)
+            self.outcome.committed[shard_id] = stats
+        self.outcome.failed = dict(self._ledger.failed)
+        return bool(found)
+
     def _lost(self, event: Lost) -> None:
         """Let ledger and breaker draw their conclusions from a lost attempt."""
         worker, shard_id, in_flight, reason = event.worker.name, event.shard_id, event.in_flight, event.reason
         kind: Trouble = "exception" if event.raised else "death"
         self._record(kind, shard_id, reason, worker=worker, in_flight=in_flight)
         self._refusing.discard(shard_id)
+        if not event.raised and not in_flight and self._believe([shard_id]):
+            return
         self._ledger.fail(shard_id, in_flight, kind, reason, self._breaker.proof(worker))
         self.outcome.failed = dict(self._ledger.failed)
         if event.refused:

@@ -15,6 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 from toprovar_batch.worker.actor import GenerationEngine, GenerationWorker
 from toprovar_batch.worker.errors import UserError
 from toprovar_batch.worker.shard_events import (
+    Alive,
     Committed,
     Declined,
     Progress,
@@ -28,6 +29,9 @@ from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError
 
 _RESOURCES_EVERY_S = 1.0
 _PATIENCE_S = 20.0  # a worker that finds no node for longer is worth a word to the user
+_PAUSE_S = (
+    10.0  # a driver that has not listened for longer was itself stopped: a suspended process, a closed lid
+)
 _CPU_WORKERS = 4  # on CPUs, unless the job says otherwise: more of them rarely help a small model
 
 
@@ -140,6 +144,7 @@ class Fleet:
         self._stall_timeout_s = stall_timeout_s
         self._load_timeout_s = load_timeout_s
         self._room, self._room_known = 0, float("-inf")
+        self._listened = time.monotonic()
         # Attempts are counted by the ledger, so Ray must not restart or retry anything on its own.
         self._actor_class = ray.remote(GenerationWorker).options(
             num_cpus=cpus_per_worker, num_gpus=int(on_gpus), max_restarts=0, max_task_retries=0
@@ -194,23 +199,38 @@ class Fleet:
 
     def wait(self, timeout_s: float) -> Iterator[FleetEvent]:
         """Give the events that are there within `timeout_s`, and those of workers that fell silent."""
+        self._forgive_pause()
         waiting = sorted(self.workers, key=lambda worker: worker.last_sign)  # who was heard longest ago first
         sources = {worker.source: worker for worker in waiting if worker.source is not None}
         if not sources:
             time.sleep(timeout_s)
             return
         ready, _ = ray.wait(list(sources), timeout=timeout_s, fetch_local=False)
+        self._forgive_pause()
         for source in ready:
             worker = sources[source]
             worker.last_sign = time.monotonic()
             yield from self._next_event(worker) if worker.phase == "busy" else self._next_phase(worker)
-        now = time.monotonic()
         for worker in self.in_phase("loading"):
-            if now - worker.last_sign > self._load_timeout_s:
+            if self._is_silent(worker, self._load_timeout_s):
                 yield self._bury(worker, f"it was not loaded after {self._load_timeout_s:g} seconds")
         for worker in self.in_phase("busy"):
-            if now - worker.last_sign > self._stall_timeout_s:
+            if self._is_silent(worker, self._stall_timeout_s):
                 yield self._bury(worker, f"it gave no sign of life for {self._stall_timeout_s:g} seconds")
+
+    def _forgive_pause(self) -> None:
+        """Count silence anew where the driver itself was stopped, so that nobody could be heard."""
+        now = time.monotonic()
+        if now - self._listened > _PAUSE_S:
+            for worker in self.workers:
+                worker.last_sign = now
+        self._listened = now
+
+    def _is_silent(self, worker: Worker, timeout_s: float) -> bool:
+        """Whether a worker has said nothing for too long, and nothing of it waits to be read."""
+        if time.monotonic() - worker.last_sign <= timeout_s:
+            return False
+        return not ray.wait([worker.source], timeout=0, fetch_local=False)[0]
 
     def dismiss(self, worker: Worker) -> None:
         """Kill a worker and forget it."""
@@ -277,6 +297,8 @@ def _still_in_flight(before: tuple[str, ...], event: ShardEvent) -> tuple[str, .
         case Progress(sample_ids):
             done = frozenset(sample_ids)
             return tuple(sample_id for sample_id in before if sample_id not in done)
+        case Alive():
+            return before
         case Refused() | Committed() | Declined():
             return ()
 

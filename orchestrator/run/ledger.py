@@ -88,9 +88,20 @@ class ShardLedger:
         state.attempt += 1
         return Assignment(shard_id, state.attempt, tuple(state.suspects), dict(state.poisoned))
 
+    @property
+    def unsettled(self) -> list[int]:
+        """Shards that somebody worked on, and that were not noted as published."""
+        return sorted(self._running | self.failed.keys())
+
     def commit(self, shard_id: int) -> None:
-        """Note that a shard's part is published."""
+        """Note that a shard's part is published, even if it was given up."""
+        self._running.discard(shard_id)
+        self.failed.pop(shard_id, None)
+
+    def release(self, shard_id: int) -> None:
+        """Put a shard back that could not be worked on, for a reason that has nothing to do with it."""
         self._running.remove(shard_id)
+        self._waiting.append(shard_id)
 
     def fail(
         self,

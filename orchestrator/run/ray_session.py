@@ -12,6 +12,7 @@ import ray
 from toprovar_batch.orchestrator.job.spec import RuntimeJobSpec
 from toprovar_batch.worker.errors import JobSpecError
 
+from .ray_probe import wait_for_ray
 from .stop_signals import undisturbed_start
 
 _OBJECT_STORE_BYTES = 256 << 20  # events and prompts only: images never pass through it
@@ -52,6 +53,8 @@ def ray_session(runtime: RuntimeJobSpec) -> Iterator[None]:
 
 def _start(settings: Mapping[str, Any], address: str | None) -> None:
     try:
+        if address:
+            wait_for_ray(address)
         with undisturbed_start():
             ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:

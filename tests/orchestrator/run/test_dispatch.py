@@ -80,12 +80,26 @@ class Sayings(list):
         self.append(sentence)
 
 
-def make_dispatcher(fleet, num_shards=3, max_load_failures=2, clock=lambda: 0.0):
+class Storage:
+    """What the output says, by order of a test."""
+
+    def __init__(self, parts=(), ours=True):
+        self.parts, self.ours, self.asked = set(parts), ours, []
+
+    def find(self, shard_ids):
+        self.asked.append(list(shard_ids))
+        return {shard_id: ShardStats(rows=1, ok=1) for shard_id in shard_ids if shard_id in self.parts}
+
+    def is_ours(self):
+        return self.ours
+
+
+def make_dispatcher(fleet, num_shards=3, max_load_failures=2, clock=lambda: 0.0, storage=None):
     ledger = ShardLedger(range(num_shards), max_attempts=2)
     observer = Sayings()
     make_task = lambda assignment: SimpleNamespace(shard_id=assignment.shard_id)  # noqa: E731
     return Dispatcher(
-        ledger, fleet, LoadGuard(max_load_failures, clock), make_task, observer, EngineWatch()
+        ledger, fleet, LoadGuard(max_load_failures, clock), make_task, observer, EngineWatch(), storage
     ), observer
 
 
@@ -262,6 +276,65 @@ def test_an_output_that_workers_cannot_see_reaches_the_user_at_once():
 
     with pytest.raises(OutputFolderError, match="not visible"):
         make_dispatcher(ScriptedFleet(script={2: lose}))[0].run()
+
+
+def misplace(fleet):
+    worker = fleet.workers.pop(0)
+    worker.name = "bad:0"
+    mistake = OutputFolderError("out: not visible to worker bad:0")
+    yield Lost(worker, worker.shard_id, (), raised=True, reason=str(mistake), mistake=mistake)
+
+
+def test_a_node_without_the_output_costs_its_worker_and_no_other():
+    fleet = ScriptedFleet(room=2, script={2: misplace})
+    dispatcher, observer = make_dispatcher(fleet, num_shards=5, storage=Storage())
+    outcome = dispatcher.run()
+    assert sorted(outcome.committed) == [0, 1, 2, 3, 4]
+    assert "the run goes on with one worker fewer: out: not visible to worker bad:0" in observer
+    assert (outcome.failed, fleet.most_workers) == ({}, 2)
+    assert [incident["kind"] for incident in outcome.incidents] == ["place"]
+
+
+def test_an_output_that_no_node_sees_reaches_the_user():
+    fleet = ScriptedFleet(room=2, script={2: misplace, 3: misplace})
+    with pytest.raises(OutputFolderError, match="not visible"):
+        make_dispatcher(fleet, storage=Storage())[0].run()
+
+
+def test_an_output_that_is_not_the_jobs_any_more_ends_the_run_at_once():
+    fleet = ScriptedFleet(room=2, script={2: misplace})
+    with pytest.raises(OutputFolderError):
+        make_dispatcher(fleet, num_shards=5, storage=Storage(ours=False))[0].run()
+    assert fleet.started == [0, 1]
+
+
+def lose_at_publishing(fleet):
+    worker = fleet.workers.pop()
+    yield Lost(worker, worker.shard_id, (), raised=False, reason="it gave no sign of life for 900 seconds")
+
+
+def test_a_part_that_is_there_is_done_whatever_became_of_its_worker():
+    fleet = ScriptedFleet(script={2: lose_at_publishing})
+    outcome = make_dispatcher(fleet, storage=Storage(parts=[0]))[0].run()
+    assert (fleet.started, sorted(outcome.committed)) == ([0, 1, 2], [0, 1, 2])
+
+
+def test_a_part_that_arrives_late_is_not_told_as_given_up():
+    storage = Storage()
+
+    def lose_for_good(fleet):
+        storage.parts.add(0)  # the upload of a killed worker may still arrive
+        yield from lose(fleet)
+
+    fleet = ScriptedFleet(script={2: lose, 6: lose_for_good})
+    outcome = make_dispatcher(fleet, storage=storage)[0].run()
+    assert (fleet.started, sorted(outcome.committed), outcome.failed) == ([0, 1, 2, 0], [0, 1, 2], {})
+
+
+def test_a_run_that_is_stopped_counts_the_parts_that_are_there():
+    fleet = ScriptedFleet(room=2, script={2: press(2)})
+    outcome = make_dispatcher(fleet, num_shards=9, storage=Storage(parts=[1]))[0].run()
+    assert (list(outcome.committed), outcome.stopped_by) == ([1], signal.SIGINT)
 
 
 def test_workers_that_never_load_end_the_run():

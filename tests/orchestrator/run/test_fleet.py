@@ -6,7 +6,7 @@ import pytest
 
 from toprovar_batch.orchestrator.run import fleet as fleet_module
 from toprovar_batch.orchestrator.run.fleet import Fleet, LoadFailed, Lost, Starving, Worker
-from toprovar_batch.worker.shard_events import Progress, Started
+from toprovar_batch.worker.shard_events import Alive, Progress, Started
 
 NOW = 50_000.0  # seconds, on a clock that stands
 
@@ -55,6 +55,38 @@ def test_a_worker_that_is_silent_over_its_shard_is_replaced(silent_fleet):
     [event] = silent_fleet("busy", 101).wait(0)
     assert isinstance(event, Lost)
     assert (event.shard_id, event.reason) == (3, "it gave no sign of life for 100 seconds")
+
+
+def test_a_driver_that_was_stopped_does_not_take_its_workers_for_silent(silent_fleet, monkeypatch):
+    fleet = silent_fleet("busy", 50)
+    monkeypatch.setattr(
+        fleet_module, "time", SimpleNamespace(monotonic=lambda: NOW + 5000)
+    )  # a lid was closed
+    assert list(fleet.wait(0)) == []
+    monkeypatch.setattr(fleet_module, "time", SimpleNamespace(monotonic=lambda: NOW + 5009))
+    assert list(fleet.wait(0)) == []
+    for listened in range(5010, 5111, 9):
+        monkeypatch.setattr(fleet_module, "time", SimpleNamespace(monotonic=lambda now=NOW + listened: now))
+        events = list(fleet.wait(0))
+    assert isinstance(events[0], Lost)  # from then on silence counts as ever
+
+
+def test_a_worker_whose_event_waits_to_be_read_is_not_silent(silent_fleet, monkeypatch):
+    fleet = silent_fleet("busy", 101)
+    monkeypatch.setattr(
+        fleet_module.ray, "wait", lambda sources, timeout, **_: ([], sources) if timeout else (sources, [])
+    )
+    assert list(fleet.wait(0.5)) == []
+
+
+def test_a_sign_of_life_changes_nothing_in_flight(silent_fleet, monkeypatch):
+    fleet = silent_fleet("busy", 101)
+    [worker] = fleet.workers
+    worker.in_flight, worker.source = ("a",), iter([Alive()])
+    monkeypatch.setattr(fleet_module.ray, "wait", lambda sources, **_: (sources, []))
+    monkeypatch.setattr(fleet_module.ray, "get", lambda event: event)
+    list(fleet.wait(0))
+    assert (worker.in_flight, worker.last_sign) == (("a",), NOW)
 
 
 def test_a_death_names_the_samples_of_every_batch_in_the_engine(silent_fleet, monkeypatch):
