@@ -77,7 +77,7 @@ def submit(
     plan = plan_job(job)
     for warning in plan.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    schema = dataset_schema(field for field in plan.samples.schema if field.name not in PLAN_COLUMNS)
+    schema = dataset_schema(field for field in plan.schema if field.name not in PLAN_COLUMNS)
     with open_output(job, plan, schema) as folder:
         parts = read_footers(folder, folder.finished(plan.num_shards), plan.num_shards, schema)
         for path, reason in foreign_file_reasons(folder, plan.num_shards).items():
@@ -159,7 +159,7 @@ def _dispatch(
             may_grow=cluster_address(runtime) is not None,
         )
         done = kept.rows - errors_again
-        with closing(ProgressBar(plan.samples.num_rows, done, kept.errors - errors_again)) as bar:
+        with closing(ProgressBar(plan.num_samples, done, kept.errors - errors_again)) as bar:
             ledger = ShardLedger(todo, runtime.max_shard_attempts)
             guard = LoadGuard(runtime.max_load_failures)
             watch = EngineWatch(kept.computed_with)
@@ -202,7 +202,7 @@ def _summarise(
     published |= outcome.committed
     return RunSummary(
         output=job.output,
-        num_samples=plan.samples.num_rows,
+        num_samples=plan.num_samples,
         num_shards=plan.num_shards,
         dataset=total(published.values()),
         this_run=total(outcome.committed.values()),

@@ -22,7 +22,8 @@ from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.identity import differing_fields, job_identity
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
 from toprovar_batch.worker.errors import OutputFolderError
-from toprovar_batch.worker.part_file import publish_bytes
+from toprovar_batch.worker.file_aside import FileAside
+from toprovar_batch.worker.part_file import publish_bytes, publish_file
 from toprovar_batch.worker.part_identity import identity_hash
 from toprovar_batch.worker.storage import explain_storage, locate, storage_errors
 from toprovar_batch.worker.words import counted
@@ -36,6 +37,7 @@ JOB_FILE = (JOB_FOLDER, "job.json")
 SAMPLES_FILE = (JOB_FOLDER, "samples.parquet")
 PLAN_COLUMNS = ("sample_id", "prompt", "negative_prompt", "seed", "h_div_w", "prompt_error")
 _PART_NAME = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
+_MOST_ROW_GROUPS, _FEW_ROW_GROUPS = 10_000, 1_000  # of the plan: a shard each; else many shards each
 _VERSIONED = ("toprovar-batch", "torch", "ray", "pyarrow", "transformers")
 
 
@@ -216,7 +218,7 @@ def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[O
             refuse_other_job(folder, claimed, identity)
             if record is None or not folder.filesystem.exists(folder.inside(*SAMPLES_FILE)):
                 _freeze_samples(folder, plan)
-            _write_card(folder, dataset_card(job, schema, plan.samples.num_rows))
+            _write_card(folder, dataset_card(job, schema, plan.num_samples))
             if folder.scratch is not None and lock is not None and lock.held:
                 held.callback(_sweep_under, lock, folder.scratch)
                 _sweep(folder.scratch)
@@ -300,7 +302,7 @@ def _claim(folder: OutputFolder, job: JobSpec, plan: SamplePlan, identity: dict[
     record = {
         "name": job.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "num_samples": plan.samples.num_rows,
+        "num_samples": plan.num_samples,
         "num_shards": plan.num_shards,
         "shard_size": plan.shard_size,
         "identity": identity,
@@ -315,10 +317,13 @@ def _claim(folder: OutputFolder, job: JobSpec, plan: SamplePlan, identity: dict[
 
 
 def _freeze_samples(folder: OutputFolder, plan: SamplePlan) -> None:
-    """Write the plan, a row group a shard: whoever wants one shard's samples reads only those."""
-    frozen = pa.BufferOutputStream()
-    pq.write_table(plan.samples, frozen, row_group_size=plan.shard_size, compression="zstd")
-    folder.publish(frozen.getvalue().to_pybytes(), *SAMPLES_FILE)
+    """Write the plan, a row group a shard where there are not too many: a footer of 100,000 takes 187 MB."""
+    shards = 1 if plan.num_shards <= _MOST_ROW_GROUPS else -(-plan.num_shards // _FEW_ROW_GROUPS)
+    with FileAside(SAMPLES_FILE[-1], folder.scratch) as aside:
+        with pq.ParquetWriter(aside, plan.schema, compression="zstd") as writer:
+            for rows in plan.spool.pieces(shards * plan.shard_size):
+                writer.write_table(rows)
+        publish_file(aside, folder.filesystem, folder.inside(*SAMPLES_FILE))
 
 
 def _shown(identity: dict[str, Any], field: str) -> str:

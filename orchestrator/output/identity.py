@@ -36,7 +36,7 @@ def job_identity(job: JobSpec, plan: SamplePlan | None = None) -> dict[str, Any]
     files = {part: flat[f"model.{part}"] for part in MODEL_PARTS}
     flat |= {f"model.{part} {FILE_MARK}": value for part, value in fingerprints(files).items()}
     if plan is not None:
-        flat["prompts (number of samples)"] = plan.samples.num_rows
+        flat["prompts (number of samples)"] = plan.num_samples
         flat["prompts (content)"] = plan.fingerprint
     return flat
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import islice
 from typing import Generic, TypeVar
 
 import pyarrow as pa
@@ -22,7 +22,8 @@ from toprovar_batch.worker.words import counted
 
 from .folder import PLAN_COLUMNS, SAMPLES_FILE, OutputFolder
 
-_READERS = 16  # footers read at once: object stores answer slowly, but many at a time
+_READERS = 32  # footers read at once: object stores answer slowly, but many at a time
+_QUEUED = 64 * _READERS  # parts that wait for a reader: each takes memory, and there may be 100,000
 # A file server's clients may see a new file late; after this long, in seconds, it is missing.
 _LISTING_LAG_S = 60.0
 _IDENTIFYING = ("sample_id", "seed")  # with the job, they decide a row
@@ -159,10 +160,10 @@ def verify_parts(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int
     Raises:
         OutputFolderError: the plan cannot be read, so that nothing can be said about any part.
     """
-    plan = _planned_samples(folder, num_shards)
+    samples_of = _planned_samples(folder, num_shards)
 
     def verify(shard_id: int) -> None:
-        planned = Counter(_rows(plan[shard_id]))
+        planned = Counter(_rows(samples_of(shard_id)))
         found = Counter(_read_whole(folder.part(shard_id, num_shards), folder))
         if found != planned:
             raise ValueError(
@@ -182,24 +183,26 @@ def planned_schema(folder: OutputFolder) -> pa.Schema | None:
         return None
 
 
-def _planned_samples(folder: OutputFolder, num_shards: int) -> list[pa.Table]:
-    """Read the ids and seeds of every shard from the frozen plan, at once: its footer grows with the shards."""
+def _planned_samples(folder: OutputFolder, num_shards: int) -> Callable[[int], pa.Table]:
+    """Read the ids and seeds of every shard from the frozen plan, at once; gives those of a shard."""
     try:
         with open_parquet(folder.filesystem, folder.inside(*SAMPLES_FILE)) as plan:
             samples = plan.read(columns=list(_IDENTIFYING))
-            sizes = [plan.metadata.row_group(group).num_rows for group in range(plan.num_row_groups)]
     except (UnreachableError, *DAMAGE) as error:
         raise OutputFolderError(
             f"{folder.url}: the plan {'/'.join(SAMPLES_FILE)} cannot be read ({first_words(error)}), so the parts "
             "cannot be compared with it; where it is missing, submit the job again to have it written"
         ) from error
-    if len(sizes) != num_shards:
+    record = folder.read_job()
+    # A row group may hold many shards, so the job's record tells where they end.
+    shard_size: int = record["identity"].get("shard_size", 0) if record else 0
+    found = -(-samples.num_rows // shard_size) if shard_size else 0
+    if found != num_shards:
         raise OutputFolderError(
-            f"{folder.url}: the plan {'/'.join(SAMPLES_FILE)} has {counted(len(sizes), 'shard')} and the job {num_shards}; "
+            f"{folder.url}: the plan {'/'.join(SAMPLES_FILE)} has {counted(found, 'shard')} and the job {num_shards}; "
             "delete it and submit the job again to have it written"
         )
-    ends = accumulate(sizes)
-    return [samples.slice(end - size, size) for end, size in zip(ends, sizes, strict=True)]
+    return lambda shard_id: samples.slice(shard_id * shard_size, shard_size)
 
 
 def _read_whole(path: str, folder: OutputFolder) -> Iterator[tuple[str, int]]:
@@ -225,6 +228,8 @@ def _read_all(read: Callable[[int], T], shard_ids: Iterable[int]) -> Findings[T]
         except DAMAGE as error:
             findings.damaged[shard_id] = first_words(error)
 
+    waiting = iter(shard_ids)
     with ThreadPoolExecutor(_READERS) as pool:
-        list(pool.map(attempt, shard_ids))
+        while some := list(islice(waiting, _QUEUED)):
+            list(pool.map(attempt, some))
     return findings

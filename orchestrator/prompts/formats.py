@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, TypeAlias
 
@@ -20,6 +22,7 @@ from .files import FORMATS, LINE_END, PromptFile, describe_json, first_line
 Row = dict[str, Any]
 Column: TypeAlias = list[Any] | pa.ChunkedArray
 WIDE_INTEGER = pa.decimal128(38, 0)
+_ROWS_AT_ONCE = 1 << 16  # of a Parquet file
 _JSON_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]', re.DOTALL)
 
 
@@ -62,11 +65,6 @@ def format_of(file: PromptFile, wanted: str) -> str:
     return FORMATS[file.suffix]
 
 
-def read_table(file: PromptFile, kind: str, text_columns: list[str], limit: int | None) -> pa.Table:
-    """Read a Parquet or CSV file; see `read_parquet` and `read_csv`."""
-    return read_parquet(file, limit) if kind == "parquet" else read_csv(file, text_columns, limit)
-
-
 def read_rows(file: PromptFile, kind: str, prompt_column: str, limit: int | None) -> list[Row]:
     """Read a JSONL, TXT or MJHQ file; see `read_jsonl`, `read_txt` and `read_mjhq`."""
     if kind == "txt":
@@ -74,28 +72,53 @@ def read_rows(file: PromptFile, kind: str, prompt_column: str, limit: int | None
     return read_jsonl(file, limit) if kind == "jsonl" else read_mjhq(file, limit)
 
 
-def read_parquet(file: PromptFile, limit: int | None) -> pa.Table:
-    """Read a Parquet file, no further than the row group where `limit` is reached.
-
-    Raises:
-        PromptSourceError: it is no Parquet file, is cut short, or holds invalid text.
-    """
+@contextmanager
+def _open_parquet(file: PromptFile) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; whatever is wrong with it, in the block too, is told in one sentence."""
     # Parquet is read from its end, which a compressed file or a pipe cannot do.
     whole = file.compression or file.is_stream
     with pa.BufferReader(file.read()) if whole else file.open() as handle:
         try:
-            parquet = pq.ParquetFile(handle)
-            groups, rows = 0, 0
-            while groups < parquet.num_row_groups and (limit is None or rows < limit):
-                rows += parquet.metadata.row_group(groups).num_rows
-                groups += 1
-            table = parquet.read_row_groups(list(range(groups)))
-            table.validate(full=True)
+            yield pq.ParquetFile(handle)
         except (pa.ArrowException, OSError) as error:
             problem = f"is not a readable Parquet file: {first_line(error)}"
             raise PromptSourceError(f"{file.label} {problem}") from error
-    bare = [field.remove_metadata() for field in table.schema]
-    return pa.Table.from_arrays(table.columns, schema=pa.schema(bare)).slice(0, limit)
+
+
+def parquet_shape(file: PromptFile) -> tuple[pa.Schema, int]:
+    """Columns and number of rows of a Parquet file, from its footer.
+
+    Raises:
+        PromptSourceError: it is no Parquet file, or is cut short.
+    """
+    with _open_parquet(file) as parquet:
+        return _without_metadata(parquet.schema_arrow), parquet.metadata.num_rows
+
+
+def read_parquet(file: PromptFile, limit: int | None) -> Iterator[pa.Table]:
+    """Read a Parquet file, some rows at a time and no further than `limit`.
+
+    Yields:
+        Its rows; one table without rows where it is empty.
+
+    Raises:
+        PromptSourceError: it is no Parquet file, is cut short, or holds invalid text.
+    """
+    with _open_parquet(file) as parquet:
+        schema = _without_metadata(parquet.schema_arrow)
+        rest = parquet.metadata.num_rows if limit is None else min(limit, parquet.metadata.num_rows)
+        if rest == 0:
+            yield schema.empty_table()
+        pieces = iter(parquet.iter_batches(_ROWS_AT_ONCE))
+        while rest:
+            batch = next(pieces).slice(0, rest)
+            batch.validate(full=True)
+            rest -= batch.num_rows
+            yield pa.Table.from_arrays(batch.columns, schema=schema)
+
+
+def _without_metadata(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([field.remove_metadata() for field in schema])
 
 
 def read_csv(file: PromptFile, text_columns: list[str], limit: int | None) -> pa.Table:

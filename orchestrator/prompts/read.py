@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,8 +23,9 @@ from .cells import (
 )
 from .column_types import holds_map
 from .files import PromptFile, find_files, first_line
-from .formats import Row, SourceRows, format_of, read_rows, read_table
-from .ids import id_cells
+from .formats import Row, SourceRows, format_of, parquet_shape, read_csv, read_parquet, read_rows
+from .ids import GivenIds
+from .table_spool import TableSpool
 
 RESERVED_COLUMNS = (*RESULT_COLUMNS, "prompt_error", "prompt_id", "image_index")
 _ROLE_KEYS = {
@@ -37,10 +38,21 @@ _AUTO_IDS = ("sample_id", "id")
 
 
 class Origins:
-    """Which file and row each row of the whole came from."""
+    """Which file and row each row of the whole came from; grows while files are read."""
 
-    def __init__(self, files: Sequence[PromptFile], counts: Sequence[int]) -> None:
-        self._spans = list(zip(files, counts, strict=True))
+    def __init__(self) -> None:
+        self._spans: list[tuple[PromptFile, int]] = []
+
+    def add(self, file: PromptFile, count: int) -> None:
+        """Note that the next `count` rows are of `file`."""
+        if self._spans and self._spans[-1][0] is file:
+            count += self._spans.pop()[1]
+        self._spans.append((file, count))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows so far."""
+        return sum(count for _, count in self._spans)
 
     def describe(self, index: int) -> str:
         """Name a row, counted from 1 in its file; header and blank lines do not count."""
@@ -51,8 +63,8 @@ class Origins:
         raise IndexError(index)
 
 
-def read_prompts(spec: PromptSpec) -> pa.Table:
-    """Read all prompts of a source.
+def read_prompts(spec: PromptSpec) -> TableSpool:
+    """Read all prompts of a source; those of Parquet files some at a time.
 
     Args:
         spec: where they are and which column means what.
@@ -67,26 +79,40 @@ def read_prompts(spec: PromptSpec) -> pa.Table:
         PromptSourceError: the source is missing, unreadable, empty or not what its extension says. Or it lacks a
             column, or has missing or repeated ids, a column that the dataset needs for itself, or no good row.
     """
-    rows, origins = _read_source(spec)
-    if rows.num_rows == 0:
+    origins = Origins()
+    spool: TableSpool | None = None
+    ids: GivenIds | None = None
+    first_error, num_bad = "", 0
+    for rows in _read_source(spec, origins):
+        if rows.num_rows == 0:
+            continue
+        if spool is None:
+            id_column = _id_column(spec, rows)
+            _check_columns(spec, rows, id_column)
+            ids = None if id_column is None else GivenIds(id_column, origins.describe)
+        cells = _role_cells(spec, rows)
+        errors = pc.coalesce(*(checked.errors for checked in cells.values()))
+        first_error = first_error or errors[0].as_py() or ""
+        num_bad += rows.num_rows - errors.null_count
+        columns = {"prompt": cells.pop("prompt").values, "prompt_error": errors}
+        if ids is not None and id_column is not None:
+            columns["sample_id"] = ids.cells(rows.column(id_column))
+        columns |= {name: checked.values for name, checked in cells.items()}
+        for name in _passed_columns(spec, rows, id_column):
+            columns[name] = as_column(rows.column(name), _label(spec, name))
+            if spool is None:
+                _check_storable(columns[name], _label(spec, name))
+        table = pa.table(columns)
+        spool = spool or TableSpool(table.schema)
+        spool.append(table)
+    if spool is None:
         raise PromptSourceError(f"{spec.source}: there are no prompts in it")
-    id_column = _id_column(spec, rows)
-    _check_columns(spec, rows, id_column)
-    cells = _role_cells(spec, rows)
-    errors = pc.coalesce(*(checked.errors for checked in cells.values()))
-    if errors.null_count == 0:
-        first = f"{origins.describe(0)}: {errors[0].as_py()}"
-        none = f"none of its {rows.num_rows:,} prompts can" if rows.num_rows > 1 else "its prompt cannot"
-        raise PromptSourceError(f"{spec.source}: {none} be used; {first}")
-
-    columns = {"prompt": cells.pop("prompt").values, "prompt_error": errors}
-    if id_column is not None:
-        columns["sample_id"] = id_cells(rows.column(id_column), id_column, origins.describe)
-    columns |= {name: checked.values for name, checked in cells.items()}
-    for name in _passed_columns(spec, rows, id_column):
-        columns[name] = as_column(rows.column(name), _label(spec, name))
-        _check_storable(columns[name], _label(spec, name))
-    return pa.table(columns)
+    if num_bad == spool.num_rows:
+        none = f"none of its {num_bad:,} prompts can" if num_bad > 1 else "its prompt cannot"
+        raise PromptSourceError(f"{spec.source}: {none} be used; {origins.describe(0)}: {first_error}")
+    if ids is not None:
+        ids.refuse_repeats(table["sample_id"] for table in spool.tables())
+    return spool
 
 
 def _role_cells(spec: PromptSpec, rows: SourceRows) -> dict[str, Cells]:
@@ -107,8 +133,8 @@ def _label(spec: PromptSpec, column: str) -> str:
     return f"{spec.source}: the column {column!r}"
 
 
-def _read_source(spec: PromptSpec) -> tuple[SourceRows, Origins]:
-    """Read the files of a source until `limit` is reached."""
+def _read_source(spec: PromptSpec, origins: Origins) -> Iterator[SourceRows]:
+    """Read the files of a source until `limit` is reached: Parquet some rows at a time, others all at once."""
     files = find_files(spec.source)
     kinds = {format_of(file, spec.format): file for file in files}
     if len(kinds) > 1:
@@ -116,6 +142,9 @@ def _read_source(spec: PromptSpec) -> tuple[SourceRows, Origins]:
             f"{spec.source}: holds files of several formats ({', '.join(kinds)}); name one kind with a glob"
         )
     [kind] = kinds
+    if kind == "parquet":
+        yield from _read_parquet_files(spec, files, origins)
+        return
     text_columns = [
         spec.prompt_column,
         *_AUTO_IDS,
@@ -123,20 +152,38 @@ def _read_source(spec: PromptSpec) -> tuple[SourceRows, Origins]:
     ]
     tables: list[pa.Table] = []
     rows: list[Row] = []
-    counts: list[int] = []
     for file in files:
-        rest = None if spec.limit is None else spec.limit - sum(counts)
+        rest = None if spec.limit is None else spec.limit - origins.num_rows
         if rest == 0:
             break
-        if kind in {"parquet", "csv"}:
-            tables.append(read_table(file, kind, text_columns, rest))
-            counts.append(tables[-1].num_rows)
+        if kind == "csv":
+            tables.append(read_csv(file, text_columns, rest))
+            origins.add(file, tables[-1].num_rows)
         else:
             before = len(rows)
             rows += read_rows(file, kind, spec.prompt_column, rest)
-            counts.append(len(rows) - before)
-    origins = Origins(files[: len(counts)], counts)
-    return (SourceRows(table=_concat(tables, spec.source)) if tables else SourceRows(rows=rows)), origins
+            origins.add(file, len(rows) - before)
+    yield SourceRows(table=_concat(tables, spec.source)) if tables else SourceRows(rows=rows)
+
+
+def _read_parquet_files(
+    spec: PromptSpec, files: Sequence[PromptFile], origins: Origins
+) -> Iterator[SourceRows]:
+    """Read Parquet files some rows at a time, all with the columns of all."""
+    schemas: list[pa.Table] = []
+    num_rows = 0
+    for file in files if len(files) > 1 else ():
+        if num_rows == spec.limit:
+            break
+        schema, count = parquet_shape(file)
+        schemas.append(schema.empty_table())
+        num_rows = num_rows + count if spec.limit is None else min(num_rows + count, spec.limit)
+    wanted = _concat(schemas, spec.source) if schemas else None
+    for file in files[: len(schemas)] if wanted is not None else files:
+        rest = None if spec.limit is None else spec.limit - origins.num_rows
+        for table in read_parquet(file, rest):
+            origins.add(file, table.num_rows)
+            yield SourceRows(table=_concat([table] if wanted is None else [wanted, table], spec.source))
 
 
 def _concat(tables: list[pa.Table], source: str) -> pa.Table:

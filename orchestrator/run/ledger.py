@@ -1,6 +1,6 @@
 """Decides which shard goes next, how, and when to give up. No Ray, no files, no clock."""
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -63,7 +63,7 @@ class ShardLedger:
     def __init__(self, shard_ids: Iterable[int], max_attempts: int) -> None:
         self._waiting = deque(shard_ids)
         self._max_attempts = max_attempts
-        self._states = {shard_id: _ShardState() for shard_id in self._waiting}
+        self._states: defaultdict[int, _ShardState] = defaultdict(_ShardState)
         self._running: set[int] = set()
         self.failed: dict[int, str] = {}
         self.num_failures = 0

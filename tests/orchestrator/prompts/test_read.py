@@ -18,6 +18,7 @@ from toprovar_batch.orchestrator.job.spec import JobSpec, PromptSpec
 from toprovar_batch.orchestrator.prompts import files as prompt_files
 from toprovar_batch.orchestrator.prompts.read import RESERVED_COLUMNS, read_prompts
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_samples
+from toprovar_batch.orchestrator.prompts.table_spool import TableSpool
 from toprovar_batch.worker.errors import PromptSourceError
 
 CATS = ["a cat", "two cats"]
@@ -40,7 +41,7 @@ def source(tmp_path):
 
 
 def read(path, **keys):
-    return read_prompts(PromptSpec(source=path, **keys))
+    return read_prompts(PromptSpec(source=path, **keys)).whole()
 
 
 def error_of(path, **keys):
@@ -493,9 +494,9 @@ def test_times_in_nanoseconds_need_no_pandas(source, monkeypatch):
     for name, value in columns.items():
         assert table.column(name).combine_chunks().equals(value)
     job = JobSpec.model_validate({"prompts": {"source": path}, "output": "out"})
-    plan = plan_samples(job, table)
+    plan = plan_samples(job, TableSpool.of(table))
     later = table.set_column(table.schema.get_field_index("c0"), "c0", pa.array([1_002], kinds[0]))
-    assert plan.fingerprint != plan_samples(job, later).fingerprint
+    assert plan.fingerprint != plan_samples(job, TableSpool.of(later)).fingerprint
     assert "c0" in error_of(path, id_column="c0")
     assert "is not a seed" in error_of(path, seed_column="c0")
 

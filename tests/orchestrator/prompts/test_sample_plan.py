@@ -9,7 +9,8 @@ import pytest
 
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.identity import job_identity
-from toprovar_batch.orchestrator.prompts.sample_plan import plan_samples
+from toprovar_batch.orchestrator.prompts import sample_plan
+from toprovar_batch.orchestrator.prompts.table_spool import TableSpool
 
 CATS = ("a cat", "two cats", "three cats")
 
@@ -24,6 +25,10 @@ def prompts(*texts, **columns):
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values))
     return table
+
+
+def plan_samples(job, table):
+    return sample_plan.plan_samples(job, TableSpool.of(table))
 
 
 def column(plan, name):
