@@ -24,7 +24,7 @@ def encode_images(
 
     Args:
         pixels: of the images.
-        spec: the format and its quality.
+        spec: the format, its quality and how it keeps colours.
         threads: from `encoding_threads`; None: made for this call.
     """
     if threads is None:
@@ -39,5 +39,7 @@ def _encode_image(pixels: np.ndarray, spec: ImageSpec) -> bytes:
     if spec.format == "png":
         # The lowest compression level takes a quarter of the default's time for a few percent more bytes.
         options = {"compress_level": 1}
+    elif spec.format == "jpeg":
+        options["subsampling"] = spec.jpeg_subsampling
     Image.fromarray(pixels).save(buffer, format=spec.format, **options)
     return buffer.getvalue()

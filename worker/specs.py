@@ -8,11 +8,14 @@ from toprovar_batch.worker.spec_base import FrozenSpec
 
 from .pruning.policies.specs import DenseSpec, PolicySpec
 
+Subsampling = Literal["4:4:4", "4:2:2", "4:2:0"]
 Resolution = Literal["0.06M", "0.25M", "0.60M", "1M"]
 NonEmpty = Annotated[str, Field(min_length=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 HDivW = Annotated[float, Field(ge=1 / 3 - 1e-3, le=3 + 1e-3)]
 CfgScale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+_WHOLE_COLOUR_QUALITY = 95
 
 
 class ArchitectureSpec(FrozenSpec):
@@ -65,6 +68,14 @@ class ImageFormatSpec(FrozenSpec):
     resolution: Resolution | None = None
     format: Literal["png", "jpeg", "webp"] = "png"
     quality: int = Field(95, ge=1, le=100, description="of jpeg and webp")
+    subsampling: Subsampling | None = Field(
+        None, description="of jpeg; null: 4:4:4 from quality 95 on, else 4:2:0"
+    )
+
+    @property
+    def jpeg_subsampling(self) -> Subsampling:
+        """How much of the colour a JPEG keeps; fine colour is what a high quality is asked for."""
+        return self.subsampling or ("4:4:4" if self.quality >= _WHOLE_COLOUR_QUALITY else "4:2:0")
 
 
 class ImageSpec(ImageFormatSpec):

@@ -14,6 +14,7 @@ import ray
 from toprovar_batch.orchestrator.job.checks import check_job
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.spec import JobSpec
+from toprovar_batch.orchestrator.output.check import as_in_output
 from toprovar_batch.orchestrator.output.folder import PLAN_COLUMNS, OutputFolder, open_output
 from toprovar_batch.orchestrator.output.parts import (
     Findings,
@@ -69,7 +70,7 @@ def submit(
         UserError: something in the job, its prompts, its model or its output must be mended.
         RunFailedError: no worker could be started, or the output could not be written at the end.
     """
-    job = load_job(job_path, overrides, output=output)
+    job = as_in_output(load_job(job_path, overrides, output=output))
     if engine_factory is None and not cluster_address(job.runtime):
         check_job(
             job

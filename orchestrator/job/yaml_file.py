@@ -17,7 +17,14 @@ class StrictLoader(yaml.SafeLoader):
     """Safe YAML that also refuses duplicate keys, keys that are not text, and aliases.
 
     Aliases could make a value contain itself or grow without bound, and a job file has no use for them.
+    `4:2:0` is text: YAML 1.1 takes it for a number to the base of 60.
     """
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        """Resolve as usual, but for numbers with colons."""
+        tag: str = super().resolve(kind, value, implicit)
+        numeric = tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        return "tag:yaml.org,2002:str" if numeric and ":" in value else tag
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Compose as usual, but refuse `*alias`."""

@@ -1,7 +1,7 @@
 """Checking a job's output folder without making or changing anything in it."""
 
 from toprovar_batch.orchestrator.job.spec import JobSpec
-from toprovar_batch.orchestrator.output.identity import job_identity
+from toprovar_batch.orchestrator.output.identity import as_begun, job_identity
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.storage import explain_storage, storage_errors
@@ -31,8 +31,25 @@ def check_output(job: JobSpec, plan: SamplePlan) -> str:
         record = folder.read_job()
         if record is None:
             return "new"
-        refuse_other_job(folder, record, job_identity(job, plan))
+        refuse_other_job(folder, record, job_identity(as_begun(job, record["identity"]), plan))
         done = len(folder.finished(plan.num_shards))
     except storage_errors() as error:
         raise OutputFolderError(f"{job.output}: cannot be used: {explain_storage(error)}") from error
     return f"of this job, {done:,} of {counted(plan.num_shards, 'shard')} done"
+
+
+def as_in_output(job: JobSpec) -> JobSpec:
+    """The job with what it leaves open settled as in the dataset that its output holds; see `as_begun`.
+
+    An output that cannot be read settles nothing here: whoever opens it says why.
+
+    Raises:
+        OutputFolderError: no file system answers to the address, or the record there is damaged.
+    """
+    if job.image.format != "jpeg":
+        return job
+    try:
+        record = locate_output(job.output).read_job()
+    except storage_errors():
+        return job
+    return job if record is None else as_begun(job, record["identity"])

@@ -1,7 +1,7 @@
 """What decides the content of a dataset, as a flat record: two jobs with equal records make the same dataset."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from toprovar_batch.orchestrator.job.named_files import MODEL_PARTS
 from toprovar_batch.orchestrator.job.spec import JobSpec
@@ -10,6 +10,8 @@ from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
 from .model_files import fingerprints
 
 FILE_MARK = "(file)"
+_SUBSAMPLING = "image.subsampling"
+_FIRST_SUBSAMPLING: Final = "4:2:0"  # of every JPEG before there was a choice, when no identity named it
 
 
 def job_identity(job: JobSpec, plan: SamplePlan | None = None) -> dict[str, Any]:
@@ -33,12 +35,29 @@ def job_identity(job: JobSpec, plan: SamplePlan | None = None) -> dict[str, Any]
     written_out = job.resolved.written_out.model_dump(mode="json", include={"model", "sampling", "image"})
     flat = dict(_flatten(content)) | dict(_flatten(written_out))
     flat["image.h_div_w"] = list(job.image.all_h_div_w)
+    del flat[_SUBSAMPLING]
+    if job.image.format == "jpeg" and job.image.jpeg_subsampling != _FIRST_SUBSAMPLING:
+        flat[_SUBSAMPLING] = job.image.jpeg_subsampling
     files = {part: flat[f"model.{part}"] for part in MODEL_PARTS}
     flat |= {f"model.{part} {FILE_MARK}": value for part, value in fingerprints(files).items()}
     if plan is not None:
         flat["prompts (number of samples)"] = plan.num_samples
         flat["prompts (content)"] = plan.fingerprint
     return flat
+
+
+def as_begun(job: JobSpec, recorded: Mapping[str, Any]) -> JobSpec:
+    """The job with what it leaves open settled as in a dataset that was begun before there was a choice.
+
+    Args:
+        job: about to continue a dataset, or to be refused there.
+        recorded: identity of the dataset.
+    """
+    jpeg = job.image.format == recorded.get("image.format") == "jpeg"
+    if not jpeg or job.image.subsampling is not None or _SUBSAMPLING in recorded:
+        return job
+    image = job.image.model_copy(update={"subsampling": _FIRST_SUBSAMPLING})
+    return job.model_copy(update={"image": image})
 
 
 def differing_fields(identity_a: Mapping[str, Any], identity_b: Mapping[str, Any]) -> list[str]:

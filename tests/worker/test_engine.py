@@ -10,6 +10,7 @@ from PIL import Image
 from toprovar_batch.worker.engine import Engine
 from toprovar_batch.worker.generated import GeneratedBatch, PhaseTimes
 from toprovar_batch.worker.generator import Generator
+from toprovar_batch.worker.images import encode_images
 from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.resolved import resolve
 from toprovar_batch.worker.specs import (
@@ -120,6 +121,20 @@ def test_every_format_is_written(image_format):
     result = engine.generate([_request(0)])[0]
     assert Image.open(io.BytesIO(result.image)).format == image_format.upper()
     assert result.format == image_format
+
+
+def test_a_jpeg_of_high_quality_keeps_its_colours_at_every_pixel():
+    pixels = np.full((1, 64, 64, 3), 255, np.uint8)
+    pixels[:, :, :31] = (0, 0, 255)
+
+    def error(**settings):
+        (encoded,) = encode_images(pixels, ImageSpec(format="jpeg", **settings))
+        return abs(np.asarray(Image.open(io.BytesIO(encoded))).astype(int) - pixels[0]).max()
+
+    assert error() == error(subsampling="4:4:4") <= 13
+    assert error(subsampling="4:2:0") >= 43
+    assert error(quality=94) >= 43
+    assert error(quality=94, subsampling="4:4:4") <= 13
 
 
 def test_bad_requests_become_error_rows_beside_good_ones(engine):

@@ -6,7 +6,9 @@ Torch files are loaded with `weights_only`: nothing in a checkpoint is executed.
 
 import json
 import pickle
+import pickletools
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,10 +22,11 @@ from toprovar_batch.worker.errors import CheckpointError
 StateDict = dict[str, Tensor]
 
 _INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_WRAPPERS = ("trainer", "gpt_fsdp", "state_dict", "model", "vae")
+_WRAPPERS = ("trainer", "gpt_fsdp", "gpt_wo_ddp", "state_dict", "model", "vae")
 _BLOCK = re.compile(r"^block_chunks\.(\d+)\.module\.(\d+)\.")
 _WRAPPED_CONV = re.compile(r"\b(conv_in|conv_out|conv\d|nin_shortcut|(?:up|down)sample\.conv)\.conv\.")
 _WRAPPED_NORM = re.compile(r"\b(norm\d|norm_out)\.norm\.")
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _IGNORED = re.compile(r"(^|\.)zero_k_bias$|^quantizer?\.lfq\.mask$")
 
 
@@ -77,20 +80,42 @@ def _read_file(path: Path) -> StateDict:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        # PyTorch says that it may not know a newer pickle; whether it does, we learn and say.
+        warnings.filterwarnings("ignore", "Detected pickle protocol")
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        code = _GLOBAL.search(str(error))
+        if code is None and not _names_code(path):
+            raise _unreadable(path) from error
+        raise CheckpointError(
+            f"{path}: contains code{f' ({code[1]})' if code else ''}, refused; only tensors and plain values are read, "
+            "so save the state dict alone"
+        ) from error
     except (
         SafetensorError,
         RuntimeError,
-        pickle.UnpicklingError,
         EOFError,
         OSError,
         ValueError,
         KeyError,
     ) as error:
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint (truncated, or of another format); fetch it again"
-        ) from error
+        raise _unreadable(path) from error
     return _unwrap(loaded, path)
+
+
+def _unreadable(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: not a readable checkpoint (truncated, or of another format); fetch it again"
+    )
+
+
+def _names_code(path: Path) -> bool:
+    """Whether a pickle of a protocol that PyTorch does not read would import something; it is not run."""
+    try:
+        with path.open("rb") as file:
+            return any(code.name.endswith("GLOBAL") for code, *_ in pickletools.genops(file))
+    except (ValueError, EOFError):
+        return False
 
 
 def _is_zip(path: Path) -> bool:

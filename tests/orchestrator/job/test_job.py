@@ -93,7 +93,7 @@ def test_an_output_from_the_command_line_is_taken_literally(load, tmp_path, monk
         ("sampling: {cfgscale: 1}", "unknown key sampling.cfgscale; did you mean sampling.cfg_scale?"),
         ("model: {architecture: {dpth: 1}}", "unknown key model.architecture.dpth; did you mean model.architecture.depth?"),
         ("batch_size: 4", "unknown key batch_size; did you mean runtime.batch_size?"),
-        ("image: {zzzz: 4}", "unknown key image.zzzz; image takes resolution, format, quality, h_div_w"),
+        ("image: {zzzz: 4}", "unknown key image.zzzz; image takes resolution, format, quality, subsampling, h_div_w"),
         ("sampling: {cfg_scale: 1e3}", "sampling.cfg_scale must be a number or a list, got the text '1e3'; YAML reads 1e3 as text, write 1000"),
         ("sampling: {top_p: '0.5'}", "sampling.top_p must be a number, got the text '0.5'; write it without quotes"),
         ("sampling: {cfg_scale: [1, x]}", "sampling.cfg_scale[1] must be a number, got the text 'x'"),
@@ -360,3 +360,9 @@ def test_every_key_of_a_job_is_in_the_reference(pytestconfig):
 def test_the_jobs_of_this_repository_load(pytestconfig, name):
     job = load_job(str(pytestconfig.rootpath / f"jobs/{name}.yaml"))
     assert job.name == name
+
+
+def test_numbers_with_colons_are_texts(load):
+    written = BASE + "image: {format: jpeg, subsampling: 4:2:0}\n"
+    assert load(written).image.subsampling == "4:2:0"
+    assert load(BASE, "image.subsampling=4:2:2").image.subsampling == "4:2:2"

@@ -1,8 +1,14 @@
 """The identity of a job that exists: an output folder begun by an earlier version must go on."""
 
+import json
+
+import pytest
+
 from toprovar_batch.orchestrator.job.load import load_job
+from toprovar_batch.orchestrator.output.check import as_in_output, check_output
 from toprovar_batch.orchestrator.output.identity import job_identity
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
+from toprovar_batch.worker.errors import OutputFolderError
 
 DEMO = {
     "model.preset": "tiny",
@@ -67,3 +73,33 @@ WEIGHTS = {
 def test_the_demo_has_the_identity_that_it_always_had(pytestconfig):
     job = load_job(str(pytestconfig.rootpath / "jobs/demo.yaml"))
     assert job_identity(job, plan_job(job)) == DEMO | WEIGHTS
+
+
+def test_only_a_jpeg_that_is_not_as_all_were_at_first_has_its_subsampling_in_its_identity(write_job):
+    def recorded(*overrides):
+        return job_identity(load_job(write_job(), overrides)).get("image.subsampling")
+
+    assert recorded("image.subsampling=4:4:4") is None  # of a PNG
+    assert recorded("image.format=jpeg") == "4:4:4"
+    assert recorded("image.format=jpeg", "image.subsampling=4:2:2") == "4:2:2"
+    assert recorded("image.format=jpeg", "image.subsampling=4:2:0") is None
+    assert recorded("image.format=jpeg", "image.quality=94") is None
+
+
+def test_a_dataset_of_jpegs_begun_before_there_was_a_choice_goes_on_as_it_began(write_job, tmp_path):
+    path = write_job()
+    job = load_job(path, ["image.format=jpeg"])
+    earlier = job_identity(job, plan_job(job))
+    assert earlier.pop("image.subsampling") == "4:4:4"
+    (tmp_path / "out/_job").mkdir(parents=True)
+    record = {"name": "job", "num_samples": 8, "num_shards": 2, "identity": earlier}
+    (tmp_path / "out/_job/job.json").write_text(json.dumps(record))
+
+    continued = as_in_output(job)
+    assert continued.resolved.image.jpeg_subsampling == "4:2:0"
+    assert job_identity(continued, plan_job(continued)) == earlier
+    assert check_output(job, plan_job(job)).startswith("of this job")
+    other = load_job(path, ["image.format=jpeg", "image.subsampling=4:4:4"])
+    assert as_in_output(other) == other
+    with pytest.raises(OutputFolderError, match=r"image\.subsampling"):
+        check_output(other, plan_job(other))

@@ -1,6 +1,7 @@
 """Every form a checkpoint comes in, and what is wrong with the ones that do not fit."""
 
 import json
+import pickle
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -52,13 +53,45 @@ def test_shards_with_an_index_load_as_one(tmp_path):
     assert _same(model, _load(tmp_path, PATCHIFY))
 
 
-@pytest.mark.parametrize("wrapped", [["trainer", "gpt_fsdp"], ["gpt_fsdp"], ["model"]])
+@pytest.mark.parametrize(
+    "wrapped", [["trainer", "gpt_fsdp"], ["trainer", "gpt_wo_ddp"], ["gpt_fsdp"], ["model"]]
+)
 def test_training_checkpoints_are_unwrapped(tmp_path, wrapped):
     content = {**_official()}
     for name in reversed(wrapped):
         content = {name: content, "step": 7}
     torch.save(content, tmp_path / "w.pth")
     assert _same(_load(GOLDEN / "square" / "infinity.pth"), _load(tmp_path / "w.pth"))
+
+
+def test_a_checkpoint_of_the_trainer_without_fsdp_gives_its_transformer(tmp_path):
+    trainer = {
+        "config": {"label_smooth": 0.0},
+        "vae_local": {"encoder.conv_in.weight": torch.zeros(2)},
+        "gpt_fsdp": None,
+        "gpt_wo_ddp": _official(),
+        "gpt_opt": {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": []},
+    }
+    torch.save({"args": {"seed": 1}, "epoch": 3, "iter": 7, "trainer": trainer}, tmp_path / "w.pth")
+    assert _same(_load(GOLDEN / "square" / "infinity.pth"), _load(tmp_path / "w.pth"))
+
+
+class _Code:
+    def __reduce__(self):
+        return print, ("this ran",)
+
+
+@pytest.mark.parametrize("form", ["zip", "before zip", "pickle 2", "pickle 4"])
+def test_a_file_with_code_is_refused_as_such_and_not_run(tmp_path, capfd, form):
+    path, content = tmp_path / "w.pth", {"model": _Code(), "x": torch.zeros(2) if "zip" in form else 0}
+    if "zip" in form:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    else:
+        path.write_bytes(pickle.dumps(content, protocol=int(form[-1])))
+    with pytest.raises(CheckpointError, match=r"w\.pth: contains code( \([\w.]+\))?, refused; ") as caught:
+        _load(path)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_old_torch_files_without_zip_load(tmp_path):
