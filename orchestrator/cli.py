@@ -20,6 +20,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "orchestrator.commands.submit:submit_command",
         "Generate the dataset of a job, or what is missing of it.",
     ),
+    "logs": (
+        "orchestrator.commands.ray_jobs:logs_command",
+        "Print what a job on a cluster has said; --follow until it ends.",
+    ),
+    "stop": (
+        "orchestrator.commands.ray_jobs:stop_command",
+        "Stop a job on a cluster.",
+    ),
     "status": (
         "orchestrator.commands.status:status_command",
         "Say how far a dataset is; --verify reads it all.",

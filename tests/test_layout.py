@@ -17,6 +17,7 @@ MAX_LINES = 350
 LONGER: set[str] = set()  # only what is one kernel or one model
 MAY_USE_RAY = {
     "orchestrator/run/fleet.py",
+    "orchestrator/run/job_server.py",
     "orchestrator/run/ray_session.py",
     "orchestrator/commands/submit.py",
 }

@@ -1,5 +1,6 @@
 """`toprovar-batch submit`: from a job file to a dataset."""
 
+import json
 import shlex
 import signal
 import sys
@@ -30,7 +31,7 @@ from toprovar_batch.orchestrator.run.ledger import Assignment, ShardLedger
 from toprovar_batch.orchestrator.run.load_guard import LoadGuard
 from toprovar_batch.orchestrator.run.progress import ProgressBar
 from toprovar_batch.orchestrator.run.published import PublishedParts
-from toprovar_batch.orchestrator.run.ray_session import cluster_address, ray_session
+from toprovar_batch.orchestrator.run.ray_session import cluster_address, is_job_server, ray_session
 from toprovar_batch.orchestrator.run.record import RunLog
 from toprovar_batch.orchestrator.run.stop_signals import signal_of
 from toprovar_batch.orchestrator.run.summary import RunSummary, total
@@ -238,8 +239,48 @@ def _summarise(
     help="Override a key of the job; may be repeated.",
 )
 @click.option("--retry-errors", is_flag=True, help="Generate the error rows of finished shards again.")
-def submit_command(job: str, output: str | None, overrides: tuple[str, ...], retry_errors: bool) -> None:
+@click.option(
+    "--address",
+    metavar="ADDRESS",
+    help="Where: Ray Jobs (http://head:8265) takes job and package along; any other is as runtime.ray_address.",
+)
+@click.option("--detach", is_flag=True, help="With Ray Jobs: do not wait for the end.")
+@click.option("--no-install", is_flag=True, help="With Ray Jobs: nodes have all packages already.")
+def submit_command(
+    job: str,
+    output: str | None,
+    overrides: tuple[str, ...],
+    retry_errors: bool,
+    address: str | None,
+    detach: bool,
+    no_install: bool,
+) -> None:
     """Generate the dataset of a JOB file; run it again to go on where it stopped."""
+    if address is not None and is_job_server(address):
+        # Takes a second, which no other run should wait for.
+        from toprovar_batch.orchestrator.commands.ray_jobs import (  # noqa: PLC0415
+            follow,
+            send,
+            tell_how_to_go_on,
+        )
+
+        job_id = send(
+            job,
+            address,
+            overrides=overrides,
+            output=output,
+            retry_errors=retry_errors,
+            install=not no_install,
+        )
+        tell_how_to_go_on(job_id, address)
+        if not detach:
+            follow(address, job_id)
+        return
+    if detach or no_install:
+        option = "--detach" if detach else "--no-install"
+        raise JobSpecError(f"{option} goes with Ray Jobs only; name them with --address http://head:8265")
+    if address is not None:
+        overrides = (*overrides, f"runtime.ray_address={json.dumps(address)}")
     go_on = resume_command(job, output, overrides)
     summary = submit(
         job,

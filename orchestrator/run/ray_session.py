@@ -23,6 +23,11 @@ def cluster_address(runtime: RuntimeJobSpec) -> str | None:
     return runtime.ray_address or os.environ.get("RAY_ADDRESS")
 
 
+def is_job_server(address: str) -> bool:
+    """Whether an address is that of Ray Jobs, and not of a cluster's GCS or Ray Client."""
+    return address.startswith(("http://", "https://"))
+
+
 @contextlib.contextmanager
 def ray_session(runtime: RuntimeJobSpec) -> Iterator[None]:
     """Give a connection to Ray for the length of the block.
