@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from toprovar_batch.worker.arrivals import ByteCount, arrivals
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.kept_part import DamagedPartError, keep_rows
 from toprovar_batch.worker.part_file import PartWriter, image_path, result_rows
@@ -28,6 +29,7 @@ from toprovar_batch.worker.shard_checks import check_ids, check_some_made
 from toprovar_batch.worker.shard_events import (
     Committed,
     Declined,
+    Fetching,
     Progress,
     ShardEvent,
     ShardTask,
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
 
 class GenerationEngine(Protocol):
     """What a worker needs of an engine; `worker/engine.py` has the real one."""
+
+    def fetch(self, count: ByteCount) -> None:
+        """Bring the model's files to this machine, and count the bytes that arrive."""
 
     def setup(self) -> None:
         """Load the weights."""
@@ -89,7 +94,22 @@ class GenerationWorker:
 
     def __init__(self, engine_factory: Callable[[], GenerationEngine]) -> None:
         self._engine_factory = engine_factory
+        self._unloaded: GenerationEngine | None = None
         self._name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def load(self) -> Iterator[Fetching | dict[str, Any]]:
+        """Fetch the model's files, and load the engine.
+
+        Yields:
+            What has arrived of the files, while they do, and in the end what `setup` returns.
+
+        Raises:
+            UserError, WorkerError: as `setup`, or a file cannot be had.
+        """
+        with as_one_line():
+            self._unloaded = self._engine_factory()
+            yield from arrivals(self._unloaded.fetch)
+        yield self.setup()
 
     def setup(self) -> dict[str, Any]:
         """Load the engine.
@@ -104,7 +124,7 @@ class GenerationWorker:
             WorkerError: anything else went wrong.
         """
         with as_one_line():
-            self._engine = self._engine_factory()
+            self._engine = self._unloaded or self._engine_factory()
             self._engine.setup()
             description = self._engine.describe()
         self._engine_hash = _digest(description)

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from .arrivals import ByteCount
 from .batching import common_h_div_w, cut_equally, plan_batches
 from .generated import GeneratedBatch, PhaseTimes
 from .generator import Generator
 from .image_statistics import ImageStatistics
 from .images import encode_images, encoding_threads
+from .models import fetch_model
 from .pending import PendingBatch
 from .request import GenerationRequest, GenerationResult
 
@@ -61,6 +63,14 @@ class Engine:
         self._batch_limit: int | None = None
         self._out_of_memory: list[dict[str, int]] = []
         self._flat_batches = 0
+
+    def fetch(self, count: ByteCount) -> None:
+        """Bring the model's files to this machine, and count the bytes that arrive.
+
+        Raises:
+            CheckpointError: a file cannot be had; names it.
+        """
+        fetch_model(self.generator.spec.model.files, count)
 
     def setup(self) -> None:
         """Load the model.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from .arrivals import ByteCount, CountingCallback, counting_bar
 from .cached_copy import make_once
 from .errors import CheckpointError
 from .packed_weights import unpacked
@@ -31,13 +32,14 @@ def is_packaged(location: str) -> bool:
     return location.startswith(_PACKAGE)
 
 
-def fetch(location: str) -> Path:
+def fetch(location: str, count: ByteCount | None = None) -> Path:
     """A local path of a weight file or a folder of shards.
 
     Args:
         location: a local path, an fsspec URL, hf://owner/name/path (through the hub's own cache), or
             package://path of a file that comes with this package (unpacked into the cache where it is packed). A URL of
             one file may end with #sha256= and 64 hexadecimal digits, which its content must have then.
+        count: is told the bytes that arrive; None: nobody is.
 
     Raises:
         CheckpointError: it cannot be fetched, or is not part of this installation; names it.
@@ -48,8 +50,8 @@ def fetch(location: str) -> Path:
         if "://" not in location:
             return Path(absolute(location, Path.cwd()) if location.startswith("~") else location)
         if location.startswith("hf://"):
-            return _fetch_from_hub(location.removeprefix("hf://"))
-        return _fetch_url(location)
+            return _fetch_from_hub(location.removeprefix("hf://"), count)
+        return _fetch_url(location, count or ByteCount())
     except storage_errors(ValueError, ImportError) as error:
         raise CheckpointError(f"{location}: cannot be fetched ({_reason(error)})") from error
 
@@ -80,14 +82,17 @@ def _packaged_path(location: str) -> Path:
     return path
 
 
-def _fetch_from_hub(path: str) -> Path:
+def _fetch_from_hub(path: str, count: ByteCount | None) -> Path:
     """owner/name/file, or owner/name/folder of shards."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415 (slow to import)
 
     parts = path.split("/", 2)
     if len(parts) < 3:
         raise ValueError("expected hf://owner/name/file")
-    folder = snapshot_download("/".join(parts[:2]), allow_patterns=[parts[2], f"{parts[2]}/*"])
+    bar = None if count is None else counting_bar(count)
+    folder = snapshot_download(
+        "/".join(parts[:2]), allow_patterns=[parts[2], f"{parts[2]}/*"], tqdm_class=bar
+    )
     return Path(folder) / parts[2]
 
 
@@ -108,7 +113,7 @@ class _Source:
     sums: Mapping[str, str]
 
 
-def _fetch_url(location: str) -> Path:
+def _fetch_url(location: str, count: ByteCount) -> Path:
     """Copy a file or a folder into the cache, whole or not at all; a source that changed gets a new copy.
 
     Over HTTP a change shows in the ETag, or else in the time of change and the length. The copy of a server that tells
@@ -131,7 +136,7 @@ def _fetch_url(location: str) -> Path:
 
     def copy(place: Path) -> None:
         for name, source in sources.items():
-            _copy(file_system, source, place / name)
+            _copy(file_system, source, place / name, count)
 
     def is_whole(place: Path) -> bool:
         return all(_arrived(source, place / name) for name, source in sources.items())
@@ -170,14 +175,15 @@ def _is_http(file_system: Any) -> bool:
     return "http" in ((protocol,) if isinstance(protocol, str) else protocol)
 
 
-def _copy(file_system: Any, source: _Source, place: Path) -> None:
+def _copy(file_system: Any, source: _Source, place: Path, count: ByteCount) -> None:
     """Copy one file.
 
     Raises:
         OSError: it cannot be read, not all of it arrived, or it has another checksum.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    file_system.get_file(source.path, str(place))
+    count.note(source.path, 0, source.size)
+    file_system.get_file(source.path, str(place), callback=CountingCallback(count, source.path))
     arrived = place.stat().st_size
     if source.size is not None and arrived != source.size:
         raise OSError(f"{arrived:,} of {source.size:,} bytes arrived; try again")

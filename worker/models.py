@@ -1,12 +1,15 @@
 """From a model's description to modules on a device: files fetched, checked and loaded, or random weights."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from .arrivals import ByteCount, counting_bar
 from .errors import ModelSpecError
 from .fetch import fetch
 from .infinity.checkpoint import (
@@ -19,12 +22,14 @@ from .infinity.checkpoint import (
     read_state_dict,
 )
 from .infinity.config import TransformerArchitecture, VaeArchitecture
+from .infinity.encoder_weights import weight_files
 from .infinity.initialize import initialize_randomly
 from .infinity.text import TextEncoder
 from .infinity.transformer import Infinity
 from .infinity.vae import Vae
 from .model_files import naming
-from .resolved import ResolvedModel
+from .resolved import ModelFiles, ResolvedModel
+from .storage import storage_errors
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,45 @@ def random_vae(sizes: VaeArchitecture, seed: int, device: torch.device, dtype: t
     return vae.eval().requires_grad_(False)
 
 
+def fetch_model(files: ModelFiles, count: ByteCount) -> None:
+    """Bring the files of a model to this machine, beside each other.
+
+    Args:
+        files: of the model; those that are here already are left as they are.
+        count: of the bytes that arrive.
+
+    Raises:
+        CheckpointError: a file cannot be had; names it.
+    """
+    away = [location for location in (files.transformer, files.vae) if location is not None]
+    encoder = files.text_encoder
+    with ThreadPoolExecutor(3, thread_name_prefix="fetch") as threads:
+        fetched: list[Future[Any]] = [threads.submit(fetch, location, count) for location in away]
+        if encoder is not None:
+            name = text_encoder_name(encoder)
+            fetched.append(
+                threads.submit(fetch, encoder, count)
+                if name is None
+                else threads.submit(_fetch_encoder, name, count)
+            )
+        for each in fetched:
+            each.result()
+
+
+def _fetch_encoder(name: str, count: ByteCount) -> None:
+    """Bring the weights of a Hugging Face id into the hub's cache; a folder is here already.
+
+    What cannot be had is told by whoever loads it: a copy may be in the cache all the same.
+    """
+    if Path(name).is_dir():
+        return
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415 (slow to import)
+
+    bar = counting_bar(count)
+    with suppress(*storage_errors(ValueError, KeyError)):
+        weight_files(name, lambda name, file: Path(hf_hub_download(name, file, tqdm_class=bar)))
+
+
 def build_model(model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> Model:
     """Load or initialise the three parts of a model.
 
@@ -146,7 +190,7 @@ def _load_text_encoder(model: ResolvedModel, device: torch.device, dtype: torch.
     if model.files.text_encoder is None:
         text_encoder = TextEncoder.random(model.random_text_encoder, model.weights_seed, device, dtype)
     else:
-        name = _text_encoder_name(model.files.text_encoder)
+        name = text_encoder_name(model.files.text_encoder) or str(fetch(model.files.text_encoder))
         with naming("model.text_encoder"):
             text_encoder = TextEncoder.load(name, device, dtype)
     if text_encoder.width != model.transformer.text_width:
@@ -172,8 +216,8 @@ def _load_transformer_and_vae(
     return transformer, vae
 
 
-def _text_encoder_name(location: str) -> str:
-    """A local folder or a Hugging Face id: an id stays one, also as hf://owner/name; URLs are fetched."""
+def text_encoder_name(location: str) -> str | None:
+    """A local folder or a Hugging Face id, which stays one, also as hf://owner/name; None for what must be fetched."""
     if location.startswith("hf://") and location.count("/") == 3:
         return location.removeprefix("hf://")
-    return str(fetch(location)) if "://" in location or location.startswith("~") else location
+    return None if "://" in location or location.startswith("~") else location

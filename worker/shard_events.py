@@ -47,6 +47,21 @@ class ShardTask:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetching:
+    """Files of the model are on their way to the worker's machine.
+
+    Attributes:
+        done: bytes that have arrived.
+        total: bytes of the files that are under way; None where no source has told yet.
+        seconds: since the first was asked for.
+    """
+
+    done: int
+    total: int | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """These samples enter the engine, where those of earlier batches may be; a death from here on may be theirs."""
 

@@ -18,6 +18,7 @@ from .engine_watch import EngineWatch
 from .fleet import Fleet, FleetEvent, Loaded, LoadFailed, Lost, Reported, Worker
 from .ledger import Assignment, ShardLedger, Trouble
 from .load_guard import LoadGuard
+from .observer import Observer
 from .stop_signals import StopSignals
 
 _POLL_S = 0.5
@@ -31,19 +32,6 @@ class Published(Protocol):
 
     def is_ours(self) -> bool:
         """Whether the output still belongs to the job."""
-
-
-class Observer(Protocol):
-    """Who shows the run to the user."""
-
-    def progress(self, shard_id: int, num_ok: int, num_error: int) -> None:
-        """Samples of a shard got their rows."""
-
-    def restarted(self, shard_id: int, reason: str) -> None:
-        """An attempt at a shard failed; its rows so far do not count."""
-
-    def say(self, sentence: str) -> None:
-        """Tell something that matters."""
 
 
 @dataclass
@@ -213,8 +201,10 @@ class Dispatcher:
             assignment = self._ledger.take()
             if assignment is not None:
                 self._fleet.start_shard(worker, self._make_task(assignment))
+                self._observer.handed_out(worker.name, assignment)
 
     def _handle(self, event: FleetEvent) -> None:
+        self._observer.heard(event)
         match event:
             case Loaded(worker, description):
                 self._loaded(worker, description)

@@ -18,6 +18,7 @@ from toprovar_batch.worker.shard_events import (
     Alive,
     Committed,
     Declined,
+    Fetching,
     Progress,
     Refused,
     ShardEvent,
@@ -46,6 +47,7 @@ class Worker:
         shard_id: of the running shard.
         in_flight: ids of the samples in its engine, of several batches, in the order in which they entered.
         last_sign: when it last answered, on the monotonic clock.
+        loading_since: when it was told to load, on the same clock.
         name: host:pid, once it has loaded.
     """
 
@@ -55,6 +57,7 @@ class Worker:
     shard_id: int = -1
     in_flight: tuple[str, ...] = ()
     last_sign: float = field(default_factory=time.monotonic)
+    loading_since: float = field(default_factory=time.monotonic)
     name: str = ""
 
 
@@ -68,6 +71,21 @@ class Starving:
     missing: str
     waited_s: float
     for_good: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The worker has found a node with room, and loads."""
+
+    worker: Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """Files of the model arrive on the worker's machine."""
+
+    worker: Worker
+    state: Fetching
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +127,7 @@ class Lost:
     refused: bool = False  # by the output, which does not take the shard's part
 
 
-FleetEvent = Loaded | LoadFailed | Reported | Lost
+FleetEvent = Placed | Arriving | Loaded | LoadFailed | Reported | Lost
 
 
 class Fleet:
@@ -212,7 +230,7 @@ class Fleet:
             worker.last_sign = time.monotonic()
             yield from self._next_event(worker) if worker.phase == "busy" else self._next_phase(worker)
         for worker in self.in_phase("loading"):
-            if self._is_silent(worker, self._load_timeout_s):
+            if self._is_silent(worker, self._load_timeout_s, worker.loading_since):
                 yield self._bury(worker, f"it was not loaded after {self._load_timeout_s:g} seconds")
         for worker in self.in_phase("busy"):
             if self._is_silent(worker, self._stall_timeout_s):
@@ -223,12 +241,12 @@ class Fleet:
         now = time.monotonic()
         if now - self._listened > _PAUSE_S:
             for worker in self.workers:
-                worker.last_sign = now
+                worker.last_sign = worker.loading_since = now
         self._listened = now
 
-    def _is_silent(self, worker: Worker, timeout_s: float) -> bool:
-        """Whether a worker has said nothing for too long, and nothing of it waits to be read."""
-        if time.monotonic() - worker.last_sign <= timeout_s:
+    def _is_silent(self, worker: Worker, timeout_s: float, since: float | None = None) -> bool:
+        """Whether a worker has said nothing for too long, or since `since`, and nothing of it waits to be read."""
+        if time.monotonic() - (worker.last_sign if since is None else since) <= timeout_s:
             return False
         return not ray.wait([worker.source], timeout=0, fetch_local=False)[0]
 
@@ -245,14 +263,20 @@ class Fleet:
     def _next_phase(self, worker: Worker) -> Iterator[FleetEvent]:
         """Follow a worker from its place on a node over its loading to its first shard."""
         try:
-            answer = ray.get(worker.source)
+            answer = ray.get(worker.source if worker.phase == "placing" else next(worker.source))
+        except StopIteration:
+            yield self._bury(worker, "it ended without having loaded")
         except RayTaskError as error:
             yield self._bury(worker, _sentence(error), mistake=_mistake(error))
         except RayError as error:
             yield self._bury(worker, _sentence(error))
         else:
             if worker.phase == "placing":
-                worker.phase, worker.source = "loading", worker.actor.setup.remote()
+                worker.phase, worker.loading_since = "loading", time.monotonic()
+                worker.source = worker.actor.load.options(num_returns="streaming").remote()
+                yield Placed(worker)
+            elif isinstance(answer, Fetching):
+                yield Arriving(worker, answer)
             else:
                 worker.phase, worker.source, worker.name = "idle", None, answer["worker"]
                 yield Loaded(worker, answer)

@@ -8,11 +8,13 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from .observer import Observer
+
 _REDRAW_S = 0.2
 _LINE_S = 30.0
 
 
-class ProgressBar:
+class ProgressBar(Observer):
     """One bar over samples: images/s, failed samples, time left.
 
     On a terminal it redraws in place; elsewhere (a log file) it writes a plain line every half minute.

@@ -66,6 +66,9 @@ class FakeEngine:
         self.description = description or {}  # more of what `describe` gives
         self.flat_batches = flat_batches  # what `usage` gives
 
+    def fetch(self, count):
+        pass
+
     def setup(self):
         if self.broken == "checkpoint":
             raise CheckpointError("weights.pth: truncated")

@@ -89,7 +89,7 @@ def test_what_cannot_be_had_is_named(location):
 def test_hub_files_come_through_the_hub_cache(monkeypatch, tmp_path):
     asked = {}
 
-    def snapshot(repository, allow_patterns):
+    def snapshot(repository, allow_patterns, tqdm_class):
         asked[repository] = allow_patterns
         return str(tmp_path)
 

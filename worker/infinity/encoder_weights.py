@@ -1,7 +1,7 @@
 """A T5 encoder from a folder or from the Hugging Face Hub."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,30 +70,37 @@ def load_encoder(
 def _read(name: str) -> StateDict:
     """The weights by the names of `T5Encoder`, as they are stored, and others."""
     state: StateDict = {}
-    for file in _weight_files(name):
+    for file in weight_files(name):
         state |= {key.removeprefix(_WRAPPER): tensor for key, tensor in read_state_dict(file).items()}
     if _SHARED in state:
         state[_EMBEDDING] = state[_SHARED]
     return state
 
 
-def _weight_files(name: str) -> list[Path]:
-    """The files that hold an encoder's weights; of shards those that hold some of them."""
+def weight_files(name: str, file_of: Callable[[str, str], Path] | None = None) -> list[Path]:
+    """The files that hold an encoder's weights; of shards those that hold some of them.
+
+    Args:
+        name: folder or Hugging Face id.
+        file_of: gives a file of that by its name; None takes it from the folder, or through the hub's cache.
+
+    Raises:
+        OSError: there are no such files, or they cannot be had.
+    """
+    file_of = file_of or _file_of
     for file in _WEIGHT_FILES[:-1]:
         try:
-            found = _file_of(name, file)
+            found = file_of(name, file)
             break
         except OSError:
             continue
     else:
-        found = _file_of(name, _WEIGHT_FILES[-1])
+        found = file_of(name, _WEIGHT_FILES[-1])
     if found.suffix != ".json":
         return [found]
     shards = json.loads(found.read_text(encoding="utf-8"))["weight_map"]
     ours = ("shared.", "encoder.", _WRAPPER)
-    return [
-        _file_of(name, shard) for shard in sorted({shards[key] for key in shards if key.startswith(ours)})
-    ]
+    return [file_of(name, shard) for shard in sorted({shards[key] for key in shards if key.startswith(ours)})]
 
 
 def _file_of(name: str, file: str) -> Path:

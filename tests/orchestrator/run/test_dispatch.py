@@ -8,6 +8,7 @@ from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
 from toprovar_batch.orchestrator.run.fleet import Loaded, LoadFailed, Lost, Reported, Starving, Worker
 from toprovar_batch.orchestrator.run.ledger import ShardLedger
 from toprovar_batch.orchestrator.run.load_guard import LoadGuard
+from toprovar_batch.orchestrator.run.observer import Observer
 from toprovar_batch.worker.errors import CheckpointError, OutputFolderError, RunFailedError
 from toprovar_batch.worker.shard_events import Committed, Progress, Refused
 from toprovar_batch.worker.shard_stats import ShardStats
@@ -67,7 +68,7 @@ class ScriptedFleet:
         self.workers.clear()
 
 
-class Sayings(list):
+class Sayings(Observer, list):
     """An observer that remembers."""
 
     def progress(self, shard_id, num_ok, num_error):

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from toprovar_batch.orchestrator.run import fleet as fleet_module
-from toprovar_batch.orchestrator.run.fleet import Fleet, LoadFailed, Lost, Starving, Worker
-from toprovar_batch.worker.shard_events import Alive, Progress, Started
+from toprovar_batch.orchestrator.run.fleet import Arriving, Fleet, Loaded, LoadFailed, Lost, Starving, Worker
+from toprovar_batch.worker.shard_events import Alive, Fetching, Progress, Started
 
 NOW = 50_000.0  # seconds, on a clock that stands
 
@@ -28,7 +28,8 @@ def silent_fleet(monkeypatch):
             load_timeout_s=1000,
             may_grow=may_grow,
         )
-        fleet.workers.append(Worker(None, "source", phase, shard_id=3, last_sign=NOW - silent_s))
+        since = NOW - silent_s
+        fleet.workers.append(Worker(None, "source", phase, shard_id=3, last_sign=since, loading_since=since))
         return fleet
 
     return make
@@ -49,6 +50,19 @@ def test_a_worker_that_does_not_finish_loading_is_replaced(silent_fleet):
     assert isinstance(event, LoadFailed)
     assert event.reason == "it was not loaded after 1000 seconds"
     assert fleet.workers == []
+
+
+def test_bytes_that_arrive_are_told_and_do_not_stretch_the_time_to_load(silent_fleet, monkeypatch):
+    fleet = silent_fleet("loading", 900)
+    [worker] = fleet.workers
+    monkeypatch.setattr(fleet_module.ray, "wait", lambda sources, **_: (sources, []))
+    monkeypatch.setattr(fleet_module.ray, "get", lambda event: event)
+    arrived, description = Fetching(10, 40, 2.0), {"worker": "host:1"}
+    worker.source = iter([arrived, description])
+    assert list(fleet.wait(0)) == [Arriving(worker, arrived)]
+    assert (worker.last_sign, worker.loading_since) == (NOW, NOW - 900)
+    assert list(fleet.wait(0)) == [Loaded(worker, description)]
+    assert (worker.phase, worker.name) == ("idle", "host:1")
 
 
 def test_a_worker_that_is_silent_over_its_shard_is_replaced(silent_fleet):
