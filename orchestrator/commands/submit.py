@@ -149,19 +149,21 @@ def _dispatch(
 
     kept = total(published.values())
     errors_again = total(stats for shard_id, stats in published.items() if shard_id in set(todo)).errors
-    with ray_session(runtime):
-        on_gpus = _on_gpus(job)
-        fleet = Fleet(
-            engine_factory or _engine_factory(job, on_gpus=on_gpus),
-            on_gpus=on_gpus,
-            num_workers=runtime.num_workers,
-            cpus_per_worker=runtime.cpus_per_worker,
-            stall_timeout_s=runtime.stall_timeout_s,
-            load_timeout_s=runtime.load_timeout_s,
-            may_grow=cluster_address(runtime) is not None,
-        )
-        done = kept.rows - errors_again
-        with closing(ProgressBar(plan.num_samples, done, kept.errors - errors_again)) as bar:
+    done = kept.rows - errors_again
+    address = cluster_address(runtime)
+    with closing(ProgressBar(plan.num_samples, done, kept.errors - errors_again)) as bar:
+        bar.starts(f"joining Ray at {address}" if address else "starting Ray")
+        with ray_session(runtime):
+            on_gpus = _on_gpus(job)
+            fleet = Fleet(
+                engine_factory or _engine_factory(job, on_gpus=on_gpus),
+                on_gpus=on_gpus,
+                num_workers=runtime.num_workers,
+                cpus_per_worker=runtime.cpus_per_worker,
+                stall_timeout_s=runtime.stall_timeout_s,
+                load_timeout_s=runtime.load_timeout_s,
+                may_grow=cluster_address(runtime) is not None,
+            )
             ledger = ShardLedger(todo, runtime.max_shard_attempts)
             guard = LoadGuard(runtime.max_load_failures)
             watch = EngineWatch(kept.computed_with)

@@ -1,6 +1,7 @@
 """The progress bar of a run."""
 
 import io
+import re
 import sys
 import time
 from collections import Counter
@@ -8,16 +9,22 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from toprovar_batch.worker.shard_events import Fetching
+from toprovar_batch.worker.words import counted
+
+from .fleet import Arriving, FleetEvent, Loaded, LoadFailed, Lost, Placed, Worker
 from .observer import Observer
 
 _REDRAW_S = 0.2
 _LINE_S = 30.0
+_WARMING = "warming up"
 
 
 class ProgressBar(Observer):
     """One bar over samples: images/s, failed samples, time left.
 
-    On a terminal it redraws in place; elsewhere (a log file) it writes a plain line every half minute.
+    Until the first row there is no bar at 0% but what the workers are at: placed, fetching the model's files, loading,
+    warming up. On a terminal it redraws in place; elsewhere (a log file) it writes a plain line every half minute.
 
     Args:
         total: samples of the job.
@@ -32,6 +39,9 @@ class ProgressBar(Observer):
         self._errors = errors
         self._under_way: dict[int, Counter[str]] = {}
         self._last_line = time.monotonic()
+        self._stages: dict[Worker, str] = {}
+        self._stage = ""  # that was told last; none is told once there are rows
+        self._has_rows = False
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -42,6 +52,44 @@ class ProgressBar(Observer):
             mininterval=_REDRAW_S if self._on_terminal else float("inf"),
             postfix={"failed": errors},
         )
+
+    def heard(self, event: FleetEvent) -> None:
+        """Tell what the workers are at before the first row."""
+        match event:
+            case Placed(worker):
+                self._stages[worker] = "loading the model"
+            case Arriving(worker, state):
+                self._stages[worker] = _arrived(state)
+            case Loaded(worker):
+                self._stages[worker] = _WARMING
+            case LoadFailed(worker) | Lost(worker):
+                self._stages.pop(worker, None)
+            case _:
+                return
+        self._tell_stage()
+
+    def starts(self, what: str) -> None:
+        """Tell what happens before there are workers."""
+        self._show_stage(what)
+
+    def _tell_stage(self) -> None:
+        stages = Counter(self._stages.values())
+        self._show_stage(
+            ", ".join(f"{counted(count, 'worker')} {stage}" for stage, count in sorted(stages.items()))
+        )
+
+    def _show_stage(self, stage: str) -> None:
+        """Show a stage in the place of the bar; a log gets what is new, and bytes every half minute."""
+        if self._has_rows or not stage or stage == self._stage:
+            return
+        only_bytes = _kind(stage) == _kind(self._stage)
+        self._stage = stage
+        if self._on_terminal:
+            self._bar.bar_format = "{desc} [{elapsed}]"
+            self._bar.set_description_str(stage)
+        elif not only_bytes or time.monotonic() - self._last_line > _LINE_S:
+            self._last_line = time.monotonic()
+            self.say(stage)
 
     def progress(self, shard_id: int, num_ok: int, num_error: int) -> None:
         """Count rows of a shard that is under way."""
@@ -64,11 +112,17 @@ class ProgressBar(Observer):
     def close(self) -> None:
         """Leave the bar as it is."""
         self._bar.set_postfix(failed=self._errors)
-        if not self._on_terminal:
+        if not self._on_terminal and self._has_rows:
             self.say(str(self._bar))
         self._bar.close()
 
     def _advance(self, rows: int, errors: int) -> None:
+        if rows > 0 and not self._has_rows:
+            self._has_rows = True
+            self._bar.unpause()  # what came before is no part of the speed
+            if self._on_terminal:
+                self._bar.bar_format = None
+                self._bar.set_description_str("", refresh=False)
         self._errors += errors
         self._bar.set_postfix(failed=self._errors, refresh=False)
         if rows < 0:
@@ -78,3 +132,15 @@ class ProgressBar(Observer):
         if not self._on_terminal and time.monotonic() - self._last_line > _LINE_S:
             self._last_line = time.monotonic()
             self.say(str(self._bar))
+
+
+def _arrived(state: Fetching) -> str:
+    """Bytes that have arrived, and how fast."""
+    total = "" if state.total is None else f" of {state.total / 1e9:.2f}"
+    rate = state.done / state.seconds / 1e6 if state.seconds else 0.0
+    return f"fetching weights: {state.done / 1e9:.2f}{total} GB at {rate:.0f} MB/s"
+
+
+def _kind(stage: str) -> str:
+    """A stage without the numbers of its bytes."""
+    return re.sub(r"[\d.]+", "#", stage)

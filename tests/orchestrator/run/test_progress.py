@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from toprovar_batch.orchestrator.run import progress
+from toprovar_batch.orchestrator.run.fleet import Arriving, Loaded, LoadFailed, Placed, Worker
 from toprovar_batch.orchestrator.run.progress import ProgressBar
+from toprovar_batch.worker.shard_events import Fetching
 
 
 @pytest.fixture(autouse=True)
@@ -64,4 +66,47 @@ def test_a_terminal_gets_a_bar_that_redraws():
     bar.progress(0, 4, 0)
     bar.close()
     assert "\r" in terminal.getvalue()
+    assert "4/4" in terminal.getvalue()
+
+
+def loading_worker():
+    return Worker(actor=None, source=None)
+
+
+def test_what_comes_before_the_first_row_is_told_and_is_no_bar_at_zero(clock):
+    log = io.StringIO()
+    bar = ProgressBar(total=10, done=0, errors=0, stream=log)
+    first, second = loading_worker(), loading_worker()
+    bar.starts("starting Ray")
+    bar.heard(Placed(first))
+    bar.heard(Placed(second))
+    bar.heard(Arriving(first, Fetching(500_000_000, 2_000_000_000, 5.0)))
+    bar.heard(Arriving(first, Fetching(600_000_000, 2_000_000_000, 6.0)))  # other numbers alone: not yet
+    clock.now += 31
+    bar.heard(Arriving(first, Fetching(2_000_000_000, 2_000_000_000, 20.0)))
+    bar.heard(Loaded(first, {}))
+    bar.heard(LoadFailed(second, "no memory", None))
+    assert log.getvalue().splitlines() == [
+        "starting Ray",
+        "1 worker loading the model",
+        "2 workers loading the model",
+        "1 worker fetching weights: 0.50 of 2.00 GB at 100 MB/s, 1 worker loading the model",
+        "1 worker fetching weights: 2.00 of 2.00 GB at 100 MB/s, 1 worker loading the model",
+        "1 worker loading the model, 1 worker warming up",
+        "1 worker warming up",
+    ]
+    bar.progress(0, 1, 0)
+    bar.heard(Loaded(second, {}))  # images are made by now
+    assert len(log.getvalue().splitlines()) == 7
+
+
+def test_a_terminal_shows_no_percentage_before_the_first_row():
+    terminal = Terminal()
+    bar = ProgressBar(total=4, done=0, errors=0, stream=terminal)
+    terminal.truncate(0)
+    bar.heard(Placed(loading_worker()))
+    assert "1 worker loading the model" in terminal.getvalue()
+    assert "%" not in terminal.getvalue()
+    bar.progress(0, 4, 0)
+    bar.close()
     assert "4/4" in terminal.getvalue()
