@@ -1,14 +1,20 @@
 """`toprovar-batch sheet`: the pictures of a dataset side by side in one image, each above its prompt."""
 
 import io
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
 import click
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
+from toprovar_batch.orchestrator.commands.captions import CaptionFont, wrapped
 from toprovar_batch.orchestrator.commands.local_file import LocalFile
 from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
 from toprovar_batch.orchestrator.output.parts import open_own_part, planned_schema
@@ -17,14 +23,43 @@ from toprovar_batch.worker.part_identity import PartOwner
 from toprovar_batch.worker.storage import storage_errors
 from toprovar_batch.worker.whole_file import whole_file
 
-_COLUMNS: Final = ("sample_id", "prompt", "image", "status")
+_COLUMNS: Final = ("sample_id", "prompt", "image", "status", "error")
+_CHOOSING: Final = ("sample_id", "prompt", "status")
 _MARGIN: Final = 8
-_FONT_SIZE: Final = 13
 _LINE_HEIGHT: Final = 16
+_INSET: Final = 6  # of the reason in a grey cell
 _MOST_LINES: Final = 6
 _FORMATS: Final = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which samples a sheet shows; all that is given must hold.
+
+    Attributes:
+        text: what the prompt contains, in any case; empty: anything.
+        ids: ids of samples; empty: any.
+        errors: only samples without a picture.
+        seed: of a choice at random; None: the first ones.
+    """
+
+    text: str = ""
+    ids: frozenset[str] = frozenset()
+    errors: bool = False
+    seed: int | None = None
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether any sample will do."""
+        return not (self.text or self.ids or self.errors)
+
+    def takes(self, row: dict[str, Any]) -> bool:
+        """Whether a sample is asked for, by its id, prompt and status."""
+        return (
+            (not self.ids or row["sample_id"] in self.ids)
+            and (not self.errors or row["status"] != "ok")
+            and self.text.casefold() in (row["prompt"] or "").casefold()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,33 +67,48 @@ class Cell:
     """One place of a sheet.
 
     Attributes:
-        picture: RGB, at most `width` pixels in each direction; None for a sample without a picture.
+        picture: RGB, its longer side `width` pixels; None for a sample without a picture.
+        reason: the lines in place of the picture.
         caption: the lines below it.
     """
 
     picture: Image.Image | None
+    reason: tuple[str, ...]
     caption: tuple[str, ...]
 
 
-def make_sheet(output: str, *, columns: int = 6, width: int = 256, limit: int = 60) -> Image.Image:
-    """Draw the first samples of a dataset, in the order of its parts, as a grid.
+def make_sheet(
+    output: str,
+    *,
+    columns: int = 6,
+    width: int = 256,
+    limit: int = 60,
+    selection: Selection = Selection(),
+    font: CaptionFont | None = None,
+) -> Image.Image:
+    """Draw samples of a dataset, in the order of its parts, as a grid.
 
     Args:
         output: local path or fsspec URL of the dataset, which need not be finished.
         columns: pictures per row, at least 1.
-        width: largest side of a picture in pixels, at least 32; larger pictures are shrunk to it.
+        width: the longer side of a picture in pixels, at least 32; pictures are shrunk or enlarged to it.
         limit: most samples to draw, at least 1.
+        selection: of the samples.
+        font: of the captions; knows afterwards which characters it lacks.
 
     Returns:
-        An RGB image; samples without a picture are grey.
+        An RGB image; samples without a picture are grey, with the reason.
 
     Raises:
         OutputFolderError: no dataset is there, or it or a picture of it cannot be read.
+        UserError: no sample is as requested.
     """
-    font = ImageFont.load_default(_FONT_SIZE)
-    cells = list(_cells(output, width, limit, font))
-    if not cells:
+    font = font or CaptionFont()
+    cells = list(_cells(output, width, limit, selection, font))
+    if not cells and selection.is_everything:
         raise OutputFolderError(f"{output}: no finished part with a sample is here yet (no data/*.parquet)")
+    if not cells:
+        raise UserError(f"{output}: no sample of a finished part is as requested")
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     pitch = width + _MARGIN
     heights = [_row_height(row, width) for row in rows]
@@ -66,19 +116,18 @@ def make_sheet(output: str, *, columns: int = 6, width: int = 256, limit: int = 
     draw = ImageDraw.Draw(sheet)
     top = _MARGIN
     for row, height in zip(rows, heights, strict=True):
+        below = top + _picture_height(row, width) + 2
         for column, cell in enumerate(row):
             left = _MARGIN + column * pitch
             if cell.picture is None:
                 draw.rectangle((left, top, left + width - 1, top + width - 1), fill="lightgrey")
             else:
                 sheet.paste(cell.picture, (left, top))
-            draw.multiline_text(
-                (left, top + _picture_height(row, width) + 2),
-                "\n".join(cell.caption),
-                fill="black",
-                font=font,
-                spacing=_LINE_HEIGHT - _FONT_SIZE,
-            )
+            for number, line in enumerate(cell.reason):
+                place = top + _INSET + number * _LINE_HEIGHT
+                font.draw(sheet, left + _INSET, place, width - 2 * _INSET, line)
+            for number, line in enumerate(cell.caption):
+                font.draw(sheet, left, below + number * _LINE_HEIGHT, width, line)
         top += height
     return sheet
 
@@ -94,37 +143,69 @@ def _row_height(row: list[Cell], width: int) -> int:
     return _picture_height(row, width) + lines * _LINE_HEIGHT + _MARGIN
 
 
-def _cells(output: str, width: int, limit: int, font: Font) -> Iterator[Cell]:
-    """The first cells of a dataset; no more than their row groups are read."""
+def _cells(output: str, width: int, limit: int, selection: Selection, font: CaptionFont) -> Iterator[Cell]:
+    """The cells of a sheet; of no more than their row groups are the pictures read."""
     folder = locate_output(output)
     try:
         job = folder.read_job()
         if job is None:
             raise OutputFolderError(f"{output}: no dataset of a job is here (no _job/job.json)")
-        for path, row in _rows(folder.owned_by(job), job["num_shards"], limit):
-            yield _cell(path, row, width, font)
+        folder = folder.owned_by(job)
+        owner = PartOwner(folder.job, planned_schema(folder))
+        candidates = _candidates(folder, owner, job["num_shards"], selection)
+        if selection.seed is None:
+            chosen = list(islice(candidates, limit))
+        else:
+            everything = list(candidates)
+            count = min(limit, len(everything))
+            chosen = sorted(random.Random(selection.seed).sample(everything, count))
+        for shard_id, places in groupby(chosen, itemgetter(0)):
+            path = folder.part(shard_id, job["num_shards"])
+            with open_own_part(folder, path, shard_id, owner) as part:
+                for row in _rows(part, [place for _, place in places]):
+                    yield _cell(folder.shown(path), row, width, font)
     except storage_errors() as error:
         raise OutputFolderError(f"{output} cannot be read now: {error}; try again later") from error
 
 
-def _rows(folder: OutputFolder, num_shards: int, limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The first rows, each with the path of its part."""
-    owner = PartOwner(folder.job, planned_schema(folder))
+def _candidates(
+    folder: OutputFolder, owner: PartOwner, num_shards: int, selection: Selection
+) -> Iterator[tuple[int, int]]:
+    """Shard and place in its part of each sample that is asked for; without their pictures being read."""
     for shard_id in folder.finished(num_shards):
-        path = folder.part(shard_id, num_shards)
-        with open_own_part(folder, path, shard_id, owner) as part:
-            for batch in part.iter_batches(batch_size=8, columns=list(_COLUMNS)):
-                for row in batch.to_pylist()[:limit]:
-                    limit -= 1
-                    yield folder.shown(path), row
-                if not limit:
-                    return
+        with open_own_part(folder, folder.part(shard_id, num_shards), shard_id, owner) as part:
+            if selection.is_everything:
+                places: Iterable[int] = range(part.metadata.num_rows)
+            else:
+                rows = part.read(columns=list(_CHOOSING)).to_pylist()
+                places = [place for place, row in enumerate(rows) if selection.takes(row)]
+        yield from ((shard_id, place) for place in places)
 
 
-def _cell(path: str, row: dict[str, Any], width: int, font: Font) -> Cell:
-    caption = tuple(_wrapped(row["prompt"] or row["sample_id"], width, font))
+def _rows(part: pq.ParquetFile, places: list[int]) -> Iterator[dict[str, Any]]:
+    """Rows of a part by their places, ascending; only row groups with one of them are read."""
+    columns = [name for name in _COLUMNS if name in part.schema_arrow.names]
+    begin = 0
+    for group in range(part.num_row_groups):
+        end = begin + part.metadata.row_group(group).num_rows
+        wanted = {place - begin for place in places if begin <= place < end}
+        place = 0
+        batches = part.iter_batches(batch_size=8, row_groups=[group], columns=columns) if wanted else ()
+        for batch in batches:
+            inside = [at for at in range(batch.num_rows) if place + at in wanted]
+            yield from batch.take(pa.array(inside, pa.int64())).to_pylist()
+            place += batch.num_rows
+            if place > max(wanted):
+                break
+        begin = end
+
+
+def _cell(path: str, row: dict[str, Any], width: int, font: CaptionFont) -> Cell:
+    caption = tuple(wrapped(font.readable(row["prompt"] or row["sample_id"]), width, font, _MOST_LINES))
     if row["status"] != "ok" or row["image"] is None:
-        return Cell(None, caption)
+        most = max(1, (width - 2 * _INSET) // _LINE_HEIGHT)
+        reason = wrapped(font.readable(row.get("error") or ""), width - 2 * _INSET, font, most)
+        return Cell(None, tuple(reason), caption)
     try:
         with Image.open(io.BytesIO(row["image"]["bytes"] or b"")) as file:
             picture = file.convert("RGB")
@@ -132,34 +213,7 @@ def _cell(path: str, row: dict[str, Any], width: int, font: Font) -> Cell:
         raise OutputFolderError(
             f"{path} is damaged: the image of sample {row['sample_id']} is none; delete it and submit the job again"
         ) from error
-    picture.thumbnail((width, width))
-    return Cell(picture, caption)
-
-
-def _wrapped(text: str, width: int, font: Font) -> list[str]:
-    """Lines of at most `width` pixels; a word that is wider is cut, and so is what would be too many lines."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-            continue
-        if lines[-1]:
-            lines.append("")
-        lines[-1] = _cut(word, width, font)
-        if len(lines) > _MOST_LINES:
-            return [*lines[: _MOST_LINES - 1], _cut(f"{lines[_MOST_LINES - 1]} …", width, font)]
-    return lines
-
-
-def _cut(word: str, width: int, font: Font) -> str:
-    """The word, or as much of its beginning as fits, with an ellipsis."""
-    if font.getlength(word) <= width:
-        return word
-    word = word[:width]  # no letter is narrower than a pixel
-    while word and font.getlength(f"{word}…") > width:
-        word = word[:-1]
-    return f"{word}…"
+    return Cell(ImageOps.contain(picture, (width, width)), (), caption)
 
 
 def write_sheet(sheet: Image.Image, file: Path) -> None:
@@ -193,8 +247,36 @@ def write_sheet(sheet: Image.Image, file: Path) -> None:
     "--width", type=click.IntRange(32, 2048), default=256, show_default=True, help="Of a picture, in pixels."
 )
 @click.option("--limit", type=click.IntRange(1, 2000), default=60, show_default=True, help="Most pictures.")
-def sheet_command(output: str, file: Path, columns: int, width: int, limit: int) -> None:
+@click.option(
+    "--filter", "text", default="", metavar="TEXT", help="Only prompts that contain this, in any case."
+)
+@click.option("--ids", multiple=True, metavar="ID,ID", help="Only these samples; may be repeated.")
+@click.option("--errors", is_flag=True, help="Only samples without a picture, with the reasons.")
+@click.option(
+    "--random", "seed", type=click.IntRange(0), metavar="SEED", help="Samples at random, the same for a seed."
+)
+def sheet_command(
+    output: str,
+    file: Path,
+    columns: int,
+    width: int,
+    limit: int,
+    text: str,
+    ids: tuple[str, ...],
+    errors: bool,
+    seed: int | None,
+) -> None:
     """Draw the first pictures of OUTPUT with their prompts into one image."""
-    sheet = make_sheet(output, columns=columns, width=width, limit=limit)
+    names = frozenset(filter(None, (name.strip() for several in ids for name in several.split(","))))
+    selection, font = Selection(text, names, errors, seed), CaptionFont()
+    sheet = make_sheet(output, columns=columns, width=width, limit=limit, selection=selection, font=font)
     write_sheet(sheet, file)
     click.echo(f"{file}: {sheet.width} x {sheet.height} pixels")
+    if font.missing:
+        shown = ", ".join(sorted(font.missing)[:5])
+        more = f" and {len(font.missing) - 5} more" if len(font.missing) > 5 else ""
+        click.echo(
+            f"Warning: no font of this machine has {shown}{more}; captions show names or code points. "
+            "Noto fonts have nearly all scripts.",
+            err=True,
+        )
