@@ -3,19 +3,28 @@
 import contextlib
 import logging
 import os
+import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import ray
 
 from toprovar_batch.orchestrator.job.spec import RuntimeJobSpec
 from toprovar_batch.worker.errors import JobSpecError
+from toprovar_batch.worker.words import counted
 
 from .ray_probe import wait_for_ray
 from .stop_signals import undisturbed_start
 
 _OBJECT_STORE_BYTES = 256 << 20  # events and prompts only: images never pass through it
+
+_REFUSED_TOKEN: Any = getattr(ray.exceptions, "AuthenticationError", ())  # earlier versions have no tokens
+# A socket's path has at most 107 bytes, of which Ray adds 64: the session, a time and a process.
+_LONGEST_FOLDER = 43
+_SHORT_FOLDER = "/tmp/ray"  # noqa: S108 (Ray's own default, readable as it makes it)
 
 
 def cluster_address(runtime: RuntimeJobSpec) -> str | None:
@@ -62,9 +71,26 @@ def _start(settings: Mapping[str, Any], address: str | None) -> None:
             wait_for_ray(address)
         with undisturbed_start():
             ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
+    except _REFUSED_TOKEN as error:
+        raise JobSpecError(
+            f"runtime.ray_address: the Ray cluster at {address or 'this machine'} refuses the token; set RAY_AUTH_TOKEN, or "
+            "RAY_AUTH_TOKEN_PATH to the file with its token"
+        ) from error
     except (ConnectionError, ValueError) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
+        if address is None:
+            raise _cannot_start(reason) from error
         raise JobSpecError(f"runtime.ray_address: no Ray cluster answers at {address}: {reason}") from error
+    except OSError as error:
+        if address is not None:
+            raise
+        raise _cannot_start(str(error).split("\n", maxsplit=1)[0]) from error
+
+
+def _cannot_start(reason: str) -> JobSpecError:
+    return JobSpecError(
+        f"Ray cannot start on this machine: {reason}; RAY_TMPDIR may name another folder for its files"
+    )
 
 
 def _local_settings(runtime: RuntimeJobSpec) -> dict[str, Any]:
@@ -74,11 +100,41 @@ def _local_settings(runtime: RuntimeJobSpec) -> dict[str, Any]:
     os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "200")
     # By default a process for every core of the machine starts at once, and stands in the way of the few that are used.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    if not _can_keep_a_token():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     cpus = len(os.sched_getaffinity(0))
-    settings = {
+    if runtime.cpus_per_worker > cpus:
+        have = counted(cpus, "core")
+        click.echo(
+            f"Warning: runtime.cpus_per_worker is {runtime.cpus_per_worker}, and this machine has {have}, which a worker "
+            "gets alone",
+            err=True,
+        )
+    settings: dict[str, Any] = {
         "address": "local",  # a bare init may join somebody's cluster
         "num_cpus": max(cpus, (runtime.num_workers or 1) * runtime.cpus_per_worker),
         "object_store_memory": _OBJECT_STORE_BYTES,
         "include_dashboard": False,
     }
+    if len(os.fsencode(_temporary_folder())) > _LONGEST_FOLDER:
+        settings["_temp_dir"] = _SHORT_FOLDER
     return settings | ({"num_gpus": 0} if runtime.device == "cpu" else {})
+
+
+def _temporary_folder() -> str:
+    """Where Ray keeps its sockets, if nobody tells it otherwise."""
+    return os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+
+
+def _can_keep_a_token() -> bool:
+    """Whether Ray has a token, or can write one into the home folder, which a container's user may not have."""
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"}:
+        return True
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return False
+    if (home / ".ray/auth_token").is_file():
+        return True
+    folder = home / ".ray"
+    return os.access(folder if folder.is_dir() else home, os.W_OK | os.X_OK)

@@ -1,0 +1,79 @@
+"""Ray of one's own on machines as they are: long temporary folders, homes that cannot be written, few cores."""
+
+import os
+
+import pytest
+
+from toprovar_batch.orchestrator.job.spec import RuntimeJobSpec
+from toprovar_batch.orchestrator.run import ray_session
+from toprovar_batch.worker.errors import JobSpecError
+
+
+@pytest.fixture
+def start(monkeypatch):
+    """Starts a session with a stand-in for `ray.init`; gives its arguments."""
+    monkeypatch.setattr("toprovar_batch.orchestrator.run.ray_session.ray.is_initialized", lambda: False)
+    monkeypatch.setattr("toprovar_batch.orchestrator.run.ray_session.ray.shutdown", lambda: None)
+    monkeypatch.setattr("toprovar_batch.orchestrator.run.ray_session.wait_for_ray", lambda _: None)
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.setenv(name, "")  # so that it is restored afterwards, whoever sets it
+        monkeypatch.delenv(name)
+
+    def begin(error=None, **runtime):
+        given = {}
+
+        def init(**settings):
+            given.update(settings)
+            if error is not None:
+                raise error
+
+        monkeypatch.setattr("toprovar_batch.orchestrator.run.ray_session.ray.init", init)
+        with ray_session.ray_session(RuntimeJobSpec(device="cpu", **runtime)):
+            return given
+
+    return begin
+
+
+@pytest.mark.parametrize(("length", "short"), [(43, False), (44, True), (90, True)])
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_temporary_folder_too_long_for_sockets_is_not_used(start, monkeypatch, variable, length, short):
+    folder = "/" + "x" * (length - 1)
+    monkeypatch.setattr("tempfile.tempdir", folder if variable == "TMPDIR" else "/tmp")
+    if variable == "RAY_TMPDIR":
+        monkeypatch.setenv(variable, folder)
+    assert (start().get("_temp_dir") == "/tmp/ray") is short
+
+
+def test_where_the_home_cannot_be_written_the_token_lives_in_the_environment(start, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    start()
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    monkeypatch.setenv("HOME", "/proc/none")
+    start()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    token = os.environ["RAY_AUTH_TOKEN"]
+    start()
+    assert os.environ["RAY_AUTH_TOKEN"] == token
+
+
+def test_more_cores_per_worker_than_there_are_is_told(start, capsys):
+    start(cpus_per_worker=len(os.sched_getaffinity(0)))
+    assert capsys.readouterr().err == ""
+    start(cpus_per_worker=10_000)
+    err = capsys.readouterr().err
+    assert err.startswith("Warning: runtime.cpus_per_worker is 10000, and this machine has ")
+    assert err.count("\n") == 1
+
+
+def test_a_refused_token_is_told_as_such(start):
+    error = ray_session.ray.exceptions.AuthenticationError("InvalidAuthToken")
+    with pytest.raises(JobSpecError, match="the Ray cluster at head:1 refuses the token; set RAY_AUTH_TOKEN"):
+        start(error, ray_address="head:1")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("no room\nmore"), ValueError("no room\nmore"), ConnectionError("no room")]
+)
+def test_a_ray_that_cannot_start_is_one_sentence(start, error):
+    with pytest.raises(JobSpecError, match=r"^Ray cannot start on this machine: no room; RAY_TMPDIR"):
+        start(error)
