@@ -1,12 +1,16 @@
 """`toprovar-batch status`: how far a dataset is. Reads the folder only; needs neither Ray nor the job file."""
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import click
 
-from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
+from toprovar_batch.orchestrator.output.folder import LOCK_FILE, OutputFolder, locate_output
 from toprovar_batch.orchestrator.output.parts import (
     damaged_sentence,
     foreign_file_reasons,
@@ -15,6 +19,8 @@ from toprovar_batch.orchestrator.output.parts import (
     unreachable_sentence,
     verify_parts,
 )
+from toprovar_batch.orchestrator.output.run_lock import last_holder
+from toprovar_batch.orchestrator.run.rates import growth
 from toprovar_batch.orchestrator.run.record import read_records
 from toprovar_batch.orchestrator.run.summary import (
     computation_lines,
@@ -72,7 +78,37 @@ def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
         "unreachable": _by_path(folder, num_shards, unreachable),
         "verified": verify,
         "runs": runs,
+        "driver": _driver(folder, runs) if len(finished) < num_shards else None,
+        "speed": _speed(parts.good.values(), job["num_samples"], runs),
     }
+
+
+def _driver(folder: OutputFolder, runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Who runs the job now, or died over it; None where nobody is known to: object storage has no lock."""
+    holder = last_holder(Path(folder.inside(*LOCK_FILE))) if folder.is_local else None
+    ended = [datetime.fromisoformat(run["started"]) for run in runs if "started" in run]
+    # A run ends with a record of its own, which begins no earlier than its lock.
+    if holder is None or any(start >= datetime.fromisoformat(holder.since) for start in ended):
+        return None
+    return {"host": holder.host, "pid": holder.pid, "since": holder.since, "alive": holder.is_alive}
+
+
+def _speed(
+    parts: Iterable[ShardStats], num_samples: int, runs: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """How fast the parts of the present run come; those of runs that ended do not count."""
+    ends = [
+        datetime.fromisoformat(run["started"])
+        + timedelta(seconds=run["seconds"] + 1)  # told in whole seconds
+        for run in runs
+        if "started" in run
+    ]
+    parts = list(parts)
+    left = num_samples - sum(part.rows for part in parts)
+    rates = growth(parts, left, datetime.now(UTC), max(ends, default=None)) if left else None
+    if rates is None:
+        return None
+    return asdict(rates) | {"since": rates.since.isoformat(timespec="seconds")}
 
 
 def _by_path(folder: OutputFolder, num_shards: int, reasons: dict[int, str]) -> dict[str, str]:
@@ -87,9 +123,25 @@ def _by_path(folder: OutputFolder, num_shards: int, reasons: dict[int, str]) -> 
 @click.argument("output", type=str)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON record.")
 @click.option("--verify", is_flag=True, help="Read every part from end to end; exit 1 if one is damaged.")
-def status_command(output: str, as_json: bool, verify: bool) -> None:
+@click.option("--watch", is_flag=True, help="Look again and again, until all shards are done or Ctrl-C.")
+@click.option(
+    "--every",
+    type=click.FloatRange(1),
+    default=10,
+    show_default=True,
+    help="Seconds between looks of --watch.",
+)
+def status_command(output: str, as_json: bool, verify: bool, watch: bool, every: float) -> None:
     """Say how far the dataset in OUTPUT is."""
     status = read_status(output, verify=verify)
+    while watch and status["shards_done"] < status["shards"]:
+        if as_json:
+            click.echo(json.dumps(status, ensure_ascii=False))
+        else:
+            click.clear()  # of a terminal; elsewhere it does nothing
+            _print(status)
+        time.sleep(every)
+        status = read_status(output, verify=verify)
     if as_json:
         click.echo(json.dumps(status, indent=2, ensure_ascii=False))
     else:
@@ -114,6 +166,24 @@ def _first(parts: dict[str, str], sentence: Callable[[str, str], str]) -> str:
     return "; ".join(sentence(path, reason) for path, reason in list(parts.items())[:3])
 
 
+def _present(status: dict[str, Any]) -> Iterator[str]:
+    """Say who works on the dataset now, and how fast."""
+    driver, speed = status["driver"], status["speed"]
+    if driver is not None:
+        state = {True: "running", False: "dead", None: "running, or dead"}[driver["alive"]]
+        yield f"{state}: process {driver['pid']} on {driver['host']} since {driver['since']}"
+    if speed is None:
+        return
+    left = "" if speed["left_s"] is None else f", {timedelta(seconds=round(speed['left_s']))} left"
+    yield f"{speed['now']:.2f} images/s now, {speed['average']:.2f} on average since {speed['since']}{left}"
+    for name, worker in speed["workers"].items():
+        silent = "" if worker["active"] else ", overdue"
+        yield (
+            f"  {name}: {worker['images_per_second']:.2f} images/s, {counted(worker['images'], 'image')} in "
+            f"{counted(worker['shards'], 'shard')}, the last {worker['silent_s']:.0f} s ago{silent}"
+        )
+
+
 def _print(status: dict[str, Any]) -> None:
     totals = ShardStats.from_json(status["totals"])
     click.echo(f"{status['name']}: {status['shards_done']} of {counted(status['shards'], 'shard')} done")
@@ -122,6 +192,8 @@ def _print(status: dict[str, Any]) -> None:
     )
     nameless = nameless_lines(status["nameless_parts"])
     for line in (*error_lines(totals), *computation_lines(totals), *nameless, *time_lines(totals)):
+        click.echo(line)
+    for line in _present(status):
         click.echo(line)
     for run in status["runs"]:
         if "error" in run:

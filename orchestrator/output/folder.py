@@ -34,6 +34,7 @@ from .run_lock import RunLock
 
 JOB_FOLDER = "_job"
 JOB_FILE = (JOB_FOLDER, "job.json")
+LOCK_FILE = (JOB_FOLDER, "driver.lock")
 SAMPLES_FILE = (JOB_FOLDER, "samples.parquet")
 PLAN_COLUMNS = ("sample_id", "prompt", "negative_prompt", "seed", "h_div_w", "prompt_error")
 _PART_NAME = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
@@ -211,7 +212,7 @@ def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[O
             refuse_strangers(folder)
             if folder.is_local:
                 Path(folder.inside(JOB_FOLDER)).mkdir(parents=True, exist_ok=True)
-                lock = held.enter_context(RunLock(Path(folder.inside(JOB_FOLDER, "driver.lock"))))
+                lock = held.enter_context(RunLock(Path(folder.inside(*LOCK_FILE))))
             identity = job_identity(job, plan)
             record = folder.read_job()
             claimed = record or _claim(folder, job, plan, identity)

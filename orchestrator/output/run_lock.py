@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,37 @@ from typing import Self
 
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.file_aside import lock_file
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The driver that held a folder last: where it runs, or ran, and since when."""
+
+    host: str
+    pid: int
+    since: str
+
+    @property
+    def is_alive(self) -> bool | None:
+        """Whether its process lives; None where that is another machine's to know."""
+        if self.host != socket.gethostname():
+            return None
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # of another user
+            return True
+        return True
+
+
+def last_holder(path: Path) -> Holder | None:
+    """Read who held a lock last, without taking it; None where nobody did, or it is just being written."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Holder(str(record["host"]), int(record["pid"]), str(record["since"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class RunLock:
