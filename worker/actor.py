@@ -7,36 +7,27 @@ import hashlib
 import json
 import os
 import socket
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from datetime import UTC, datetime
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from toprovar_batch.worker.arrivals import ByteCount, arrivals
-from toprovar_batch.worker.errors import OutputFolderError
-from toprovar_batch.worker.kept_part import DamagedPartError, keep_rows
-from toprovar_batch.worker.part_file import PartWriter, image_path, result_rows
-from toprovar_batch.worker.part_identity import recorded_job
-from toprovar_batch.worker.pipeline import Beginning, Finished, PendingResults, run_batches
-from toprovar_batch.worker.publishing import publish, with_signs
-from toprovar_batch.worker.request import GenerationRequest, GenerationResult
-from toprovar_batch.worker.shard_checks import check_ids, check_some_made
+from toprovar_batch.worker.errors import UserError
+from toprovar_batch.worker.kept_part import DamagedPartError
+from toprovar_batch.worker.pipeline import Beginning, Finished, PendingResults, Pipeline
+from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.shard_events import (
     Committed,
     Declined,
     Fetching,
-    Progress,
+    Refused,
     ShardEvent,
     ShardTask,
     Started,
 )
-from toprovar_batch.worker.shard_stats import Computation, ShardStats
-from toprovar_batch.worker.worker_errors import as_one_line, writing
+from toprovar_batch.worker.shard_stats import Computation
+from toprovar_batch.worker.shard_work import ShardWork
+from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError, as_one_line
 
 if TYPE_CHECKING:
     from toprovar_batch.worker.resolved import ResolvedSpec
@@ -96,6 +87,10 @@ class GenerationWorker:
         self._engine_factory = engine_factory
         self._unloaded: GenerationEngine | None = None
         self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._open: list[ShardWork] = []
+        self._publishing: ShardWork | None = None
+        self._last_completed = float("-inf")  # when a shard last had all its rows, on the monotonic clock
+        self._at = -1  # the shard that is worked on, to be told with an exception
 
     def load(self) -> Iterator[Fetching | dict[str, Any]]:
         """Fetch the model's files, and load the engine.
@@ -127,6 +122,7 @@ class GenerationWorker:
             self._engine = self._unloaded or self._engine_factory()
             self._engine.setup()
             description = self._engine.describe()
+        self._pipeline = Pipeline(self._engine.begin)
         self._engine_hash = _digest(description)
         self._computation = Computation.of_engine(description)
         return {"worker": self._name, "engine_hash": self._engine_hash, "engine": self._record_of_engine()}
@@ -136,139 +132,131 @@ class GenerationWorker:
         return {**self._engine.describe(), **self._engine.usage()}
 
     def run(self, task: ShardTask) -> Iterator[ShardEvent]:
-        """Work through one shard and publish its part.
+        """Work through one shard and publish its part, see `work`."""
+        for step in (task, None):
+            for _, event in self.work(step):
+                yield event
+
+    def work(self, task: ShardTask | None) -> Iterator[tuple[int, ShardEvent]]:
+        """Begin all batches of a shard; those of the shard before are finished meanwhile, and its part is published.
+
+        So the device has work across the end of a shard. Whoever has no further shard calls `work(None)`.
 
         Args:
-            task: the shard and how to treat it.
+            task: the shard and how to treat it; None finishes what is under way. A shard that is tried again has
+                nothing beside it: all that is under way is finished and published before.
 
         Yields:
-            `Started` before a batch enters the engine, `Progress` once it has its results, `Refused` where the part is
-            kept to be published later, and `Committed` once it is visible. `Declined` alone where an earlier part to keep
-            rows of is damaged, and `Alive` while storage takes long. Up to three batches are in the engine: two on the device and one that is encoded. Of
-            suspects there is one.
+            A shard's id, with its events. `Started` comes before a batch enters the engine, `Progress` once it has its
+            results, and `Committed` once the part is visible. `Refused` tells that the part is kept to be published
+            later, or given up where no try is left and other shards are under way. `Alive` tells that storage takes long. `Declined` comes alone where an earlier part to keep rows of is
+            damaged. Up to three batches are in the engine: two on the device and one that is encoded. Of suspects
+            there is one.
 
         Raises:
             OutputFolderError: the output is a folder of another machine, or does not belong to the job any more.
             OutputRefusedError: the part cannot be written, or not be published after all tries.
             WorkerError: the engine raised, made nothing of several samples, or gave other samples back than it
-                took. Nothing is published in either case.
+                took. Nothing is published of that shard in any case; `shard_id` of the exception tells which it is.
         """
-        with as_one_line():
-            yield from self._run(task)
+        self._at = -1 if task is None else task.shard_id
+        try:
+            with as_one_line():
+                if task is None or task.attempt > 1 or task.suspects:
+                    yield from self._finish_all()
+                if task is not None:
+                    yield from self._begin(task)
+        except (UserError, WorkerError) as error:
+            error.shard_id = self._at  # travels with the exception
+            with suppress(WorkerError), as_one_line():
+                yield from self._settle()  # a part that is on its way has no part in this
+            for shard in self._open:
+                shard.close()
+            raise
 
-    def _run(self, task: ShardTask) -> Iterator[ShardEvent]:
-        self._check_owner(task)
-        stats = ShardStats(attempt=task.attempt, worker=self._name, engine=self._engine_hash, job=task.job)
-        start = time.monotonic()
-        with ExitStack() as stack:
-            with writing():
-                part = stack.enter_context(PartWriter(task.target, task.schema, task.scratch))
-            try:
-                written = yield from with_signs(lambda: keep_rows(task, part, stats))
-            except DamagedPartError as error:
-                yield Declined(error.path, str(error))
-                return
-            todo = task.samples.filter(
-                pc.invert(pc.is_in(task.samples["sample_id"], pa.array(written, pa.string())))
-            )
-            stats.generated = todo.num_rows
-            for event, rows in self._generate(task, todo):
-                yield event  # before writing: a full disk is not the samples' fault; and the device has work meanwhile
-                if rows is not None:
-                    with writing():
-                        part.write(rows)
-                    stats.add_rows(rows, self._computation)
-                    written += rows["sample_id"].to_pylist()
-            stats.wall_s = time.monotonic() - start
-            stats.finished = datetime.now(UTC).isoformat(timespec="seconds")
-            check_ids(written, task.samples["sample_id"].to_pylist(), "the shard's rows")
-            self._check_owner(task)
-            with writing():
-                num_bytes = yield from with_signs(
-                    lambda: part.seal({"shard_id": task.shard_id, **stats.to_json()})
-                )
-            yield from publish(part, task.publish_delays_s)
-        yield Committed(stats, num_bytes, self._record_of_engine())
-
-    def _check_owner(self, task: ShardTask) -> None:
-        """Keep a part out of a folder that was deleted, or that another job has begun since."""
-        if task.record is None:
+    def _begin(self, task: ShardTask) -> Iterator[tuple[int, ShardEvent]]:
+        self._at = task.shard_id
+        shard = ShardWork(task, self._name, self._engine_hash, self._computation)
+        self._open.append(shard)
+        try:
+            for event in shard.open():
+                yield task.shard_id, event
+        except DamagedPartError as error:
+            self._open.remove(shard)
+            shard.close()
+            yield task.shard_id, Declined(error.path, str(error))
             return
-        found = recorded_job(task.record)
-        if found is None:
-            raise OutputFolderError(
-                f"{task.record}: not visible to worker {self._name}; a cluster needs an output that all nodes "
-                "share, such as s3://, and that nobody deletes while a job runs"
-            )
-        if found != task.job:
-            raise OutputFolderError(f"{task.record}: belongs to another job now; choose another output")
+        batches = self._plan(shard.requests, task.suspects)
+        shard.batches_left = len(batches)
+        for number, (batch, overlap) in enumerate(batches, 1):
+            for step in self._pipeline.add(batch, overlap=overlap, owner=shard):
+                yield from self._told(step, last=number == len(batches))
+        if not batches:
+            yield from self._complete(shard)
 
-    def _generate(self, task: ShardTask, todo: pa.Table) -> Iterator[tuple[ShardEvent, pa.Table | None]]:
-        """Turn the samples left to do into rows, batch by batch; hopeless samples go first."""
-        positions = {sample_id: row for row, sample_id in enumerate(todo["sample_id"].to_pylist())}
+    def _told(self, step: Beginning | Finished, *, last: bool = False) -> Iterator[tuple[int, ShardEvent]]:
+        """Tell what became of a batch; after the last one of a shard its part is on the way."""
+        shard: ShardWork = step.owner
+        shard_id = self._at = shard.task.shard_id
+        match step:
+            case Beginning(batch):
+                yield shard_id, Started(tuple(request.sample_id for request in batch), last)
+            case Finished(batch, results):
+                progress = shard.take(batch, results)
+                yield shard_id, progress  # before writing: a full disk is not the samples' fault
+                shard.write(results)
+                if shard.batches_left == 0:
+                    yield from self._complete(shard)
+        if self._publishing is not None and self._publishing.is_done:
+            yield from self._settle()
 
-        def rows_of(results: Sequence[GenerationResult]) -> pa.Table:
-            samples = todo.take([positions[result.sample_id] for result in results])
-            return result_rows(samples, [self._record(result, task) for result in results], task.schema)
+    def _complete(self, shard: ShardWork) -> Iterator[tuple[int, ShardEvent]]:
+        """Let the part of a shard that has all its rows be published; at most one is on the way at a time."""
+        yield from self._settle()
+        self._at = shard.task.shard_id
+        self._last_completed = shard.complete(since=self._last_completed)
+        self._publishing = shard
 
-        requests, hopeless = _split(todo, task.poisoned)
-        outcomes: Counter[str | None] = Counter()  # None: an image
-        if hopeless:
-            yield Progress(tuple(result.sample_id for result in hopeless), 0), rows_of(hopeless)
-        for step in self._steps(requests, task.suspects):
-            sample_ids = tuple(request.sample_id for request in step.batch)
-            match step:
-                case Beginning():
-                    yield Started(sample_ids), None
-                case Finished(results=results):
-                    check_ids([result.sample_id for result in results], sample_ids, "the engine's results")
-                    num_ok = sum(result.status == "ok" for result in results)
-                    yield Progress(sample_ids, num_ok), rows_of(results)
-                    outcomes.update(result.error for result in results)
-        check_some_made(outcomes)
+    def _settle(self) -> Iterator[tuple[int, ShardEvent]]:
+        """Wait until the part that is on the way is published."""
+        if self._publishing is None:
+            return
+        shard, self._publishing = self._publishing, None
+        shard_id = self._at = shard.task.shard_id
+        try:
+            for event in shard.publish():
+                yield shard_id, event
+        except OutputRefusedError as error:
+            self._open.remove(shard)
+            if not self._open:
+                raise
+            yield (
+                shard_id,
+                Refused(str(error), 0),
+            )  # others are under way, and their images are not to be lost
+            return
+        self._open.remove(shard)
+        yield shard_id, Committed(shard.stats, shard.num_bytes, self._record_of_engine())
 
-    def _steps(
+    def _finish_all(self) -> Iterator[tuple[int, ShardEvent]]:
+        for step in self._pipeline.drain():
+            yield from self._told(step)
+        yield from self._settle()
+
+    def _plan(
         self, requests: Sequence[GenerationRequest], suspects: Sequence[Sequence[str]]
-    ) -> Iterator[Beginning | Finished]:
-        """Take requests through the engine; those of a group of suspects with nothing beside them."""
+    ) -> list[tuple[Sequence[GenerationRequest], bool]]:
+        """Cut a shard into batches, each with whether it may overlap; those of a group of suspects may not."""
         groups = [[request for request in requests if request.sample_id in group] for group in suspects]
         named = {sample_id for group in suspects for sample_id in group}
         rest = self._plan_batches([request for request in requests if request.sample_id not in named])
         alone = rest[:1] if groups else []
         alone += [batch for group in groups for batch in self._plan_batches(group)]
-        yield from run_batches(self._engine.begin, alone, overlap=False)
-        yield from run_batches(self._engine.begin, rest[1:] if groups else rest, overlap=True)
+        others = rest[1:] if groups else rest
+        return [*((batch, False) for batch in alone), *((batch, True) for batch in others)]
 
     def _plan_batches(self, requests: Sequence[GenerationRequest]) -> list[list[GenerationRequest]]:
         return self._engine.plan_batches(requests) if requests else []
-
-    def _record(self, result: GenerationResult, task: ShardTask) -> dict[str, Any]:
-        """Give the result's columns of the dataset."""
-        record: dict[str, Any] = {"status": result.status, "error": result.error}
-        statistics = result.statistics
-        if result.status == "ok":
-            path = image_path(result.sample_id, result.format)
-            record["image"] = {"bytes": result.image, "path": path}
-            record |= {name: getattr(result, name) for name in ("width", "height", "format")}
-            record |= {} if statistics is None else statistics.columns()
-        elif statistics is not None:  # of an image that failed only this means something; the rest is null
-            record["prompt_truncated"] = statistics.prompt_truncated
-        return {**record, **task.labels, "attempt": task.attempt, "worker": self._name}
-
-
-def _split(
-    samples: pa.Table, poisoned: Mapping[str, str]
-) -> tuple[list[GenerationRequest], list[GenerationResult]]:
-    """Part the samples into requests for the engine and errors that are known beforehand."""
-    requests, hopeless = [], []
-    columns = ["sample_id", "prompt", "negative_prompt", "seed", "h_div_w", "prompt_error"]
-    for row in samples.select(columns).to_pylist():
-        error = row.pop("prompt_error") or poisoned.get(row["sample_id"])
-        if error is None:
-            requests.append(GenerationRequest(**row))
-        else:
-            hopeless.append(GenerationResult.failed(row["sample_id"], error))
-    return requests, hopeless
 
 
 def _digest(description: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ class UserError(ToprovarError):
     """Something the user can mend; the command line prints it in one line and exits with 2."""
 
     exit_code = 2
+    shard_id = -1  # of the shard over which a worker raised it
 
 
 class JobSpecError(UserError):

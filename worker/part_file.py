@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -279,6 +280,7 @@ def _link(source: Path, target: str) -> bool:
     return True
 
 
+@lru_cache(maxsize=4)  # the parts of a dataset share one
 def _leaf_columns(schema: pa.Schema) -> list[str]:
     """Name the Parquet leaf columns of a schema, as the writer's per-column settings want them."""
     buffer = pa.BufferOutputStream()

@@ -63,9 +63,13 @@ class Fetching:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """These samples enter the engine, where those of earlier batches may be; a death from here on may be theirs."""
+    """These samples enter the engine, where those of earlier batches may be; a death from here on may be theirs.
+
+    With the `last` ones of its shard, the worker can take another shard.
+    """
 
     sample_ids: tuple[str, ...]
+    last: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ class Alive:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The output did not take the shard's part, which is kept and tried again."""
+    """The output did not take the shard's part, which is kept and tried again; without tries left it is given up."""
 
     reason: str
     tries_left: int

@@ -12,6 +12,8 @@ _SENTENCE_LENGTH = 500  # characters of an exception that reach an error row
 class WorkerError(RuntimeError):
     """Whatever a worker raised, as one line "Type: text" that any process can unpickle."""
 
+    shard_id = -1  # of the shard that it was raised over, where that is known
+
 
 class OutputRefusedError(WorkerError):
     """A worker could not write its part, for no reason that lies with the samples."""

@@ -15,7 +15,8 @@ from toprovar_batch.worker.words import counted
 
 from .breaker import Breaker, Quarantine
 from .engine_watch import EngineWatch
-from .fleet import Fleet, FleetEvent, Loaded, LoadFailed, Lost, Reported, Worker
+from .fleet import Fleet
+from .fleet_events import FleetEvent, Loaded, LoadFailed, Lost, Reported, Worker
 from .ledger import Assignment, ShardLedger, Trouble
 from .load_guard import LoadGuard
 from .observer import Observer
@@ -185,7 +186,7 @@ class Dispatcher:
 
     def _drain(self, by_signal: bool) -> bool:
         """Let the shards under way finish; False when none is left."""
-        busy = len(self._fleet.in_phase("busy"))
+        busy = sum(max(1, len(worker.open)) for worker in self._fleet.in_phase("busy"))
         if busy:
             more = "; press again to stop now" if by_signal else ""
             self._say_once("drain", f"draining: finishing {counted(busy, 'shard')} under way{more}")
@@ -197,11 +198,13 @@ class Dispatcher:
             self._observer.say(sentence)
 
     def _hand_out(self) -> None:
-        for worker in self._fleet.in_phase("idle"):
-            assignment = self._ledger.take()
-            if assignment is not None:
-                self._fleet.start_shard(worker, self._make_task(assignment))
-                self._observer.handed_out(worker.name, assignment)
+        """Give idle workers a shard, and busy ones the shard after before they have nothing to do."""
+        for workers, fresh in ((self._fleet.in_phase("idle"), False), (self._fleet.ready_for_more(), True)):
+            for worker in workers:
+                assignment = self._ledger.take(fresh=fresh)
+                if assignment is not None:
+                    self._fleet.start_shard(worker, self._make_task(assignment))
+                    self._observer.handed_out(worker.name, assignment)
 
     def _handle(self, event: FleetEvent) -> None:
         self._observer.heard(event)
@@ -255,6 +258,13 @@ class Dispatcher:
 
     def _refuse(self, shard_id: int, reason: str, tries_left: int) -> None:
         """Begin nothing that the output would not take either; the part in question is tried again by its worker."""
+        if not tries_left:
+            self._record("exception", shard_id, reason)
+            self._refusing.discard(shard_id)
+            self._ledger.fail(shard_id, (), "exception", reason)
+            self.outcome.failed = dict(self._ledger.failed)
+            self._refused = reason
+            return
         if shard_id not in self._refusing:
             self._refusing.add(shard_id)
             self._observer.say(
@@ -292,12 +302,18 @@ class Dispatcher:
     def _lost(self, event: Lost) -> None:
         """Let ledger and breaker draw their conclusions from a lost attempt."""
         worker, shard_id, in_flight, reason = event.worker.name, event.shard_id, event.in_flight, event.reason
+        if event.innocent:
+            self._refusing.discard(shard_id)
+            if not self._believe([shard_id]):
+                self._ledger.release(shard_id)
+                self._observer.restarted(shard_id, f"its worker was lost over another shard: {reason}")
+            return
         kind: Trouble = "exception" if event.raised else "death"
         self._record(kind, shard_id, reason, worker=worker, in_flight=in_flight)
         self._refusing.discard(shard_id)
         if not event.raised and not in_flight and self._believe([shard_id]):
             return
-        self._ledger.fail(shard_id, in_flight, kind, reason, self._breaker.proof(worker))
+        self._ledger.fail(shard_id, in_flight, kind, reason, self._breaker.proof(worker), alone=event.alone)
         self.outcome.failed = dict(self._ledger.failed)
         if event.refused:
             self._refused = reason

@@ -6,8 +6,6 @@ Every decision is the caller's (`dispatch.py`); this module turns Ray's calls an
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -28,106 +26,14 @@ from toprovar_batch.worker.shard_events import (
 from toprovar_batch.worker.words import counted
 from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError
 
+from .fleet_events import Arriving, FleetEvent, Loaded, LoadFailed, Lost, Placed, Reported, Starving, Worker
+
 _RESOURCES_EVERY_S = 1.0
 _PATIENCE_S = 20.0  # a worker that finds no node for longer is worth a word to the user
 _PAUSE_S = (
     10.0  # a driver that has not listened for longer was itself stopped: a suspended process, a closed lid
 )
 _CPU_WORKERS = 4  # on CPUs, unless the job says otherwise: more of them rarely help a small model
-
-
-@dataclass(eq=False, slots=True)
-class Worker:
-    """One actor and what it is at.
-
-    Attributes:
-        actor: Ray's handle.
-        phase: waiting for a node with room, loading its model, without or with a shard.
-        source: what Ray will answer on next: a reference, or the stream of a running shard; None when idle.
-        shard_id: of the running shard.
-        in_flight: ids of the samples in its engine, of several batches, in the order in which they entered.
-        last_sign: when it last answered, on the monotonic clock.
-        loading_since: when it was told to load, on the same clock.
-        name: host:pid, once it has loaded.
-    """
-
-    actor: Any
-    source: Any
-    phase: Literal["placing", "loading", "idle", "busy"] = "placing"
-    shard_id: int = -1
-    in_flight: tuple[str, ...] = ()
-    last_sign: float = field(default_factory=time.monotonic)
-    loading_since: float = field(default_factory=time.monotonic)
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Starving:
-    """All workers wait for a `missing` thing, named without its article, for `waited_s` seconds now.
-
-    `for_good` where it will not come.
-    """
-
-    missing: str
-    waited_s: float
-    for_good: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """The worker has found a node with room, and loads."""
-
-    worker: Worker
-
-
-@dataclass(frozen=True, slots=True)
-class Arriving:
-    """Files of the model arrive on the worker's machine."""
-
-    worker: Worker
-    state: Fetching
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """The worker is ready for shards; `description` is what its `setup` gave."""
-
-    worker: Worker
-    description: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadFailed:
-    """The worker is gone; `mistake` is set when the user can mend it."""
-
-    worker: Worker
-    reason: str
-    mistake: UserError | None
-
-
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """The worker's shard moved on."""
-
-    worker: Worker
-    shard_id: int
-    event: ShardEvent
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The worker is gone, and with it an attempt at its shard."""
-
-    worker: Worker
-    shard_id: int
-    in_flight: tuple[str, ...]
-    raised: bool  # an exception, not a death
-    reason: str
-    mistake: UserError | None = None  # set when the user can mend it
-    refused: bool = False  # by the output, which does not take the shard's part
-
-
-FleetEvent = Placed | Arriving | Loaded | LoadFailed | Reported | Lost
 
 
 class Fleet:
@@ -206,14 +112,28 @@ class Fleet:
         """The workers that are in one of the phases."""
         return [worker for worker in self.workers if worker.phase in phases]
 
+    def ready_for_more(self) -> list[Worker]:
+        """The workers that can be given a shard while they finish the one before; its batches follow at once."""
+        return [worker for worker in self.workers if worker.may_go_on and worker.queued is None]
+
     def start_shard(self, worker: Worker, task: ShardTask) -> None:
-        """Give an idle worker its next shard."""
+        """Give an idle worker its next shard, or one that is ready for more the shard after."""
+        self._call(worker, task)
+        if worker.phase == "idle":
+            worker.phase, worker.last_sign = "busy", time.monotonic()
+        worker.open[task.shard_id] = ()
+        worker.may_go_on = False
+        worker.crosses = task.attempt == 1  # what is tried again has nothing beside it in the engine
+
+    def _call(self, worker: Worker, task: ShardTask | None) -> None:
         # Backpressure of one: the worker goes on only when its last event was read, so a death never swallows
         # the event that names the samples in flight.
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 1}
-        worker.source = worker.actor.run.options(**options).remote(task)
-        worker.phase, worker.shard_id, worker.in_flight = "busy", task.shard_id, ()
-        worker.last_sign = time.monotonic()
+        stream = worker.actor.work.options(**options).remote(task)
+        if worker.source is None:
+            worker.source = stream
+        else:
+            worker.queued = stream
 
     def wait(self, timeout_s: float) -> Iterator[FleetEvent]:
         """Give the events that are there within `timeout_s`, and those of workers that fell silent."""
@@ -231,10 +151,12 @@ class Fleet:
             yield from self._next_event(worker) if worker.phase == "busy" else self._next_phase(worker)
         for worker in self.in_phase("loading"):
             if self._is_silent(worker, self._load_timeout_s, worker.loading_since):
-                yield self._bury(worker, f"it was not loaded after {self._load_timeout_s:g} seconds")
+                yield from self._bury(worker, f"it was not loaded after {self._load_timeout_s:g} seconds")
         for worker in self.in_phase("busy"):
             if self._is_silent(worker, self._stall_timeout_s):
-                yield self._bury(worker, f"it gave no sign of life for {self._stall_timeout_s:g} seconds")
+                yield from self._bury(
+                    worker, f"it gave no sign of life for {self._stall_timeout_s:g} seconds"
+                )
 
     def _forgive_pause(self) -> None:
         """Count silence anew where the driver itself was stopped, so that nobody could be heard."""
@@ -265,11 +187,11 @@ class Fleet:
         try:
             answer = ray.get(worker.source if worker.phase == "placing" else next(worker.source))
         except StopIteration:
-            yield self._bury(worker, "it ended without having loaded")
+            yield from self._bury(worker, "it ended without having loaded")
         except RayTaskError as error:
-            yield self._bury(worker, _sentence(error), mistake=_mistake(error))
+            yield from self._bury(worker, _sentence(error), error)
         except RayError as error:
-            yield self._bury(worker, _sentence(error))
+            yield from self._bury(worker, _sentence(error))
         else:
             if worker.phase == "placing":
                 worker.phase, worker.loading_since = "loading", time.monotonic()
@@ -283,38 +205,64 @@ class Fleet:
 
     def _next_event(self, worker: Worker) -> Iterator[FleetEvent]:
         try:
-            event = ray.get(next(worker.source))
+            shard_id, event = ray.get(next(worker.source))
         except StopIteration:
-            yield self._bury(worker, "it ended without publishing", raised=True)
+            self._next_stream(worker)
         except RayTaskError as error:
             # The process may be damaged (a GPU in an error state fails everything after it): start afresh.
-            refused = isinstance(error.cause, OutputRefusedError)
-            yield self._bury(worker, _sentence(error), raised=True, mistake=_mistake(error), refused=refused)
+            yield from self._bury(worker, _sentence(error), error)
         except RayError as error:
-            yield self._bury(worker, _sentence(error))
+            yield from self._bury(worker, _sentence(error))
         else:
-            worker.in_flight = _still_in_flight(worker.in_flight, event)
-            if isinstance(event, Committed | Declined):
-                worker.phase, worker.source = "idle", None
-            yield Reported(worker, worker.shard_id, event)
+            if _is_last(event):
+                del worker.open[shard_id]
+                if not worker.open:
+                    worker.phase, worker.source, worker.may_go_on = "idle", None, False
+            else:
+                worker.open[shard_id] = _still_in_flight(worker.open[shard_id], event)
+                worker.may_go_on |= isinstance(event, Started) and event.last and worker.crosses
+            yield Reported(worker, shard_id, event)
 
-    def _bury(
-        self,
-        worker: Worker,
-        reason: str,
-        *,
-        raised: bool = False,
-        mistake: UserError | None = None,
-        refused: bool = False,
-    ) -> FleetEvent:
+    def _next_stream(self, worker: Worker) -> None:
+        """All batches of a shard have begun: go on with the next one, or finish what is under way."""
+        worker.source, worker.queued = worker.queued, None
+        if worker.source is None:
+            worker.may_go_on = False
+            self._call(worker, None)
+
+    def _bury(self, worker: Worker, reason: str, error: RayTaskError | None = None) -> Iterator[FleetEvent]:
+        """Forget a worker and tell of each of its shards; `error` is what it raised, None if it died or was killed."""
         self.dismiss(worker)
+        cause = None if error is None else error.cause
+        mistake = cause if isinstance(cause, UserError) else None
         if worker.phase != "busy":
-            return LoadFailed(worker, reason, mistake)
-        return Lost(worker, worker.shard_id, worker.in_flight, raised, reason, mistake, refused)
+            yield LoadFailed(worker, reason, mistake)
+            return
+        guilty = getattr(cause, "shard_id", -1)
+        busy = [shard_id for shard_id, in_flight in worker.open.items() if in_flight]
+        for shard_id, in_flight in worker.open.items():
+            innocent = guilty != shard_id if guilty in worker.open else bool(busy) and shard_id not in busy
+            refused = isinstance(cause, OutputRefusedError) and not innocent
+            yield Lost(
+                worker,
+                shard_id,
+                in_flight,
+                error is not None,
+                reason,
+                None if innocent else mistake,
+                refused,
+                innocent,
+                alone=len(busy) <= 1,
+            )
+
+
+def _is_last(event: ShardEvent) -> bool:
+    """Whether nothing more will be heard of a shard after an event of it."""
+    return isinstance(event, Committed | Declined) or (isinstance(event, Refused) and not event.tries_left)
 
 
 def _still_in_flight(before: tuple[str, ...], event: ShardEvent) -> tuple[str, ...]:
-    """The samples that are in an engine after an event of its shard."""
+    """The samples of a shard that are in an engine after an event of it."""
     match event:
         case Started(sample_ids):
             return (*before, *sample_ids)
@@ -325,10 +273,6 @@ def _still_in_flight(before: tuple[str, ...], event: ShardEvent) -> tuple[str, .
             return before
         case Refused() | Committed() | Declined():
             return ()
-
-
-def _mistake(error: RayTaskError) -> UserError | None:
-    return error.cause if isinstance(error.cause, UserError) else None
 
 
 def _sentence(error: RayError) -> str:

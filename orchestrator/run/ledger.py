@@ -78,10 +78,14 @@ class ShardLedger:
         """Shards neither published nor given up."""
         return len(self._waiting) + len(self._running)
 
-    def take(self) -> Assignment | None:
-        """Hand out the next shard; None when none waits."""
-        if not self._waiting:
-            return None
+    def take(self, *, fresh: bool = False) -> Assignment | None:
+        """Hand out the next shard; None when none waits.
+
+        Args:
+            fresh: only one that nobody has tried yet; what is tried again needs an engine for itself.
+        """
+        if not self._waiting or (fresh and self._states[self._waiting[0]].attempt):
+            return None  # the fresh ones stand first, for what has failed goes to the end of the line
         shard_id = self._waiting.popleft()
         self._running.add(shard_id)
         state = self._states[shard_id]
@@ -110,6 +114,8 @@ class ShardLedger:
         trouble: Trouble,
         reason: str,
         proof: Proof = "worker",
+        *,
+        alone: bool = True,
     ) -> None:
         """Note that an attempt failed, and decide what becomes of the shard.
 
@@ -120,13 +126,14 @@ class ShardLedger:
             reason: what is known about it, without a full stop.
             proof: who has been seen to make images: this worker, another of the run, or nobody. A sample is found
                 guilty only beside others that are made.
+            alone: no samples of another shard were in the engine.
         """
         self._running.remove(shard_id)
         self.num_failures += 1
         state = self._states[shard_id]
         state.failures += 1
         group = tuple(in_flight)
-        if len(group) == 1:
+        if len(group) == 1 and alone:
             self._strike(state, group[0], trouble, reason, proof)
         elif not (group and _narrow(state.suspects, group)):
             state.fruitless += 1

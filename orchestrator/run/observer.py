@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .fleet import FleetEvent
+from .fleet_events import FleetEvent
 from .ledger import Assignment
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from toprovar_batch.worker.shard_events import Fetching
 from toprovar_batch.worker.words import counted
 
-from .fleet import Arriving, FleetEvent, Loaded, LoadFailed, Lost, Placed, Worker
+from .fleet_events import Arriving, FleetEvent, Loaded, LoadFailed, Lost, Placed, Worker
 from .observer import Observer
 
 _REDRAW_S = 0.2

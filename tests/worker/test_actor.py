@@ -3,6 +3,7 @@ import json
 import pickle
 import threading
 from dataclasses import replace
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -335,7 +336,7 @@ def test_a_failing_disk_is_not_blamed_on_the_samples(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     worker, _ = make_worker()
-    monkeypatch.setattr("toprovar_batch.worker.actor.PartWriter.write", full_disk)
+    monkeypatch.setattr("toprovar_batch.worker.shard_work.PartWriter.write", full_disk)
     events = worker.run(make_task(tmp_path, ["a"]))
     assert [next(events), next(events)] == [
         Started(("s0",)),
@@ -383,7 +384,7 @@ def test_a_part_that_is_refused_at_every_try_is_the_outputs_fault(tmp_path, monk
 def test_the_waits_between_tries_grow(tmp_path, monkeypatch):
     refuse_parts(monkeypatch, 9)
     slept = []
-    monkeypatch.setattr("toprovar_batch.worker.actor.time.sleep", slept.append)
+    monkeypatch.setattr("toprovar_batch.worker.publishing.time.sleep", slept.append)
     with pytest.raises(OutputRefusedError):
         list(make_worker()[0].run(make_task(tmp_path, ["a"])))
     assert slept == sorted(slept)
@@ -395,7 +396,7 @@ def test_a_failing_disk_stops_a_shard_whose_next_batches_are_in_the_engine(tmp_p
         raise OSError(errno.ENOSPC, "No space left on device")
 
     worker, engine = make_worker()
-    monkeypatch.setattr("toprovar_batch.worker.actor.PartWriter.write", full_disk)
+    monkeypatch.setattr("toprovar_batch.worker.shard_work.PartWriter.write", full_disk)
     events = []
     with pytest.raises(WorkerError, match=r"^OSError: .*No space left"):
         events.extend(worker.run(make_task(tmp_path, [f"p{row}" for row in range(9)])))
@@ -482,3 +483,83 @@ def test_the_footer_counts_the_shard(tmp_path):
     assert (stats["shard_id"], stats["rows"], stats["errors"], stats["attempt"]) == (7, 5, 4, 1)
     assert stats["error_kinds"] == {"no": {"count": 4, "sample_ids": ["s1", "s2", "s3"]}}
     assert stats["times_ms"]["text_ms"] == 2.0
+
+
+def second(tmp_path, prompts, **changes):
+    """The task of another shard, whose samples are called t0, t1, ..."""
+    task = make_task(
+        tmp_path, prompts, shard_id=1, target=str(tmp_path / "data" / "second.parquet"), **changes
+    )
+    names = pa.array([f"t{row}" for row in range(len(prompts))])
+    return replace(task, samples=task.samples.set_column(0, "sample_id", names))
+
+
+def test_a_shard_begins_while_the_one_before_is_finished_and_published(tmp_path):
+    worker, engine = make_worker()
+    first, other = make_task(tmp_path, ["a", "b", "c"]), second(tmp_path, ["d", "e"])
+    told = [*worker.work(first)]
+    assert told == [(0, Started(("s0", "s1"))), (0, Started(("s2",)))]
+    assert [event.last for _, event in told] == [False, True]
+    told = [*worker.work(other)]
+    assert told[:2] == [(1, Started(("t0", "t1"))), (0, Progress(("s0", "s1"), 2))]
+    assert engine.batches == [["a", "b"], ["c"], ["d", "e"]]
+    told += worker.work(None)
+    assert told[2:4] == [(0, Progress(("s2",), 1)), (1, Progress(("t0", "t1"), 2))]
+    assert [(shard_id, type(event)) for shard_id, event in told[4:]] == [(0, Committed), (1, Committed)]
+    assert [event.stats.ok for _, event in told[4:]] == [3, 2]
+    assert (list(read_rows(first)), list(read_rows(other))) == (["s0", "s1", "s2"], ["t0", "t1"])
+    assert list(worker.work(None)) == []
+
+
+@pytest.mark.parametrize("change", [{"attempt": 2}, {"suspects": (("t1",),)}])
+def test_what_is_tried_again_has_no_other_shard_beside_it(tmp_path, change):
+    worker, _ = make_worker()
+    told = [*worker.work(make_task(tmp_path, ["a", "b", "c"]))]
+    told += worker.work(second(tmp_path, ["d", "e"], **change))
+    committed = next(number for number, (_, event) in enumerate(told) if isinstance(event, Committed))
+    assert {shard_id for shard_id, _ in told[: committed + 1]} == {0}
+    assert {shard_id for shard_id, _ in told[committed + 1 :]} == {1}
+
+
+def test_an_exception_names_its_shard_and_the_part_on_its_way_is_published(tmp_path):
+    worker, engine = make_worker()
+    generate = engine.generate
+
+    def fail(batch):
+        if batch[0].sample_id == "t4":
+            raise ValueError("no such colour")
+        return generate(batch)
+
+    engine.generate = fail
+    first, other = make_task(tmp_path, ["a", "b"]), second(tmp_path, list("cdefgh"))
+    list(worker.work(first))
+    with pytest.raises(WorkerError, match="no such colour") as caught:
+        list(chain(worker.work(other), worker.work(None)))
+    assert pickle.loads(pickle.dumps(caught.value)).shard_id == 1
+    assert list(read_rows(first)) == ["s0", "s1"]
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_the_time_of_a_shard_is_not_counted_twice(tmp_path, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("toprovar_batch.worker.shard_work.time.monotonic", lambda: float(next(clock)))
+    worker, _ = make_worker()
+    told = [
+        *worker.work(make_task(tmp_path, ["a"])),
+        *worker.work(second(tmp_path, ["b"])),
+        *worker.work(None),
+    ]
+    seconds = [event.stats.wall_s for _, event in told if isinstance(event, Committed)]
+    assert sum(seconds) <= next(clock) - 1
+
+
+def test_a_part_that_is_refused_for_good_costs_no_image_of_the_shard_behind_it(tmp_path, monkeypatch):
+    refuse_parts(monkeypatch, 2)
+    worker, _ = make_worker()
+    first = make_task(tmp_path, ["a", "b"], publish_delays_s=(0,))
+    told = list(chain(worker.work(first), worker.work(second(tmp_path, ["c"])), worker.work(None)))
+    assert [event for shard_id, event in told if shard_id == 0][2:] == [
+        Refused("PermissionError: 403 Forbidden", left) for left in (1, 0)
+    ]
+    assert isinstance(told[-1][1], Committed)
+    assert not list((tmp_path / "tmp").iterdir())

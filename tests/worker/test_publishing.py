@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from toprovar_batch.worker.publishing import publish, with_signs
+from toprovar_batch.worker.publishing import publish_again, seal_and_show, with_signs
 from toprovar_batch.worker.shard_events import Alive, Refused
 from toprovar_batch.worker.worker_errors import OutputRefusedError
 
@@ -14,6 +14,9 @@ class Part:
 
     def __init__(self, refusals=0):
         self.refusals, self.may_arrive, self.shown = refusals, threading.Event(), 0
+
+    def seal(self, record):
+        return 7
 
     def show(self):
         self.may_arrive.wait()
@@ -25,25 +28,22 @@ class Part:
 
 def test_an_upload_that_takes_long_gives_signs_of_life():
     part = Part()
-    events = publish(part, ())
-    with_short_signs(part, events)
-    assert part.shown == 1
-
-
-def with_short_signs(part, events):
+    events = with_signs(part.show, every_s=0)
     assert next(events) == Alive()
     part.may_arrive.set()
     assert all(event == Alive() for event in events)
+    assert part.shown == 1
 
 
-def test_an_upload_that_is_done_at_once_says_nothing_and_a_refusal_is_told():
+def test_a_refusal_is_told_and_tried_again():
     part = Part(refusals=1)
     part.may_arrive.set()
-    assert list(publish(part, (0, 0))) == [Refused("PermissionError: 403", 2)]
-    part = Part(refusals=2)
+    assert seal_and_show(part, {}) == (7, "PermissionError: 403")
+    assert list(publish_again(part, "PermissionError: 403", (0, 0))) == [Refused("PermissionError: 403", 2)]
+    part = Part(refusals=1)
     part.may_arrive.set()
     with pytest.raises(OutputRefusedError, match="403"):
-        list(publish(part, (0,)))
+        list(publish_again(part, "first", (0,)))
 
 
 def test_what_takes_too_long_gives_no_more_signs():

@@ -5,13 +5,18 @@ import pytest
 
 from toprovar_batch.orchestrator.run.dispatch import Dispatcher, Outcome
 from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
-from toprovar_batch.orchestrator.run.fleet import Loaded, LoadFailed, Lost, Reported, Starving, Worker
+from toprovar_batch.orchestrator.run.fleet_events import Loaded, LoadFailed, Lost, Reported, Starving, Worker
 from toprovar_batch.orchestrator.run.ledger import ShardLedger
 from toprovar_batch.orchestrator.run.load_guard import LoadGuard
 from toprovar_batch.orchestrator.run.observer import Observer
 from toprovar_batch.worker.errors import CheckpointError, OutputFolderError, RunFailedError
 from toprovar_batch.worker.shard_events import Committed, Progress, Refused
 from toprovar_batch.worker.shard_stats import ShardStats
+
+
+def shard_of(worker):
+    [shard_id] = worker.open
+    return shard_id
 
 
 class ScriptedFleet:
@@ -40,12 +45,15 @@ class ScriptedFleet:
         self.workers.append(Worker(actor=None, source=None, phase="loading"))
         self.most_workers = max(self.most_workers, len(self.workers))
 
+    def ready_for_more(self):
+        return [worker for worker in self.workers if worker.may_go_on and worker.queued is None]
+
     def in_phase(self, *phases):
         return [worker for worker in self.workers if worker.phase in phases]
 
     def start_shard(self, worker, task):
         assert worker.phase == "idle"
-        worker.phase, worker.shard_id = "busy", task.shard_id
+        worker.phase, worker.open = "busy", {task.shard_id: ()}
         self.started.append(task.shard_id)
 
     def wait(self, timeout_s):
@@ -60,9 +68,9 @@ class ScriptedFleet:
                 self._loaded += 1
                 yield Loaded(worker, {"worker": worker.name, "engine": self.engine, "engine_hash": "h"})
             elif worker.phase == "busy":
+                yield Reported(worker, shard_of(worker), Progress(("s0",), 1))
                 worker.phase = "idle"
-                yield Reported(worker, worker.shard_id, Progress(("s0",), 1))
-                yield Reported(worker, worker.shard_id, Committed(ShardStats(rows=1, ok=1), 10, {}))
+                yield Reported(worker, shard_of(worker), Committed(ShardStats(rows=1, ok=1), 10, {}))
 
     def dismiss_all(self):
         self.workers.clear()
@@ -114,7 +122,7 @@ def fail_to_load(mistake=None):
 
 def lose(fleet):
     worker = fleet.workers.pop()
-    yield Lost(worker, worker.shard_id, ("a", "b"), raised=False, reason="its process died")
+    yield Lost(worker, shard_of(worker), ("a", "b"), raised=False, reason="its process died")
 
 
 def raise_over(sample, last=True):
@@ -122,7 +130,7 @@ def raise_over(sample, last=True):
 
     def action(fleet):
         worker = fleet.workers.pop(-1 if last else 0)
-        yield Lost(worker, worker.shard_id, (sample,), raised=True, reason="CUDA error")
+        yield Lost(worker, shard_of(worker), (sample,), raised=True, reason="CUDA error")
 
     return action
 
@@ -283,7 +291,7 @@ def misplace(fleet):
     worker = fleet.workers.pop(0)
     worker.name = "bad:0"
     mistake = OutputFolderError("out: not visible to worker bad:0")
-    yield Lost(worker, worker.shard_id, (), raised=True, reason=str(mistake), mistake=mistake)
+    yield Lost(worker, shard_of(worker), (), raised=True, reason=str(mistake), mistake=mistake)
 
 
 def test_a_node_without_the_output_costs_its_worker_and_no_other():
@@ -311,7 +319,7 @@ def test_an_output_that_is_not_the_jobs_any_more_ends_the_run_at_once():
 
 def lose_at_publishing(fleet):
     worker = fleet.workers.pop()
-    yield Lost(worker, worker.shard_id, (), raised=False, reason="it gave no sign of life for 900 seconds")
+    yield Lost(worker, shard_of(worker), (), raised=False, reason="it gave no sign of life for 900 seconds")
 
 
 def test_a_part_that_is_there_is_done_whatever_became_of_its_worker():
@@ -379,8 +387,8 @@ def test_a_place_where_nobody_succeeds_is_left_and_its_samples_are_given_back():
     def good_one_works(fleet):
         good, bad = fleet.workers
         good.phase, bad.name = "idle", "bad:0"
-        yield Reported(good, good.shard_id, Progress(("x",), 1))
-        yield Reported(good, good.shard_id, Committed(ShardStats(rows=1, ok=1), 10, {}))
+        yield Reported(good, shard_of(good), Progress(("x",), 1))
+        yield Reported(good, shard_of(good), Committed(ShardStats(rows=1, ok=1), 10, {}))
 
     def load(fleet):
         worker = fleet.workers[-1]
@@ -413,7 +421,7 @@ def test_a_run_whose_only_place_breaks_ends_and_names_the_exception():
 
 def refuse(fleet):
     [worker, *_] = fleet.in_phase("busy")
-    yield Reported(worker, worker.shard_id, Refused("PermissionError: 403", 7))
+    yield Reported(worker, shard_of(worker), Refused("PermissionError: 403", 7))
 
 
 def test_nothing_is_begun_while_the_output_refuses_a_part_and_all_goes_on_after():
@@ -435,7 +443,7 @@ def test_nothing_is_begun_while_the_output_refuses_a_part_and_all_goes_on_after(
 def test_a_part_that_the_output_never_takes_ends_the_run_once_the_others_are_finished():
     def give_up(fleet):
         worker = fleet.workers.pop(0)
-        yield Lost(worker, worker.shard_id, (), raised=True, reason="PermissionError: 403", refused=True)
+        yield Lost(worker, shard_of(worker), (), raised=True, reason="PermissionError: 403", refused=True)
 
     fleet = ScriptedFleet(room=2, script={2: refuse, 3: give_up})
     dispatcher, observer = make_dispatcher(fleet, num_shards=9)
@@ -443,3 +451,53 @@ def test_a_part_that_the_output_never_takes_ends_the_run_once_the_others_are_fin
         dispatcher.run()
     assert (fleet.started, list(dispatcher.outcome.committed)) == ([0, 1], [1])
     assert "draining: finishing 1 shard under way" in observer
+
+
+def test_a_shard_that_was_lost_over_another_one_is_repeated_without_counting_it():
+    def lose_two(fleet):
+        worker = fleet.workers.pop()
+        [shard_id] = worker.open
+        yield Lost(worker, shard_id, (), False, "its process died", innocent=True)
+
+    script = {2 + 2 * number: lose_two for number in range(5)}  # max_attempts is 2
+    dispatcher, observer = make_dispatcher(ScriptedFleet(script=script), num_shards=1)
+    outcome = dispatcher.run()
+    assert (list(outcome.committed), outcome.failed, dispatcher._ledger.num_failures) == ([0], {}, 0)
+    assert observer.count(("restarted", 0)) == 5
+
+
+def test_a_worker_that_is_ready_for_more_gets_the_shard_after():
+    def ready(fleet):
+        [worker] = fleet.workers
+        worker.may_go_on = True
+        return ()
+
+    fleet = ScriptedFleet(script={2: ready})
+    given = []
+    start = fleet.start_shard
+
+    def start_shard(worker, task):
+        given.append((task.shard_id, worker.phase))
+        if worker.may_go_on:
+            worker.may_go_on, worker.phase, worker.open = False, "idle", {}
+        start(worker, task)
+
+    fleet.start_shard = start_shard
+    dispatcher, _ = make_dispatcher(fleet, num_shards=2)
+    dispatcher._ledger.commit(0)  # of shard 0 nobody tells any more
+    dispatcher.run()
+    assert given == [(0, "idle"), (1, "busy")]
+
+
+def test_a_part_without_tries_left_ends_the_run_once_its_worker_has_finished_the_others():
+    def give_up(fleet):
+        [worker] = fleet.workers
+        [shard_id] = worker.open
+        dispatcher._ledger.take(fresh=True)
+        worker.open = {1: ()}
+        yield Reported(worker, shard_id, Refused("PermissionError: 403", 0))
+
+    dispatcher, _ = make_dispatcher(ScriptedFleet(script={2: give_up}), num_shards=9)
+    with pytest.raises(RunFailedError, match="the output does not take a part: PermissionError: 403"):
+        dispatcher.run()
+    assert list(dispatcher.outcome.committed) == [1]

@@ -84,7 +84,10 @@ def test_workers_killed_five_times_lose_and_repeat_nothing(write_job, tmp_path, 
         prompts[index] = f"kill-once {index}"
     job = write_job(prompts, shard_size=10)
     summary = submit(job, engine_factory=make_engine_factory())
-    assert summary.num_lost == 5
+    assert summary.is_complete
+    [record] = (tmp_path / "out/_job/runs").glob("*.json")
+    incidents = json.loads(record.read_text())["incidents"]
+    assert len({incident["worker"] for incident in incidents}) == 5  # each with one shard or two
     rows = check_dataset(job, tmp_path / "out")
     assert all(rows[prompt]["attempt"] > 1 for prompt in prompts if prompt.startswith("kill-once"))
 

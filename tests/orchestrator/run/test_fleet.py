@@ -6,7 +6,9 @@ import pytest
 
 from toprovar_batch.orchestrator.run import fleet as fleet_module
 from toprovar_batch.orchestrator.run.fleet import Arriving, Fleet, Loaded, LoadFailed, Lost, Starving, Worker
-from toprovar_batch.worker.shard_events import Alive, Fetching, Progress, Started
+from toprovar_batch.worker.shard_events import Alive, Committed, Fetching, Progress, Started
+from toprovar_batch.worker.shard_stats import ShardStats
+from toprovar_batch.worker.worker_errors import OutputRefusedError
 
 NOW = 50_000.0  # seconds, on a clock that stands
 
@@ -29,7 +31,9 @@ def silent_fleet(monkeypatch):
             may_grow=may_grow,
         )
         since = NOW - silent_s
-        fleet.workers.append(Worker(None, "source", phase, shard_id=3, last_sign=since, loading_since=since))
+        fleet.workers.append(
+            Worker(None, "source", phase, open={3: ()}, last_sign=since, loading_since=since)
+        )
         return fleet
 
     return make
@@ -96,11 +100,11 @@ def test_a_worker_whose_event_waits_to_be_read_is_not_silent(silent_fleet, monke
 def test_a_sign_of_life_changes_nothing_in_flight(silent_fleet, monkeypatch):
     fleet = silent_fleet("busy", 101)
     [worker] = fleet.workers
-    worker.in_flight, worker.source = ("a",), iter([Alive()])
+    worker.open, worker.source = {3: ("a",)}, iter([(3, Alive())])
     monkeypatch.setattr(fleet_module.ray, "wait", lambda sources, **_: (sources, []))
     monkeypatch.setattr(fleet_module.ray, "get", lambda event: event)
     list(fleet.wait(0))
-    assert (worker.in_flight, worker.last_sign) == (("a",), NOW)
+    assert (worker.open, worker.last_sign) == ({3: ("a",)}, NOW)
 
 
 def test_a_death_names_the_samples_of_every_batch_in_the_engine(silent_fleet, monkeypatch):
@@ -109,13 +113,13 @@ def test_a_death_names_the_samples_of_every_batch_in_the_engine(silent_fleet, mo
     monkeypatch.setattr(fleet_module.ray, "wait", lambda sources, **_: (sources, []))
     monkeypatch.setattr(fleet_module.ray, "get", lambda event: event)
     events = Started(("a", "b")), Started(("c", "d")), Progress(("a", "b"), 2), Started(("e",))
-    worker.source = iter(events)
+    worker.source = iter([(3, event) for event in events])
     seen = []
     for _ in events:
         list(fleet.wait(0))
-        seen.append(worker.in_flight)
+        seen.append(worker.open[3])
     assert seen == [("a", "b"), ("a", "b", "c", "d"), ("c", "d"), ("c", "d", "e")]
-    lost = fleet._bury(worker, "its process died")
+    [lost] = fleet._bury(worker, "its process died")
     assert lost.in_flight == ("c", "d", "e")
 
 
@@ -129,3 +133,86 @@ def test_a_node_is_lost_for_good_where_none_can_join(silent_fleet, monkeypatch, 
     assert starving == Starving("node with 1 free CPU for each worker", 25, for_good)
     assert silent_fleet("placing", 5).starving() is None
     assert silent_fleet("loading", 25).starving() is None
+
+
+@pytest.fixture
+def crossing_fleet(silent_fleet, monkeypatch):
+    """A fleet whose worker answers with what a test puts into its streams."""
+    fleet = silent_fleet("idle", 0)
+    [worker] = fleet.workers
+    calls = []
+
+    class Work:
+        def options(self, **_):
+            return self
+
+        def remote(self, task):
+            calls.append(task and task.shard_id)
+            return iter(streams.pop(0))
+
+    streams = []
+    worker.actor, worker.open, worker.source = SimpleNamespace(work=Work()), {}, None
+    monkeypatch.setattr(fleet_module.ray, "wait", lambda sources, **_: (sources, []))
+    monkeypatch.setattr(fleet_module.ray, "get", lambda event: event)
+
+    def start(shard_id, *events, attempt=1):
+        streams.append(events)
+        fleet.start_shard(worker, SimpleNamespace(shard_id=shard_id, attempt=attempt))
+
+    return SimpleNamespace(fleet=fleet, worker=worker, calls=calls, streams=streams, start=start)
+
+
+def committed(shard_id):
+    return shard_id, Committed(ShardStats(rows=1, ok=1), 1, {})
+
+
+def test_the_shard_after_is_taken_when_the_last_batch_has_begun_and_not_before(crossing_fleet):
+    fleet, worker = crossing_fleet.fleet, crossing_fleet.worker
+    crossing_fleet.start(3, (3, Started(("a",))), (3, Started(("b",), last=True)))
+    list(fleet.wait(0))
+    assert fleet.ready_for_more() == []
+    list(fleet.wait(0))
+    assert fleet.ready_for_more() == [worker]
+    crossing_fleet.start(4, (4, Started(("c",), last=True)), (3, Progress(("a", "b"), 2)), committed(3))
+    assert fleet.ready_for_more() == []
+    list(fleet.wait(0))  # the end of the first stream
+    list(fleet.wait(0))
+    assert worker.open == {3: ("a", "b"), 4: ("c",)}
+    assert fleet.ready_for_more() == [worker]
+    list(fleet.wait(0))
+    list(fleet.wait(0))
+    assert (worker.open, worker.phase) == ({4: ("c",)}, "busy")
+    crossing_fleet.streams.append([(4, Progress(("c",), 1)), committed(4)])
+    for _ in range(3):
+        list(fleet.wait(0))
+    assert (crossing_fleet.calls, worker.open, worker.phase) == ([3, 4, None], {}, "idle")
+
+
+def test_nothing_follows_a_shard_that_is_tried_again(crossing_fleet):
+    crossing_fleet.start(3, (3, Started(("a",), last=True)), attempt=2)
+    list(crossing_fleet.fleet.wait(0))
+    assert crossing_fleet.fleet.ready_for_more() == []
+
+
+def test_a_death_names_the_samples_of_every_shard_in_the_engine(crossing_fleet):
+    worker = crossing_fleet.worker
+    worker.phase, worker.open = "busy", {3: (), 4: ("a",), 5: ("b", "c")}
+    events = list(crossing_fleet.fleet._bury(worker, "its process died"))
+    assert [(lost.shard_id, lost.in_flight, lost.innocent) for lost in events] == [
+        (3, (), True),  # on its way to the output
+        (4, ("a",), False),
+        (5, ("b", "c"), False),
+    ]
+    assert not any(lost.alone for lost in events)
+
+
+def test_an_exception_is_held_against_its_own_shard_alone(crossing_fleet):
+    worker = crossing_fleet.worker
+    worker.phase, worker.open = "busy", {3: ("a",), 4: ("b",)}
+    cause = OutputRefusedError("403")
+    cause.shard_id = 4
+    events = list(crossing_fleet.fleet._bury(worker, "403", SimpleNamespace(cause=cause)))
+    assert [(lost.shard_id, lost.innocent, lost.refused) for lost in events] == [
+        (3, True, False),
+        (4, False, True),
+    ]

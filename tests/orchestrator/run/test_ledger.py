@@ -129,3 +129,22 @@ def test_shards_that_are_given_back_have_a_clean_slate():
     assert ledger.failed == {}
     again = run(ledger, ["ok", "ok"])
     assert [(item.shard_id, item.suspects, item.poisoned) for item in again] == [(0, (), {}), (1, (), {})]
+
+
+def test_only_what_nobody_has_tried_may_follow_another_shard():
+    ledger = ShardLedger(range(2), max_attempts=4)
+    assert ledger.take(fresh=True).shard_id == 0
+    ledger.fail(0, (), "death", "its process died")
+    assert ledger.take(fresh=True).shard_id == 1
+    assert ledger.take(fresh=True) is None
+    assert ledger.take().shard_id == 0
+
+
+def test_a_sample_beside_those_of_another_shard_was_not_alone():
+    ledger = ShardLedger([0], max_attempts=4)
+    attempts = []
+    for alone in (False, True, True):
+        attempts.append(ledger.take())
+        ledger.fail(0, ("a",), "death", "its process died", alone=alone)
+    assert [attempt.poisoned for attempt in attempts] == [{}, {}, {}]
+    assert list(ledger.take().poisoned) == ["a"]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from toprovar_batch.orchestrator.run import progress
-from toprovar_batch.orchestrator.run.fleet import Arriving, Loaded, LoadFailed, Placed, Worker
+from toprovar_batch.orchestrator.run.fleet_events import Arriving, Loaded, LoadFailed, Placed, Worker
 from toprovar_batch.orchestrator.run.progress import ProgressBar
 from toprovar_batch.worker.shard_events import Fetching
 

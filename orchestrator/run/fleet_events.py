@@ -1,0 +1,109 @@
+"""A worker as the driver sees it, and what is heard of it. No Ray."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from toprovar_batch.worker.errors import UserError
+from toprovar_batch.worker.shard_events import Fetching, ShardEvent
+
+
+@dataclass(eq=False, slots=True)
+class Worker:
+    """One actor and what it is at.
+
+    Attributes:
+        actor: Ray's handle.
+        phase: waiting for a node with room, loading its model, without or with a shard.
+        source: what Ray will answer on next: a reference, or the stream of what it works on; None when idle.
+        queued: the stream of the shard that comes after.
+        open: shards that it has begun and not published -> ids of their samples in its engine, of several batches, in
+            the order in which they entered.
+        crosses: its last shard may have another one behind it in the engine.
+        may_go_on: all samples of its shards have entered its engine, and another shard may follow them.
+        last_sign: when it last answered, on the monotonic clock.
+        loading_since: when it was told to load, on the same clock.
+        name: host:pid, once it has loaded.
+    """
+
+    actor: Any
+    source: Any
+    phase: Literal["placing", "loading", "idle", "busy"] = "placing"
+    queued: Any = None
+    open: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    may_go_on: bool = False
+    crosses: bool = False
+    last_sign: float = field(default_factory=time.monotonic)
+    loading_since: float = field(default_factory=time.monotonic)
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Starving:
+    """All workers wait for a `missing` thing, named without its article, for `waited_s` seconds now.
+
+    `for_good` where it will not come.
+    """
+
+    missing: str
+    waited_s: float
+    for_good: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The worker has found a node with room, and loads."""
+
+    worker: Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """Files of the model arrive on the worker's machine."""
+
+    worker: Worker
+    state: Fetching
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The worker is ready for shards; `description` is what its `setup` gave."""
+
+    worker: Worker
+    description: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The worker is gone; `mistake` is set when the user can mend it."""
+
+    worker: Worker
+    reason: str
+    mistake: UserError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """The worker's shard moved on."""
+
+    worker: Worker
+    shard_id: int
+    event: ShardEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The worker is gone, and with it an attempt at one of its shards; there is one such event for each."""
+
+    worker: Worker
+    shard_id: int
+    in_flight: tuple[str, ...]
+    raised: bool  # an exception, not a death
+    reason: str
+    mistake: UserError | None = None  # set when the user can mend it
+    refused: bool = False  # by the output, which does not take the shard's part
+    innocent: bool = False  # it happened over another shard of the worker
+    alone: bool = True  # no other shard had samples in the engine
+
+
+FleetEvent = Placed | Arriving | Loaded | LoadFailed | Reported | Lost
