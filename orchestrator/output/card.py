@@ -1,11 +1,14 @@
 """The dataset's README: what Hugging Face needs to load the folder, and what a person wants to know."""
 
+from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import pyarrow as pa
 import yaml
 
 from toprovar_batch.orchestrator.job.spec import JobSpec
+from toprovar_batch.worker.image_statistics import ImageStatistics
 from toprovar_batch.worker.part_file import IMAGE_TYPE
 from toprovar_batch.worker.words import counted
 
@@ -29,6 +32,37 @@ _EARLIER = {
     "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*.parquet\n": "",
     'load_dataset("path/of/this/folder", split="train")': reading_call("path/of/this/folder"),
 }
+_MEANINGS = {
+    "sample_id": "key of the sample",
+    "prompt_id": "key of its prompt",
+    "image_index": "which of its prompt's images, from 0",
+    "prompt": "the text that the picture shows",
+    "negative_prompt": "the text that it should not show",
+    "seed": "decides the random draws, with scale, token and bit",
+    "image": "the picture as an encoded file, and a name for it",
+    "width": "of the picture, in pixels",
+    "height": "of the picture, in pixels",
+    "h_div_w": "the requested height over width",
+    "format": "of the encoded file: png, jpeg or webp",
+    "status": "ok or error",
+    "attempt": "which attempt at its shard made the row",
+    "worker": "who made the row",
+    "error": "why there is no picture",
+    "model": "the model preset",
+    "policy": "the pruning policy",
+}
+# The last scale has a token for every 16 x 16 pixels, and all scales stand one after the other.
+_PRUNING_MAP = """
+In how many layers each token of the last scale ran, as an array:
+
+```python
+import numpy as np
+
+row = images[0]
+height, width = row["image"].height // 16, row["image"].width // 16
+layers = np.frombuffer(row["pruning_map"], np.uint8)[-height * width :].reshape(height, width)
+```
+"""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -69,7 +103,22 @@ images[0]["image"].show()
 ```
 
 A row whose `status` is `error` has no image; its `error` says why.
-"""
+
+| column | type | meaning |
+| --- | --- | --- |
+{"".join(_lines(schema))}{_PRUNING_MAP if job.policy.pruning_map else ""}"""
+
+
+def _lines(schema: pa.Schema) -> Iterator[str]:
+    """A row of the card's table for each column."""
+    measured = {item.name: item.metadata for item in fields(ImageStatistics)}
+    for field in schema:
+        if field.name in measured:
+            unit = measured[field.name]["unit"]
+            meaning = measured[field.name]["meaning"] + (f" ({unit})" if unit else "")
+        else:
+            meaning = _MEANINGS.get(field.name, "from the prompt source, as it was there")
+        yield f"| `{field.name}` | {field.type} | {meaning} |\n"
 
 
 def mended_card(card: str) -> str:

@@ -1,6 +1,7 @@
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
@@ -207,3 +208,32 @@ def test_start_scales_are_counted_and_told():
     saved, starts = list(time_lines(stats))[1:]
     assert saved == "token-layers saved by the policy: 41.7%"
     assert starts == "pruning starts at scale 7 in 2 images, none in 1"
+
+
+def test_the_card_explains_every_column(write_job):
+    def lines(*overrides):
+        job = load_job(write_job(), overrides)
+        schema = dataset_schema([pa.field("prompt_id", pa.string()), pa.field("category", pa.string())])
+        card = dataset_card(job, schema, 8)
+        return schema, card, [line.split("|")[1:4] for line in card.splitlines() if line.startswith("| `")]
+
+    schema, card, table = lines()
+    assert [cells[0].strip(" `") for cells in table] == schema.names
+    own = [cells[0].strip(" `") for cells in table if "from the prompt source" in cells[2]]
+    assert own == ["category"]
+    assert "np.frombuffer" not in card
+    assert "np.frombuffer" in lines("policy={name: toprovar, pruning_map: true}")[1]
+
+
+def test_the_lines_of_the_card_read_the_last_scale_of_a_pruning_map(write_job):
+    card = dataset_card(
+        load_job(write_job(), ["policy={name: toprovar, pruning_map: true}"]), dataset_schema([]), 8
+    )
+    code = card.rpartition("```python")[2].partition("```")[0]
+    shape, scales = (4, 8), [(1, 2), (2, 4), (4, 8)]
+    flat = np.concatenate([np.full(h * w, number, np.uint8) for number, (h, w) in enumerate(scales)])
+    flat[-1] = 9
+    space = {"images": [{"image": SimpleNamespace(height=64, width=128), "pruning_map": flat.tobytes()}]}
+    exec(code, space)
+    assert space["layers"].shape == shape
+    assert space["layers"].ravel().tolist() == [2] * 31 + [9]
