@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from toprovar_batch import __version__
+from toprovar_batch.orchestrator.console import echo, printable
 from toprovar_batch.orchestrator.forgiving_stream import forgiving_stderr
 from toprovar_batch.orchestrator.run.stop_signals import signal_of, sigterm_raises
 from toprovar_batch.worker.errors import ToprovarError
@@ -69,7 +70,7 @@ class OneLineUsageError(click.ClickException):
     exit_code = click.UsageError.exit_code
 
     def __init__(self, error: click.UsageError) -> None:
-        super().__init__(" ".join(error.format_message().split()))
+        super().__init__(printable(" ".join(error.format_message().split())))
 
 
 class LazyGroup(click.Group):
@@ -116,14 +117,12 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             number = signal_of(stop)
-            click.echo(f"stopped by {number.name}", err=True)
+            echo(f"stopped by {number.name}", err=True)
             ctx.exit(128 + number)
         except click.UsageError as error:
             raise OneLineUsageError(error) from error
         except ToprovarError as error:
-            line = " ".join(str(error).split())
-            # A file name or JSON key may hold what UTF-8 cannot.
-            click.echo(f"Error: {line.encode(errors='backslashreplace').decode()}", err=True)
+            echo(f"Error: {' '.join(str(error).split())}", err=True)
             ctx.exit(error.exit_code)
 
 

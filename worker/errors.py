@@ -10,11 +10,16 @@ ToprovarError
 └── RunFailedError            exit code 1: the run itself failed; what is finished stays
 """
 
+from .credentials import redact
+
 
 class ToprovarError(Exception):
-    """Base of every error this package raises on purpose; its text is one sentence for the user."""
+    """Base of every error this package raises on purpose; its text is one sentence for the user, without credentials."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))
 
 
 class UserError(ToprovarError):

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from .arrivals import ByteCount, CountingCallback, counting_bar
 from .cached_copy import make_once
+from .credentials import redact
 from .errors import CheckpointError
 from .packed_weights import unpacked
 from .storage import absolute, locate, storage_errors
@@ -60,7 +61,7 @@ def _reason(error: Exception) -> str:
     """The first line of what is known; fsspec's "not found" over HTTP has its reason in the cause alone."""
     if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return redact(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
 def _packaged_path(location: str) -> Path:

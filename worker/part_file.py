@@ -31,6 +31,8 @@ CHECKSUM = "checksum"  # key of a record, over all others
 ROW_GROUP_BYTES = 32 << 20  # a row group holds about this much; 32 images of 1 MB
 _PAGE_CHECK_ROWS = 4  # the writer looks at its page size every so many rows: keeps pages of images near 4 MB
 _NAME_BYTES = 200  # of an image's name; file systems end at 255
+_PLAIN_NAME = re.compile(r"[a-z0-9_][a-z0-9_-]*")
+_DEVICE_NAME = re.compile(r"con|prn|aux|nul|(?:com|lpt)\d")
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # what Hugging Face reads as Image
 
@@ -78,13 +80,17 @@ def dataset_schema(passthrough: Iterable[pa.Field]) -> pa.Schema:
 
 
 def image_path(sample_id: str, image_format: str) -> str:
-    """Name an image after its sample, with nothing in it that a file system or shell could trip over.
+    """Name an image after its sample, with nothing in it that a file system, shell or WebDataset could trip over.
 
-    Different ids give different names: one that had to be changed gets a hash of the id.
+    Different ids give different names, also where case and the form of accents do not count. An id of lower-case ASCII
+    letters, digits, `_` and `-` is the name, unless it begins with a hyphen or Windows keeps it for a device. Any other
+    one is changed, and gets a hash of the id.
     """
-    stem = re.sub(r"[^\w.-]", "_", sample_id).strip(".")
-    stem = stem.encode()[:_NAME_BYTES].decode(errors="ignore") or "image"
-    if stem != sample_id:
+    stem = re.sub(r"[^\w-]", "_", sample_id)  # a dot would end the name of a sample of WebDataset
+    stem = re.sub(r"^-", "_", stem)  # a command would take it for an option
+    stem = stem.encode(errors="ignore")[:_NAME_BYTES].decode(errors="ignore") or "image"
+    is_plain = _PLAIN_NAME.fullmatch(sample_id) and not _DEVICE_NAME.fullmatch(sample_id)
+    if stem != sample_id or not is_plain:
         stem += f"-{hashlib.blake2b(sample_id.encode(), digest_size=6).hexdigest()}"
     return f"{stem}.{'jpg' if image_format == 'jpeg' else image_format}"
 

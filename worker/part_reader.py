@@ -8,6 +8,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .credentials import redact
+
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
 """What reading broken content raises, where it is no `UnreachableError`."""
 T = TypeVar("T")
@@ -76,4 +78,4 @@ def open_parquet(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[p
 
 def first_words(error: Exception) -> str:
     """The beginning of an exception's text, on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return " ".join(redact(str(error)).split())[:200] or type(error).__name__

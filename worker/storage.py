@@ -7,6 +7,8 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from .credentials import redact
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 _CHAIN = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*::)+[A-Za-z][A-Za-z0-9+.\-]*://")
 _EXTRAS = {"s3": "toprovar-batch[s3]", "s3a": "toprovar-batch[s3]"}
@@ -103,4 +105,4 @@ def storage_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
 
 def explain_storage(error: Exception) -> str:
     """The first line of what a file system says, or the kind of the error where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return redact(next(iter(str(error).strip().splitlines()), type(error).__name__))

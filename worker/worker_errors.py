@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .credentials import redact
 from .errors import UserError
 from .storage import storage_errors
 
@@ -21,7 +22,7 @@ class OutputRefusedError(WorkerError):
 
 def one_line(error: Exception) -> str:
     """Say what an exception is, and what it says."""
-    line = " ".join(f"{type(error).__name__}: {error}".split())[:_SENTENCE_LENGTH]
+    line = " ".join(redact(f"{type(error).__name__}: {error}").split())[:_SENTENCE_LENGTH]
     return line.encode(errors="backslashreplace").decode()
 
 

@@ -10,6 +10,7 @@ import click
 import pyarrow as pa
 import torch
 
+from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.evaluation.data import read_wanted
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.prompts.cells import python_rows
@@ -175,7 +176,7 @@ class Calibration:
         def measure(policy: PolicySpec) -> Candidate:
             made = self._generate(policy)
             lost, error = (made.fraction, None) if dense is None else loss(made, dense)
-            click.echo(
+            echo(
                 f"tried {made.fraction:.1%} of the token-layers"
                 + ("" if dense is None else f": {_told(goal, lost, error)}")
             )

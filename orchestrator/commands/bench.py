@@ -1,6 +1,5 @@
 """The `bench` command: how fast a model generates on this machine, and where the time goes."""
 
-import json
 import platform
 import sys
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ import click
 from toprovar_batch import __version__
 from toprovar_batch.orchestrator.benchmark.combinations import combine
 from toprovar_batch.orchestrator.benchmark.commit import describe_commit
+from toprovar_batch.orchestrator.console import echo, echo_json
 from toprovar_batch.worker.errors import RunFailedError, UserError
 from toprovar_batch.worker.words import counted
 
@@ -114,10 +114,10 @@ def bench_command(**values: Any) -> None:
     asked = _comparison(options)
     found = compare(asked)
     if options.as_json:
-        click.echo(json.dumps(_record(asked, found, options.price_per_hour), indent=2))
+        echo_json(_record(asked, found, options.price_per_hour))
     else:
         for line in describe_timings(found, describe_commit(), options.price_per_hour):
-            click.echo(line)
+            echo(line)
     _fail_where_nothing_may_be_said(found)
 
 
@@ -212,16 +212,12 @@ def _report_accuracy(options: _Options) -> None:
     }
     if options.as_json:
         scales = {dtype: [asdict(scale) for scale in each] for dtype, each in found.items()}
-        click.echo(
-            json.dumps({"backend": backend.name, "commit": describe_commit(), "dtypes": scales}, indent=2)
-        )
+        echo_json({"backend": backend.name, "commit": describe_commit(), "dtypes": scales})
         return
-    click.echo(
+    echo(
         f"{backend.name} kernels against float32 in PyTorch: rms error over the largest logit, and flipped bits"
     )
     for dtype, each in found.items():
         for scale in each:
-            click.echo(
-                f"{dtype:8}  {scale.tokens:5d} tokens  {scale.rms_error:.1e}  {scale.flipped_bits:.3%}"
-            )
-        click.echo(f"{dtype:8}  worst scale  {max(scale.rms_error for scale in each):.1e}")
+            echo(f"{dtype:8}  {scale.tokens:5d} tokens  {scale.rms_error:.1e}  {scale.flipped_bits:.3%}")
+        echo(f"{dtype:8}  worst scale  {max(scale.rms_error for scale in each):.1e}")

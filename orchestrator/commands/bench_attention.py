@@ -1,6 +1,5 @@
 """The `bench-attention` command: checks the attention kernels on this GPU, then times them beside PyTorch's."""
 
-import json
 import platform
 import sys
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ import click
 
 from toprovar_batch import __version__
 from toprovar_batch.orchestrator.benchmark.commit import describe_commit
+from toprovar_batch.orchestrator.console import echo, echo_json
 from toprovar_batch.worker.errors import RunFailedError, UserError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def bench_attention_command(
             timings = _time(device, models, kernel, repeats)
             record["cases"] = [_summary(timing) for timing in timings]
     if as_json:
-        click.echo(json.dumps(record, indent=2))
+        echo_json(record)
     elif not tune:
         _print_table(record, timings)
 
@@ -107,7 +107,7 @@ def _check(device: "torch.device", kernel: str) -> list[str]:
         for head_dim in head_dims:
             config = _config(device, head_dim, dtype, kernel)
             name = f"head size {head_dim}, {dtype_name}: {config}"
-            click.echo(f"checking {name}", err=True)
+            echo(f"checking {name}", err=True)
             fault = find_fault(head_dim, dtype, device, config)
             if fault:
                 raise RunFailedError(f"{name}: {fault}; nothing was timed")
@@ -135,7 +135,7 @@ def _time(device: "torch.device", models: tuple[str, ...], kernel: str, repeats:
 
     timings = []
     for case in _cases(models):
-        click.echo(f"timing {case.name}", err=True)
+        echo(f"timing {case.name}", err=True)
         config = _config(device, case.head_dim, torch.bfloat16, kernel)
         try:
             timings.append(time_case(case, device, repeats, config))
@@ -165,15 +165,15 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _print_table(record: dict[str, Any], timings: "list[CaseTiming]") -> None:
-    click.echo(
+    echo(
         f"{record['device']}, torch {record['torch']}, triton {record['triton']}, cuDNN {record['cudnn']}, "
         f"commit {record['commit']}; bfloat16"
     )
-    click.echo(
+    echo(
         "E: the kernel with entropy, K: without, F: FlashAttention-2, C: cuDNN, P: PyTorch's loop or mask; W, U: as the "
         "model calls it, with the entropy of half of the rows and without"
     )
-    click.echo(
+    echo(
         f"{'queries x keys':30s}   E/K   E/F   E/C   K/C   E/P   W/U      E ms  +-%    K ms    F ms    C ms    P ms "
         "TFLOP/s: E   K   F   C  host us"
     )
@@ -184,12 +184,12 @@ def _print_table(record: dict[str, Any], timings: "list[CaseTiming]") -> None:
         speeds = " ".join(
             f"{_number(timing.teraflops(name), 0):>3}" for name in ("entropy", "plain", "flash", "cudnn")
         )
-        click.echo(
+        echo(
             f"{timing.case.name:30s} {ratios}  {_number(timing.median('entropy'), 3):>8} "
             f"{100 * (timing.spread('entropy') or 0):4.1f} {medians}         {speeds}  {timing.launch_us:7.0f}"
         )
         for name, error in timing.errors.items():
-            click.echo(f"  {name} was not timed: {error}")
+            echo(f"  {name} was not timed: {error}")
 
 
 def _tune(
@@ -209,16 +209,16 @@ def _tune(
         for config in variants(torch.cuda.get_device_capability(device), head_dim):
             if kernel == "triton" and config.kernel != kernel:
                 continue
-            click.echo(f"trying {config}", err=True)
+            echo(f"trying {config}", err=True)
             result = _try(config, cases, device, repeats)
             results.append(result)
             if not quiet:
-                click.echo(f"head size {head_dim}  {config!s:50s} {result['error'] or result['teraflops']}")
+                echo(f"head size {head_dim}  {config!s:50s} {result['error'] or result['teraflops']}")
         for index, case in enumerate(cases):
             able = [result for result in results if not result["error"] and result["head_dim"] == head_dim]
             best = max(able, key=lambda result: result["teraflops"][index], default=None)
             if best and not quiet:
-                click.echo(f"best at {case.name}: {best['config']}, {best['teraflops'][index]:.0f} TFLOP/s")
+                echo(f"best at {case.name}: {best['config']}, {best['teraflops'][index]:.0f} TFLOP/s")
     return results
 
 

@@ -14,6 +14,7 @@ import yaml
 
 from toprovar_batch import __version__
 from toprovar_batch.orchestrator.commands.local_file import LocalFile
+from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.job.checks import check_job
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.policy_file import PROVENANCE
@@ -112,20 +113,18 @@ def calibrate_command(
     calibration = Calibration(job, sample, global_layers)
     found = calibration.find(goal)
     for line in calibration.report(found):
-        click.echo(line)
+        echo(line)
     provenance = _provenance(job, sample, goal, found) | calibration.circumstances()
     write_policy(found.policy, target, provenance)
-    click.echo(f"written to {target}; a job uses it as policy: {{file: {target}}}")
+    echo(f"written to {target}; a job uses it as policy: {{file: {target}}}")
     if replay_target is None:
         return
     replay = calibration.replay(found)
     if replay is None:
-        click.echo(
-            f"--replay: nothing is pruned, so there is no pattern of work; {replay_target} is not written"
-        )
+        echo(f"--replay: nothing is pruned, so there is no pattern of work; {replay_target} is not written")
         return
     write_policy(replay, replay_target, provenance)
-    click.echo(f"its mean pattern of work is in {replay_target}")
+    echo(f"its mean pattern of work is in {replay_target}")
 
 
 def _check_target(option: str, path: str) -> None:

@@ -1,12 +1,12 @@
 """`toprovar-batch evaluate`: scores of a dataset made from prompts whose meaning is known, alone or against another."""
 
-import json
 from collections.abc import Iterable
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from toprovar_batch.orchestrator.console import echo, echo_json
 from toprovar_batch.worker.words import counted
 
 if TYPE_CHECKING:
@@ -89,10 +89,10 @@ def evaluate_command(scorer: Any, output: str, against: str | None, as_json: boo
     """
     record = evaluate(output, against, scorer=scorer)
     if as_json:
-        click.echo(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))
+        echo_json(record, allow_nan=False)
         return
     for line in table(record):
-        click.echo(line)
+        echo(line)
 
 
 def table(record: dict[str, Any]) -> list[str]:

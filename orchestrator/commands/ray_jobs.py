@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.run.job_server import JobServer
 from toprovar_batch.orchestrator.run.ray_session import is_job_server
@@ -60,7 +61,7 @@ def follow(address: str, job_id: str) -> None:
     try:
         code = JobServer(address).follow(job_id, lambda text: click.echo(text, nl=False))
     except KeyboardInterrupt:
-        click.echo(f"the job goes on; stop it with: {_command('stop', job_id, address)}", err=True)
+        echo(f"the job goes on; stop it with: {_command('stop', job_id, address)}", err=True)
         raise
     if code == 1:
         raise RunFailedError(f"{job_id} failed; its log says why")
@@ -70,9 +71,9 @@ def follow(address: str, job_id: str) -> None:
 
 def tell_how_to_go_on(job_id: str, address: str) -> None:
     """Say what can be done with a job that was sent."""
-    click.echo(f"sent as {job_id}")
-    click.echo(f"follow it with: {_command('logs', job_id, address)} --follow")
-    click.echo(f"stop it with: {_command('stop', job_id, address)}")
+    echo(f"sent as {job_id}")
+    echo(f"follow it with: {_command('logs', job_id, address)} --follow")
+    echo(f"stop it with: {_command('stop', job_id, address)}")
 
 
 def _command(name: str, job_id: str, address: str) -> str:
@@ -110,4 +111,4 @@ def logs_command(job_id: str, address: str, following: bool) -> None:
 def stop_command(job_id: str, address: str) -> None:
     """Stop JOB_ID on its cluster: shards under way are finished, if the head gives them time."""
     stopped = JobServer(_check_address(address)).stop(job_id)
-    click.echo(f"{job_id} is asked to stop" if stopped else f"{job_id} has ended already")
+    echo(f"{job_id} is asked to stop" if stopped else f"{job_id} has ended already")

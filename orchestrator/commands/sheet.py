@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 from toprovar_batch.orchestrator.commands.captions import CaptionFont, wrapped
 from toprovar_batch.orchestrator.commands.local_file import LocalFile
+from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
 from toprovar_batch.orchestrator.output.parts import open_own_part, planned_schema
 from toprovar_batch.worker.errors import OutputFolderError, UserError
@@ -271,11 +272,11 @@ def sheet_command(
     selection, font = Selection(text, names, errors, seed), CaptionFont()
     sheet = make_sheet(output, columns=columns, width=width, limit=limit, selection=selection, font=font)
     write_sheet(sheet, file)
-    click.echo(f"{file}: {sheet.width} x {sheet.height} pixels")
+    echo(f"{file}: {sheet.width} x {sheet.height} pixels")
     if font.missing:
         shown = ", ".join(sorted(font.missing)[:5])
         more = f" and {len(font.missing) - 5} more" if len(font.missing) > 5 else ""
-        click.echo(
+        echo(
             f"Warning: no font of this machine has {shown}{more}; captions show names or code points. "
             "Noto fonts have nearly all scripts.",
             err=True,

@@ -1,6 +1,5 @@
 """`toprovar-batch status`: how far a dataset is. Reads the folder only; needs neither Ray nor the job file."""
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -10,6 +9,7 @@ from typing import Any
 
 import click
 
+from toprovar_batch.orchestrator.console import echo, echo_json
 from toprovar_batch.orchestrator.output.folder import LOCK_FILE, OutputFolder, locate_output
 from toprovar_batch.orchestrator.output.parts import (
     damaged_sentence,
@@ -136,14 +136,14 @@ def status_command(output: str, as_json: bool, verify: bool, watch: bool, every:
     status = read_status(output, verify=verify)
     while watch and status["shards_done"] < status["shards"]:
         if as_json:
-            click.echo(json.dumps(status, ensure_ascii=False))
+            echo_json(status, indent=None)
         else:
             click.clear()  # of a terminal; elsewhere it does nothing
             _print(status)
         time.sleep(every)
         status = read_status(output, verify=verify)
     if as_json:
-        click.echo(json.dumps(status, indent=2, ensure_ascii=False))
+        echo_json(status)
     else:
         _print(status)
     troubles = []
@@ -186,27 +186,27 @@ def _present(status: dict[str, Any]) -> Iterator[str]:
 
 def _print(status: dict[str, Any]) -> None:
     totals = ShardStats.from_json(status["totals"])
-    click.echo(f"{status['name']}: {status['shards_done']} of {counted(status['shards'], 'shard')} done")
-    click.echo(
+    echo(f"{status['name']}: {status['shards_done']} of {counted(status['shards'], 'shard')} done")
+    echo(
         f"{counted(totals.ok, 'image')}, {totals.errors:,} failed, of {counted(status['samples'], 'sample')}"
     )
     nameless = nameless_lines(status["nameless_parts"])
     for line in (*error_lines(totals), *computation_lines(totals), *nameless, *time_lines(totals)):
-        click.echo(line)
+        echo(line)
     for line in _present(status):
-        click.echo(line)
+        echo(line)
     for run in status["runs"]:
         if "error" in run:
-            click.echo(f"{run['name']}: {run['error']}")
+            echo(f"{run['name']}: {run['error']}")
             continue
         ending = f", stopped by {run['stopped_by']}" if run["stopped_by"] else ""
         ending += f", ended by {run['failure']['message']}" if run["failure"] else ""
         speed = f"{run['images_per_second']:.2f} images/s with {counted(run['workers'], 'worker')}"
-        click.echo(f"run of {run['started']}: {run['seconds']:.0f} s, {speed}{ending}")
+        echo(f"run of {run['started']}: {run['seconds']:.0f} s, {speed}{ending}")
     if status["verified"]:
         bad = [
             f"{counted(len(status[kind]), 'part')} {words}"
             for kind, words in (("damaged", "damaged"), ("unreachable", "cannot be read now"))
             if status[kind]
         ]
-        click.echo(", ".join(bad) or "every part reads back whole")
+        echo(", ".join(bad) or "every part reads back whole")

@@ -12,6 +12,7 @@ import click
 import pyarrow as pa
 import ray
 
+from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.job.checks import check_job
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.spec import JobSpec
@@ -78,12 +79,12 @@ def submit(
         )  # says in a second what a worker would say in twenty; in a cluster only workers can tell
     plan = plan_job(job)
     for warning in plan.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+        echo(f"Warning: {warning}", err=True)
     schema = dataset_schema(field for field in plan.schema if field.name not in PLAN_COLUMNS)
     with open_output(job, plan, schema) as folder:
         parts = read_footers(folder, folder.finished(plan.num_shards), plan.num_shards, schema)
         for path, reason in foreign_file_reasons(folder, plan.num_shards).items():
-            click.echo(f"Warning: {path}: {reason}; delete it", err=True)
+            echo(f"Warning: {path}: {reason}; delete it", err=True)
         todo = shards_to_do(plan.num_shards, parts, retry_errors=retry_errors)
         summarise = partial(_summarise, job, plan, folder, parts, retry_errors)
         outcome = Outcome()
@@ -306,7 +307,7 @@ def resume_command(job: str, output: str | None, overrides: Sequence[str]) -> st
 def show(summary: RunSummary, go_on: str) -> None:
     """Print the summary; `go_on` is the command that continues the job."""
     for line in summary.lines(go_on):
-        click.echo(line)
+        echo(line)
 
 
 def finish(summary: RunSummary, go_on: str) -> None:

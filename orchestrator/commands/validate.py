@@ -1,10 +1,10 @@
 """`toprovar-batch validate`: everything about a job that can be checked without a GPU."""
 
-import json
 from typing import Any
 
 import click
 
+from toprovar_batch.orchestrator.console import echo, echo_json
 from toprovar_batch.orchestrator.job.checks import check_job, check_remote_files
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.spec import JobSpec
@@ -31,13 +31,13 @@ def validate_command(job_file: str, overrides: tuple[str, ...], output: str | No
     warnings = [*plan.warnings, *check_remote_files(job.resolved.model.files)]
     if as_json:
         record = _record(job, plan, model_lines, output_state) | {"warnings": warnings}
-        click.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        echo_json(record)
         return
     for label, text in _summary(job, plan, model_lines, output_state):
-        click.echo(f"{label:<{_LABEL_WIDTH}}{text}")
+        echo(f"{label:<{_LABEL_WIDTH}}{text}")
     for warning in warnings:
-        click.echo(f"{'warning':<{_LABEL_WIDTH}}{warning}")
-    click.echo("The job is valid.")
+        echo(f"{'warning':<{_LABEL_WIDTH}}{warning}")
+    echo("The job is valid.")
 
 
 def _record(job: JobSpec, plan: SamplePlan, model_lines: list[str], output_state: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from toprovar_batch.orchestrator.commands.local_file import LocalFile
+from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.worker.errors import ModelSpecError, RunFailedError
 
 
@@ -25,17 +26,17 @@ def verify_command(folder: Path, device: str, backend: str) -> None:
     if not folder.is_dir():
         raise ModelSpecError(f"{folder}: no such folder; name one that holds meta.json and io.safetensors")
     report = verify_folder(folder, device, backend)
-    click.echo("scale  map       logit error  bits differing")
+    echo("scale  map       logit error  bits differing")
     for scale in report.scales:
         size = f"{scale.size[0]}x{scale.size[1]}"
-        click.echo(
+        echo(
             f"{scale.scale_index:5d}  {size:<8}  {scale.logit_error:11.2e}  {scale.bits_differing} of {scale.num_bits}"
         )
-    click.echo(f"largest entropy error    {report.entropy_error:.2e} nats")
-    click.echo(f"largest error of codes   {report.latent_error:.2e}")
-    click.echo(
+    echo(f"largest entropy error    {report.entropy_error:.2e} nats")
+    echo(f"largest error of codes   {report.latent_error:.2e}")
+    echo(
         f"largest pixel difference {report.pixel_difference} of 255 ({report.pixel_fraction:.3%} of values differ)"
     )
     if not report.passed:
         raise RunFailedError(f"{folder}: this implementation does not agree with the recorded vectors")
-    click.echo("agrees")
+    echo("agrees")

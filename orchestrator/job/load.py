@@ -78,7 +78,7 @@ def _within(key: str, group: str) -> bool:
 def _split(path: str) -> tuple[str, str]:
     """Folder and stem of a job file's path or URL."""
     if is_url(path):
-        folder, _, name = path.rpartition("/")
+        folder, _, name = path.partition("?")[0].rpartition("/")
         return folder, posixpath.splitext(name)[0]
     return str(Path(path).expanduser().absolute().parent), Path(path).stem
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.identity import differing_fields, job_identity
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
+from toprovar_batch.worker.credentials import redact, redacted
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.file_aside import FileAside
 from toprovar_batch.worker.part_file import publish_bytes, publish_file
@@ -301,13 +302,13 @@ def _sweep_under(lock: RunLock, scratch: str) -> None:
 def _claim(folder: OutputFolder, job: JobSpec, plan: SamplePlan, identity: dict[str, Any]) -> dict[str, Any]:
     """Write the job into an empty folder, and read back whose the folder is now."""
     record = {
-        "name": job.name,
+        "name": redact(str(job.name)),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "num_samples": plan.num_samples,
         "num_shards": plan.num_shards,
         "shard_size": plan.shard_size,
         "identity": identity,
-        "job": job.model_dump(mode="json"),
+        "job": redacted(job.model_dump(mode="json")),
         "versions": {name: version(name) for name in _VERSIONED},
     }
     folder.claim(json.dumps(record, indent=2, ensure_ascii=False))

@@ -6,6 +6,7 @@ from typing import Any, Final
 from toprovar_batch.orchestrator.job.named_files import MODEL_PARTS
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
+from toprovar_batch.worker.credentials import without_credentials
 
 from .model_files import fingerprints
 
@@ -39,6 +40,8 @@ def job_identity(job: JobSpec, plan: SamplePlan | None = None) -> dict[str, Any]
     if job.image.format == "jpeg" and job.image.jpeg_subsampling != _FIRST_SUBSAMPLING:
         flat[_SUBSAMPLING] = job.image.jpeg_subsampling
     files = {part: flat[f"model.{part}"] for part in MODEL_PARTS}
+    # A renewed signature or password is no other file, and none of them may be written down.
+    flat |= {f"model.{part}": without_credentials(file) for part, file in files.items() if file is not None}
     flat |= {f"model.{part} {FILE_MARK}": value for part, value in fingerprints(files).items()}
     if plan is not None:
         flat["prompts (number of samples)"] = plan.num_samples

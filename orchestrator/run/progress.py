@@ -9,6 +9,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from toprovar_batch.orchestrator.console import printable
 from toprovar_batch.worker.shard_events import Fetching
 from toprovar_batch.worker.words import counted
 
@@ -105,9 +106,9 @@ class ProgressBar(Observer):
     def say(self, sentence: str) -> None:
         """Write a line above the bar."""
         if self._on_terminal:
-            self._bar.write(sentence, file=self._stream)
+            self._bar.write(printable(sentence), file=self._stream)
         else:
-            print(sentence, file=self._stream, flush=True)
+            print(printable(sentence), file=self._stream, flush=True)
 
     def close(self) -> None:
         """Leave the bar as it is."""

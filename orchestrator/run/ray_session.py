@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import click
 import ray
 
+from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.job.spec import RuntimeJobSpec
 from toprovar_batch.worker.errors import JobSpecError
 from toprovar_batch.worker.words import counted
@@ -105,7 +105,7 @@ def _local_settings(runtime: RuntimeJobSpec) -> dict[str, Any]:
     cpus = len(os.sched_getaffinity(0))
     if runtime.cpus_per_worker > cpus:
         have = counted(cpus, "core")
-        click.echo(
+        echo(
             f"Warning: runtime.cpus_per_worker is {runtime.cpus_per_worker}, and this machine has {have}, which a worker "
             "gets alone",
             err=True,

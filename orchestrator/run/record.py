@@ -9,10 +9,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-import click
 from pydantic import BaseModel, ValidationError
 
+from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.output.folder import JOB_FOLDER, OutputFolder
+from toprovar_batch.worker.credentials import redact, redacted
 from toprovar_batch.worker.errors import RunFailedError
 from toprovar_batch.worker.part_identity import recorded_job
 from toprovar_batch.worker.storage import storage_errors
@@ -72,12 +73,12 @@ class RunLog:
             return summary
         if error is None:
             return self._summarise(outcome, seconds, RunFailedError(trouble))
-        click.echo(f"Warning: {trouble}", err=True)
+        echo(f"Warning: {trouble}", err=True)
         return summary
 
     def _write(self, record: dict[str, Any]) -> str | None:
         """Write a record; gives a sentence where that fails."""
-        text = json.dumps(record, indent=2, ensure_ascii=False)
+        text = json.dumps(redacted(record), indent=2, ensure_ascii=False)
         name = f"{self._started:%Y%m%dT%H%M%SZ}-{os.getpid()}.json"
         try:
             if self._folder.job and recorded_job(self._folder.job_url) != self._folder.job:
@@ -134,7 +135,7 @@ def _ending(summary: RunSummary) -> str:
 
 
 def _describe(error: BaseException) -> Failure:
-    line = " ".join(str(error).split())[:_SENTENCE_LENGTH]
+    line = " ".join(redact(str(error)).split())[:_SENTENCE_LENGTH]
     return Failure(type=type(error).__name__, message=line.encode(errors="backslashreplace").decode())
 
 

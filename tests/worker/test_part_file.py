@@ -1,5 +1,6 @@
 import json
 import re
+import unicodedata
 from dataclasses import fields
 from datetime import UTC, datetime
 
@@ -216,10 +217,10 @@ def test_a_damaged_page_is_noticed(tmp_path):
     ("sample_id", "image_format", "name"),
     [
         ("a1b2", "png", "a1b2.png"),
-        ("a/b c\n.", "jpeg", r"a_b_c_-\w{12}\.jpg"),
-        ("../../etc", "webp", r"_.._etc-\w{12}\.webp"),
-        ("猫", "png", "猫.png"),
-        ("...", "png", r"image-\w{12}\.png"),
+        ("a/b c\n.", "jpeg", r"a_b_c__-\w{12}\.jpg"),
+        ("../../etc", "webp", r"______etc-\w{12}\.webp"),
+        ("猫", "png", r"猫-\w{12}\.png"),
+        ("...", "png", r"___-\w{12}\.png"),
         ("猫" * 500, "png", r"猫{66}-\w{12}\.png"),
     ],
 )
@@ -234,6 +235,38 @@ def test_image_names_are_safe(sample_id, image_format, name):
 )
 def test_different_ids_give_different_image_names(ids):
     assert len({image_path(sample_id, "png") for sample_id in ids}) == 3
+
+
+def test_no_file_system_shell_or_reader_trips_over_an_images_name():
+    ids = [
+        "-rf",
+        "con",
+        "CON",
+        "lpt1",
+        "A",
+        "a",
+        "a.b",
+        "a_b",
+        "..",
+        ".",
+        "a/b",
+        "a\nb",
+        "é",
+        "e\u0301",
+        "x" * 300,
+        "\x1b",
+        "--",
+    ]
+    names = [image_path(sample_id, "png") for sample_id in ids]
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == len(ids)
+    for name in names:
+        stem, _, extension = name.partition(".")
+        assert extension == "png"
+        assert re.fullmatch(r"[^\W][\w-]*", stem)
+        assert stem not in {"con", "CON", "lpt1"}
+        assert len(name.encode()) < 255
+    assert image_path("0a-1b_2-hw1.0", "png").startswith("0a-1b_2-hw1_0-")
+    assert image_path("0123456789abcdef-2", "jpeg") == "0123456789abcdef-2.jpg"
 
 
 def test_the_schema_names_the_image_feature():
