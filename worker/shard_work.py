@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .credentials import redact
 from .errors import OutputFolderError
 from .kept_part import keep_rows
 from .part_file import PartWriter, image_path, result_rows
@@ -172,7 +173,7 @@ class ShardWork:
 
     def _record(self, result: GenerationResult) -> dict[str, Any]:
         """Give the result's columns of the dataset."""
-        record: dict[str, Any] = {"status": result.status, "error": result.error}
+        record: dict[str, Any] = {"status": result.status, "error": result.error and redact(result.error)}
         statistics = result.statistics
         if result.status == "ok":
             path = image_path(result.sample_id, result.format)
