@@ -4,12 +4,13 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-fast check format
+.PHONY: help install dev demo test test-fast chaos check format
 
 help:
 	@echo "make demo    generate the demo dataset on this machine, and draw it as outputs/demo.jpg"
 	@echo "make test    run the tests (CPU only)"
 	@echo "make test-fast    run the tests that take at most five seconds each"
+	@echo "make chaos   strike small jobs with faults and print what became of them; ARGS=--help"
 	@echo "make check   lint, formatting and types"
 	@echo "make format  format the code and mend what the linter can"
 
@@ -34,6 +35,9 @@ test: dev
 
 test-fast: dev
 	$(PYTEST) -m "not slow"
+
+chaos: dev
+	$(BIN)/python tests/chaos $(ARGS)
 
 check: dev
 	$(BIN)/ruff check .

@@ -1,0 +1,103 @@
+"""The engine under faults: it keeps a pace, counts what it makes, and fails where a prompt or a file orders it.
+
+Its module is shipped to Ray workers by value, so it imports nothing of this folder.
+"""
+
+import hashlib
+import io
+import os
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from toprovar_batch.worker.request import GenerationResult
+
+SIDE = 16  # pixels of a drawn image
+
+
+class _Done:
+    """A batch that is done when it has begun, as on a CPU."""
+
+    def __init__(self, results):
+        self._results = results
+
+    def wait_until_made(self):
+        pass
+
+    def results(self):
+        return self._results
+
+
+class DrawnEngine:
+    """Images of noise that prompt and seed alone decide, as those of the model; no weights and no PyTorch."""
+
+    def setup(self):
+        pass
+
+    def plan_batches(self, requests):
+        return [requests[start : start + 2] for start in range(0, len(requests), 2)]
+
+    def begin(self, batch):
+        return _Done([self._draw(request) for request in batch])
+
+    def describe(self):
+        return {"device": "drawn"}
+
+    def usage(self):
+        return {}
+
+    def _draw(self, request):
+        text = f"{request.seed}\n{request.prompt}\n{request.negative_prompt}"
+        noise = hashlib.shake_256(text.encode()).digest(3 * SIDE * SIDE)
+        file = io.BytesIO()
+        Image.frombytes("RGB", (SIDE, SIDE), noise).save(file, "PNG")
+        return GenerationResult(
+            request.sample_id, "ok", image=file.getvalue(), width=SIDE, height=SIDE, format="png"
+        )
+
+
+class OrderedEngine:
+    """An engine that obeys.
+
+    A prompt `exit` ends the process and `raise` raises, each time. The file `broken` in the folder breaks every engine
+    as long as it is there, and `broken-one` the first engine that takes it.
+
+    Args:
+        make_engine: makes the engine inside.
+        folder: of orders, and of `made.log`, which gets a line for every image.
+        pace_s: seconds to wait for an image.
+        obedient: whether prompts are obeyed.
+    """
+
+    def __init__(self, make_engine, folder, pace_s, obedient=True):
+        self.engine = make_engine()
+        self.folder = Path(folder)
+        self.pace_s = pace_s
+        self.obedient = obedient
+        self.broken = False
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    def setup(self):
+        self.engine.setup()
+        if (self.folder / "broken-one").exists():
+            try:
+                (self.folder / "broken-one.taken").touch(exist_ok=False)
+            except FileExistsError:
+                return
+            self.broken = True
+
+    def begin(self, batch):
+        time.sleep(self.pace_s * len(batch))
+        if self.broken or (self.folder / "broken").exists():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        for request in batch:
+            if self.obedient and request.prompt == "exit":
+                os._exit(3)
+            if self.obedient and request.prompt == "raise":
+                raise ValueError("no such colour")
+        with (self.folder / "made.log").open("a") as log:
+            log.write("".join(f"{os.getpid()} {request.sample_id}\n" for request in batch))
+        return self.engine.begin(batch)
