@@ -127,10 +127,11 @@ def parse_override(override: str) -> tuple[list[str], Any]:
     """
     dotted, equals, text = override.partition("=")
     keys = [key.strip() for key in dotted.split(".")]
+    shown = f"--set {' '.join(override.split())}"
     if not equals or not all(keys):
-        raise JobSpecError(f"--set {override}: write it as key.sub=value, for example sampling.seed=7")
+        raise JobSpecError(f"{shown}: write it as key.sub=value, for example sampling.seed=7")
     # In YAML a dash alone is a list of nothing, which nobody means.
-    return keys, "-" if text.strip() == "-" else parse_yaml(text, f"--set {override}")
+    return keys, "-" if text.strip() == "-" else parse_yaml(text, shown)
 
 
 def apply_override(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:

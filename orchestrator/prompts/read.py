@@ -220,8 +220,9 @@ def _check_columns(spec: PromptSpec, rows: SourceRows, id_column: str | None) ->
             continue
         near = nearest(name, rows.names)
         hint = f"; did you mean {near!r}?" if near else ""
+        names = ", ".join(known if known.isprintable() else repr(known) for known in rows.names)
         raise PromptSourceError(
-            f"{spec.source}: there is no column {name!r} (prompts.{key}), only {', '.join(rows.names)}{hint}"
+            f"{spec.source}: there is no column {name!r} (prompts.{key}), only {names}{hint}"
         )
 
 

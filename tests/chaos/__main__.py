@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -141,6 +142,8 @@ def row(fault, verdicts):
 def main(only, tries, seed, engine, limit, as_json):
     """Strike small jobs with faults, and compare every dataset with the undisturbed one."""
     start = time.monotonic()
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has started it in the background
+        signal.signal(number, signal.default_int_handler)
     # Ray's sockets lie below this folder, and their paths have at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     os.environ["RAY_TMPDIR"] = str(folder / "ray")

@@ -32,6 +32,9 @@ class _Done:
 class DrawnEngine:
     """Images of noise that prompt and seed alone decide, as those of the model; no weights and no PyTorch."""
 
+    def fetch(self, count):
+        pass
+
     def setup(self):
         pass
 

@@ -15,7 +15,7 @@ from toprovar_batch.orchestrator.job.spec import PromptSpec
 from toprovar_batch.orchestrator.prompts.read import read_prompts
 from toprovar_batch.worker.errors import PromptSourceError
 
-EXAMPLES = settings(derandomize=True, deadline=None, database=None, max_examples=50)
+EXAMPLES = settings(derandomize=True, deadline=None, database=None, max_examples=25)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 # What has broken readers: quotes, separators, ends of lines of every kind, marks of byte order.
 HARD = st.text(st.sampled_from("a,\"'\n\r\t\\{}\ufeff\u2028\x85\0 é猫"), max_size=12)
@@ -68,7 +68,7 @@ def read(path, content):
     """The table of a prompt file, or None where it is refused in a sentence."""
     path.write_bytes(content)
     try:
-        return read_prompts(PromptSpec(source=str(path)))
+        return read_prompts(PromptSpec(source=str(path))).whole()
     except PromptSourceError as error:
         found = str(error)
     assert found.strip()
