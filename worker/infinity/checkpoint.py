@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO, cast
 
 import torch
 from safetensors import safe_open
@@ -108,7 +109,9 @@ def _names_code(path: Path) -> bool:
     try:
         # Mapped, since a file would be asked for as many bytes at once as a broken length says.
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pickled:
-            return any(code.name.endswith("GLOBAL") for code, *_ in pickletools.genops(pickled))
+            return any(
+                code.name.endswith("GLOBAL") for code, *_ in pickletools.genops(cast("IO[bytes]", pickled))
+            )
     except (ValueError, EOFError):
         return False
 
