@@ -50,6 +50,7 @@ FAULTS = {
         storage_faults.s3_refusing,
         storage_faults.s3_dead,
         storage_faults.two_drivers_on_s3,
+        storage_faults.truncated_weights,
         storage_faults.foreign_part,
         storage_faults.damaged_part,
     )

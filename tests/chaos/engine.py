@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from toprovar_batch.worker.fetch import fetch
 from toprovar_batch.worker.request import GenerationResult
 
 SIDE = 16  # pixels of a drawn image
@@ -82,6 +83,15 @@ class OrderedEngine:
 
     def __getattr__(self, name):
         return getattr(self.engine, name)
+
+    def fetch(self, count):
+        """Fetch weights where the file `weights` names their URL and SHA-256; leave a file if they are wrong."""
+        self.engine.fetch(count)
+        order = self.folder / "weights"
+        if order.exists():
+            url, wanted = order.read_text(encoding="utf-8").split()
+            if hashlib.sha256(fetch(url).read_bytes()).hexdigest() != wanted:
+                (self.folder / "wrong-weights").touch()
 
     def setup(self):
         self.engine.setup()

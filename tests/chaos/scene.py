@@ -200,6 +200,8 @@ class Scene:
     def strike(self, pids, number=signal.SIGKILL):
         """Send a signal to processes of this try; those that have ended by themselves do not matter."""
         self.fault()
+        pids = list(pids)
+        self.expect(pids or number == signal.SIGCONT, "there was nothing to strike")
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -214,18 +216,8 @@ class Scene:
         Args:
             errors: prompts whose rows must be error rows.
         """
-        wanted = self.undisturbed(self.prompts, self.job_seed)
-        rows = read_rows(self.output)
-        counts = Counter(row["sample_id"] for row in rows)
-        verdict = Verdict(
-            lost=len(wanted.keys() - counts.keys()),
-            doubled=sum(counts.values()) - len(counts),
-            wrong_errors=sum((row["status"] == "error") != (row["prompt"] in errors) for row in rows),
-            differing=sum(
-                stable(row) != wanted.get(row["sample_id"]) for row in rows if row["status"] != "error"
-            ),
-            problems=self.problems,
-        )
+        verdict = compare(read_rows(self.output), self.undisturbed(self.prompts, self.job_seed), errors)
+        verdict.problems = self.problems
         status = read_status(self.output, verify=True)
         self.expect(not status["damaged"] and not status["unreachable"], f"status --verify: {status}"[:300])
         scratch = Path(self.output, "_job/tmp")
@@ -260,6 +252,24 @@ def read_rows(output):
         for name in sorted(names)
         for row in pq.ParquetFile(folder.filesystem.open(name)).read().to_pylist()
     ]
+
+
+def compare(rows, wanted, errors=()):
+    """Compare the rows of a dataset with the stable rows of the undisturbed one, by sample id.
+
+    Args:
+        rows: all of the dataset.
+        wanted: by sample id.
+        errors: prompts whose rows must be error rows.
+    """
+    counts = Counter(row["sample_id"] for row in rows)
+    good = [row for row in rows if row["status"] != "error"]
+    return Verdict(
+        lost=len(wanted.keys() - counts.keys()),
+        doubled=sum(counts.values()) - len(counts),
+        wrong_errors=sum((row["status"] == "error") != (row["prompt"] in errors) for row in rows),
+        differing=sum(stable(row) != wanted.get(row["sample_id"]) for row in good),
+    )
 
 
 def stable(row):

@@ -1,6 +1,7 @@
 """Faults of what a run writes to and reads from: disks, object storage, parts, weights."""
 
 import contextlib
+import hashlib
 import shutil
 import subprocess
 import time
@@ -10,6 +11,7 @@ import pyarrow as pa
 from faults import end
 from scene import Skipped, read_rows, stable
 from weak_s3 import WeakS3
+from weak_weights import WeakWeights
 
 from toprovar_batch.orchestrator.commands.status import read_status
 
@@ -117,6 +119,22 @@ def _store(scene):
     scene.closing.enter_context(store.in_this_process())
     scene.output = "s3://bucket/out"
     return store
+
+
+def truncated_weights(scene):
+    """Transfers of weights over HTTP are cut off at random places; the server is mended before the run is continued."""
+    server = WeakWeights(scene.rng.random())
+    scene.closing.callback(server.close)
+    scene.environment["TOPROVAR_CACHE"] = str(scene.folder / "cache")
+    digest = hashlib.sha256(server.content).hexdigest()
+    (scene.folder / "weights").write_text(f"{server.url} {digest}", encoding="utf-8")
+    scene.fault()
+    scene.finish(scene.start(), 1, 2)
+    scene.expect(scene.made == 0, "images were made without whole weights")
+    server.cutting = False
+    scene.complete()
+    scene.expect(not (scene.folder / "wrong-weights").exists(), "truncated weights were taken for whole")
+    return scene.verdict()
 
 
 def foreign_part(scene):
