@@ -9,6 +9,7 @@ from toprovar_batch.worker.words import counted
 
 from .folder import (
     locate_output,
+    may_take_over,
     refuse_other_job,
     refuse_strangers,
 )
@@ -16,7 +17,7 @@ from .place import check_place
 
 
 def check_output(job: JobSpec, plan: SamplePlan) -> str:
-    """Check that a job's output folder is new, empty, or this very job's.
+    """Check that a job's output folder is new, empty, this very job's, or one that it may take over.
 
     Returns:
         What a run would find there: "new", or how many shards are done.
@@ -31,7 +32,10 @@ def check_output(job: JobSpec, plan: SamplePlan) -> str:
         record = folder.read_job()
         if record is None:
             return "new"
-        refuse_other_job(folder, record, job_identity(as_begun(job, record["identity"]), plan))
+        identity = job_identity(as_begun(job, record["identity"]), plan)
+        if may_take_over(folder, record, identity):
+            return "of another job that made no part; a run takes it over"
+        refuse_other_job(folder, record, identity)
         done = len(folder.finished(plan.num_shards))
     except storage_errors() as error:
         raise OutputFolderError(f"{job.output}: cannot be used: {explain_storage(error)}") from error

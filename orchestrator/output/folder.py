@@ -18,8 +18,9 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from pydantic import BaseModel, ValidationError
 
+from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.job.spec import JobSpec
-from toprovar_batch.orchestrator.output.identity import differing_fields, job_identity
+from toprovar_batch.orchestrator.output.identity import differing_fields, job_identity, shown_differences
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
 from toprovar_batch.worker.credentials import redact, redacted
 from toprovar_batch.worker.errors import OutputFolderError
@@ -27,7 +28,6 @@ from toprovar_batch.worker.file_aside import FileAside
 from toprovar_batch.worker.part_file import publish_bytes, publish_file
 from toprovar_batch.worker.part_identity import identity_hash
 from toprovar_batch.worker.storage import explain_storage, locate, storage_errors
-from toprovar_batch.worker.words import counted
 
 from .card import dataset_card, mended_card
 from .place import check_place
@@ -112,6 +112,10 @@ class OutputFolder:
         known = self._parts(num_shards)
         return sorted(name for name in self._data() if name.endswith(".parquet") and name not in known)
 
+    def has_data(self) -> bool:
+        """Whether anything is where parts are."""
+        return bool(self._data())
+
     def _data(self) -> list[str]:
         self.filesystem.invalidate_cache()
         try:
@@ -190,7 +194,7 @@ def locate_output(url: str) -> OutputFolder:
 
 @contextmanager
 def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[OutputFolder]:
-    """Begin a job's output folder, or continue it.
+    """Begin a job's output folder, or continue it. One of another job that made no part there is taken over.
 
     While the block runs, no other driver gets the same folder, if its file system has locks.
 
@@ -216,6 +220,9 @@ def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[O
                 lock = held.enter_context(RunLock(Path(folder.inside(*LOCK_FILE))))
             identity = job_identity(job, plan)
             record = folder.read_job()
+            if record and lock is not None and lock.held and may_take_over(folder, record, identity):
+                _release(folder, record, identity)
+                record = None
             claimed = record or _claim(folder, job, plan, identity)
             refuse_other_job(folder, claimed, identity)
             if record is None or not folder.filesystem.exists(folder.inside(*SAMPLES_FILE)):
@@ -270,17 +277,29 @@ def refuse_other_job(folder: OutputFolder, record: dict[str, Any], identity: dic
     Raises:
         OutputFolderError: they differ; names the fields and both values.
     """
-    fields = differing_fields(record["identity"], identity)
-    if not fields:
-        return
-    shown = "; ".join(
-        f"{field} ({_shown(record['identity'], field)} there, {_shown(identity, field)} here)"
-        for field in fields[:5]
-    )
-    more = f" and {counted(len(fields) - 5, 'more field')}" if len(fields) > 5 else ""
-    raise OutputFolderError(
-        f"{folder.url}: belongs to another job, which differs in {shown}{more}; choose another output"
-    )
+    differences = shown_differences(record["identity"], identity)
+    if differences:
+        raise OutputFolderError(
+            f"{folder.url}: belongs to another job, which differs in {differences}; choose another output"
+        )
+
+
+def may_take_over(folder: OutputFolder, record: dict[str, Any], identity: dict[str, Any]) -> bool:
+    """Whether a folder is another job's that has no part there, and whose run a lock can rule out.
+
+    That is what a job leaves that fails at its start; mended, it may have another identity. See `refuse_other_job`.
+    """
+    return folder.is_local and not folder.has_data() and bool(differing_fields(record["identity"], identity))
+
+
+def _release(folder: OutputFolder, record: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Make a folder as good as new, under its lock; the record goes last. The card may hold what a person wrote."""
+    differences = shown_differences(record["identity"], identity)
+    for name, aside in ((SAMPLES_FILE, None), (("README.md",), (JOB_FOLDER, "README.md")), (JOB_FILE, None)):
+        with suppress(FileNotFoundError):
+            path = Path(folder.inside(*name))
+            path.unlink() if aside is None else path.replace(folder.inside(*aside))
+    echo(f"{folder.url}: taken over from a job that made no part, and differs in {differences}", err=True)
 
 
 def _sweep(scratch: str) -> None:
@@ -326,9 +345,3 @@ def _freeze_samples(folder: OutputFolder, plan: SamplePlan) -> None:
             for rows in plan.spool.pieces(shards * plan.shard_size):
                 writer.write_table(rows)
         publish_file(aside, folder.filesystem, folder.inside(*SAMPLES_FILE))
-
-
-def _shown(identity: dict[str, Any], field: str) -> str:
-    """Write a value so that a person sees the difference, not a page."""
-    text = json.dumps(identity[field], ensure_ascii=False) if field in identity else "nothing"
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,5 +1,6 @@
 """What decides the content of a dataset, as a flat record: two jobs with equal records make the same dataset."""
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -7,10 +8,12 @@ from toprovar_batch.orchestrator.job.named_files import MODEL_PARTS
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
 from toprovar_batch.worker.credentials import without_credentials
+from toprovar_batch.worker.words import counted
 
 from .model_files import fingerprints
 
 FILE_MARK = "(file)"
+_MOST_SHOWN = 5  # differing fields that a message names
 _SUBSAMPLING = "image.subsampling"
 _FIRST_SUBSAMPLING: Final = "4:2:0"  # of every JPEG before there was a choice, when no identity named it
 
@@ -73,6 +76,23 @@ def differing_fields(identity_a: Mapping[str, Any], identity_b: Mapping[str, Any
     differing = [key for key in keys if identity_a.get(key, absent) != identity_b.get(key, absent)]
     both = identity_a.keys() & identity_b.keys()
     return [key for key in differing if key in both or not key.endswith(FILE_MARK)]
+
+
+def shown_differences(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    """Write which fields differ between two identities, with both values, the recorded one first; empty if none do."""
+    fields = differing_fields(recorded, identity)
+    shown = "; ".join(
+        f"{field} ({_shown(recorded, field)} there, {_shown(identity, field)} here)"
+        for field in fields[:_MOST_SHOWN]
+    )
+    left = len(fields) - _MOST_SHOWN
+    return f"{shown} and {counted(left, 'more field')}" if left > 0 else shown
+
+
+def _shown(identity: Mapping[str, Any], field: str) -> str:
+    """Write a value so that a person sees the difference, not a page."""
+    text = json.dumps(identity[field], ensure_ascii=False) if field in identity else "nothing"
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _flatten(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

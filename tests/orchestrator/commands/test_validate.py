@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -129,7 +130,16 @@ def test_the_folder_of_the_same_job_may_be_continued(begun, validate):
     assert validate("--set", "runtime.num_workers=7").exit_code == 0
 
 
+def test_the_folder_of_another_job_without_a_part_would_be_taken_over(begun, validate):
+    result = validate("--set", "sampling.seed=1")
+    assert result.exit_code == 0
+    assert "(of another job that made no part; a run takes it over)" in result.stdout
+
+
 def test_the_folder_of_another_job_is_refused_by_the_differing_fields(begun, validate):
+    data = Path(begun[0].output, "data")
+    data.mkdir()
+    (data / "part-00000-of-00001.parquet").touch()
     result = validate("--set", "sampling.seed=1")
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1

@@ -23,6 +23,12 @@ def opened(path, *overrides):
     return open_output(job, plan, schema)
 
 
+def begin_with_a_part(path, tmp_path, *overrides):
+    with opened(path, *overrides):
+        (tmp_path / "out/data").mkdir()
+        (tmp_path / "out/data/part-00000-of-00002.parquet").touch()
+
+
 def test_a_new_folder_gets_job_plan_and_card(write_job, tmp_path):
     with opened(write_job()) as folder:
         assert folder.finished(2) == []
@@ -52,19 +58,76 @@ def test_the_same_job_continues(write_job, tmp_path):
         ("image.format=jpeg", r'image.format \("png" there, "jpeg" here\)'),
     ],
 )
-def test_another_job_is_refused_by_the_names_of_its_fields(write_job, override, field):
+def test_another_job_is_refused_by_the_names_of_its_fields(write_job, tmp_path, override, field):
     path = write_job()
-    with opened(path):
-        pass
+    begin_with_a_part(path, tmp_path)
     with pytest.raises(OutputFolderError, match=field), opened(path, override):
         pass
 
 
-def test_changed_prompts_are_another_job(write_job):
-    with opened(write_job(["a", "b"])):
-        pass
+def test_changed_prompts_are_another_job(write_job, tmp_path):
+    begin_with_a_part(write_job(["a", "b"]), tmp_path)
     with pytest.raises(OutputFolderError, match="prompts \\(content\\)"), opened(write_job(["a", "c"])):
         pass
+
+
+def test_a_folder_without_a_part_is_taken_over_by_the_mended_job(write_job, tmp_path, capsys):
+    path = write_job()
+    with opened(path):
+        pass
+    (tmp_path / "out/README.md").write_text("my notes")
+    with opened(path, "prompts.limit=5"):
+        assert capsys.readouterr().err == (
+            f"{tmp_path / 'out'}: taken over from a job that made no part, and differs in prompts (number of samples) "
+            f"(8 there, 5 here); prompts (content) {_contents(path)}\n"
+        )
+    record = json.loads((tmp_path / "out/_job/job.json").read_text())
+    assert record["identity"]["prompts (number of samples)"] == record["num_samples"] == 5
+    assert pq.read_metadata(tmp_path / "out/_job/samples.parquet").num_rows == 5
+    assert (tmp_path / "out/README.md").read_text().startswith("---\n")
+    assert (tmp_path / "out/_job/README.md").read_text() == "my notes"
+    with opened(path, "prompts.limit=5"):
+        assert capsys.readouterr().err == ""
+
+
+def _contents(path):
+    hashes = [plan_job(load_job(path, overrides)).fingerprint for overrides in ((), ["prompts.limit=5"])]
+    return '("{:.36}... there, "{:.36}... here)'.format(*hashes)
+
+
+def test_a_folder_in_which_a_run_lives_is_not_taken_over(write_job, tmp_path):
+    path = write_job()
+    with (
+        opened(path),
+        pytest.raises(OutputFolderError, match="another run is writing here"),
+        opened(path, "sampling.seed=7"),
+    ):
+        pass
+    assert json.loads((tmp_path / "out/_job/job.json").read_text())["identity"]["sampling.seed"] == 0
+
+
+@pytest.mark.parametrize("left", ["samples.parquet", "README.md", "job.json"])
+def test_a_take_over_that_is_cut_off_leaves_a_folder_of_one_job(write_job, tmp_path, monkeypatch, left):
+    path = write_job()
+    with opened(path):
+        pass
+
+    def cut_off(name, change):
+        def changed(file, *args):
+            if file.name == name:
+                raise KeyboardInterrupt
+            return change(file, *args)
+
+        return changed
+
+    with monkeypatch.context() as patch:
+        for change in ("unlink", "replace"):
+            patch.setattr(Path, change, cut_off(left, getattr(Path, change)))
+        with pytest.raises(KeyboardInterrupt), opened(path, "prompts.limit=5"):
+            pass
+    with opened(path):
+        assert pq.read_metadata(tmp_path / "out/_job/samples.parquet").num_rows == 8
+        assert (tmp_path / "out/README.md").exists()
 
 
 def test_a_folder_with_other_files_is_refused(write_job, tmp_path):
@@ -107,8 +170,7 @@ def test_replaced_weights_are_another_job(write_job, tmp_path):
     weights.write_bytes(b"old")
     settings = ("model={preset: infinity-2b, vae: %s}" % weights,)  # noqa: UP031
     path = write_job()
-    with opened(path, *settings):
-        pass
+    begin_with_a_part(path, tmp_path, *settings)
     weights.write_bytes(b"newer")
     with (
         pytest.raises(OutputFolderError, match=r"differs in model\.vae \(file\) \(.*3 bytes.*5 bytes"),
@@ -216,6 +278,15 @@ def test_without_locks_a_second_driver_leaves_the_firsts_unfinished_files_alone(
             part.publish({})
         assert folder.finished(2) == [0]
     assert not list((tmp_path / "out/_job/tmp").iterdir())
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_locks_no_folder_is_taken_over(write_job):
+    path = write_job()
+    with opened(path):
+        pass
+    with pytest.raises(OutputFolderError, match="belongs to another job"), opened(path, "sampling.seed=7"):
+        pass
 
 
 @pytest.mark.usefixtures("without_locks")
