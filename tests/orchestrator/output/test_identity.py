@@ -92,6 +92,8 @@ def test_a_dataset_of_jpegs_begun_before_there_was_a_choice_goes_on_as_it_began(
     earlier = job_identity(job, plan_job(job))
     assert earlier.pop("image.subsampling") == "4:4:4"
     (tmp_path / "out/_job").mkdir(parents=True)
+    (tmp_path / "out/data").mkdir()
+    (tmp_path / "out/data/part-00000-of-00002.parquet").touch()
     record = {"name": "job", "num_samples": 8, "num_shards": 2, "identity": earlier}
     (tmp_path / "out/_job/job.json").write_text(json.dumps(record))
 
