@@ -33,6 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "orchestrator.commands.status:status_command",
         "Say how far a dataset is; --verify reads it all.",
     ),
+    "fsck": (
+        "orchestrator.commands.fsck:fsck_command",
+        "Find what is wrong in a dataset's folder; --repair sets it right.",
+    ),
     "validate": (
         "orchestrator.commands.validate:validate_command",
         "Check a job and its prompts without a GPU.",

@@ -38,7 +38,8 @@ JOB_FILE = (JOB_FOLDER, "job.json")
 LOCK_FILE = (JOB_FOLDER, "driver.lock")
 SAMPLES_FILE = (JOB_FOLDER, "samples.parquet")
 PLAN_COLUMNS = ("sample_id", "prompt", "negative_prompt", "seed", "h_div_w", "prompt_error")
-_PART_NAME = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
+_NUMBER = r"(\d{5}|[1-9]\d{5,})"  # of one form: another number of zeros would make a second part of a shard
+_PART_NAME = re.compile(rf"part-{_NUMBER}-of-{_NUMBER}\.parquet")
 _MOST_ROW_GROUPS, _FEW_ROW_GROUPS = 10_000, 1_000  # of the plan: a shard each; else many shards each
 _VERSIONED = ("toprovar-batch", "torch", "ray", "pyarrow", "transformers")
 

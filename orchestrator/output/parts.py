@@ -174,6 +174,26 @@ def verify_parts(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int
     return _read_all(verify, shard_ids)
 
 
+def read_parts(folder: OutputFolder, shard_ids: Iterable[int], num_shards: int) -> Findings[None]:
+    """Read parts from end to end, where no plan tells which samples they must hold.
+
+    Args:
+        folder: the output.
+        shard_ids: whose parts are there.
+        num_shards: of the job.
+
+    Returns:
+        Which parts read back to the last byte and hold no sample twice.
+    """
+
+    def read(shard_id: int) -> None:
+        found = Counter(sample for sample, _ in _read_whole(folder.part(shard_id, num_shards), folder))
+        if found.total() > len(found):
+            raise ValueError(f"it holds sample {found.most_common(1)[0][0]} more than once")
+
+    return _read_all(read, shard_ids)
+
+
 def planned_schema(folder: OutputFolder) -> pa.Schema | None:
     """The schema of the dataset, from the frozen plan; None where that cannot be read."""
     try:

@@ -52,13 +52,15 @@ class RunLock:
 
     Args:
         path: of the lock file; it stays behind, and says who held it last.
+        passing: for one that only looks or tidies: what the file said of the last run comes back at the end.
 
     Attributes:
         held: whether no other driver is in the folder; False where the file system has no locks.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, passing: bool = False) -> None:
+        self._path, self._passing = path, passing
+        self._before: str | None = None
         self.held = False
 
     def __enter__(self) -> Self:
@@ -73,6 +75,9 @@ class RunLock:
             ) from None
         if not self.held:
             return self
+        if self._passing:
+            self._file.seek(0)
+            self._before = self._file.read()
         self._file.truncate(0)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": now}, self._file)
@@ -82,6 +87,9 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._before is not None:
+            self._file.truncate(0)
+            self._file.write(self._before)
         self._file.close()
 
     @property

@@ -16,6 +16,7 @@ from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.check import check_output
 from toprovar_batch.orchestrator.output.folder import OutputFolder, open_output
+from toprovar_batch.orchestrator.output.fsck import examine
 from toprovar_batch.orchestrator.output.reading import reading_call
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import OutputFolderError
@@ -171,3 +172,17 @@ def test_datasets_reads_an_output_in_object_storage_as_it_is_now(s3, tmp_path):
     assert read() == ["s0"]
     write(1)
     assert read() == ["s0", "s1"]
+
+
+def test_a_foreign_and_a_damaged_object_are_moved_away(write_job, s3):
+    job = load_job(write_job(output="s3://bucket/mixed"))
+    plan = plan_job(job)
+    with open_output(job, plan, dataset_schema([])):
+        s3.pipe_file("bucket/mixed/data/part-00000-of-00002.parquet", b"cut")
+        s3.pipe_file("bucket/mixed/data/part-[0]*.parquet", b"foreign")
+    found = examine(job.output, repair=True).findings
+    assert [(finding.kind, finding.is_done) for finding in found] == [("damaged", True), ("foreign", True)]
+    removed = "bucket/mixed/_job/removed"
+    assert s3.cat_file(f"{removed}/part-00000-of-00002.parquet.removed") == b"cut"
+    assert s3.cat_file(f"{removed}/part-[0]*.parquet.removed") == b"foreign"
+    assert examine(job.output).findings == []
