@@ -16,7 +16,7 @@ from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.job.checks import check_job
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.spec import JobSpec
-from toprovar_batch.orchestrator.output.check import as_in_output
+from toprovar_batch.orchestrator.output.check import as_in_output, plan_in_output
 from toprovar_batch.orchestrator.output.folder import PLAN_COLUMNS, OutputFolder, open_output
 from toprovar_batch.orchestrator.output.parts import (
     Findings,
@@ -25,6 +25,7 @@ from toprovar_batch.orchestrator.output.parts import (
     read_footers,
 )
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
+from toprovar_batch.orchestrator.prompts.shard_size import idle_sentence
 from toprovar_batch.orchestrator.run.dispatch import Dispatcher, Outcome
 from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
 from toprovar_batch.orchestrator.run.fleet import Fleet
@@ -77,7 +78,7 @@ def submit(
         check_job(
             job
         )  # says in a second what a worker would say in twenty; in a cluster only workers can tell
-    plan = plan_job(job)
+    plan = plan_in_output(job, plan_job(job))
     for warning in plan.warnings:
         echo(f"Warning: {warning}", err=True)
     schema = dataset_schema(field for field in plan.schema if field.name not in PLAN_COLUMNS)
@@ -165,6 +166,11 @@ def _dispatch(
                 load_timeout_s=runtime.load_timeout_s,
                 may_grow=cluster_address(runtime) is not None,
             )
+            if (
+                len(todo) == plan.num_shards
+            ):  # what is left of a dataset may be too little for all, and nothing is to mend
+                idle = idle_sentence(plan.num_samples, plan.shard_size, fleet.room())
+                bar.say(f"Warning: {idle}") if idle else None
             ledger = ShardLedger(todo, runtime.max_shard_attempts)
             guard = LoadGuard(runtime.max_load_failures)
             watch = EngineWatch(kept.computed_with)

@@ -8,7 +8,7 @@ from toprovar_batch.orchestrator.console import echo, echo_json
 from toprovar_batch.orchestrator.job.checks import check_job, check_remote_files
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.spec import JobSpec
-from toprovar_batch.orchestrator.output.check import check_output
+from toprovar_batch.orchestrator.output.check import check_output, plan_in_output
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
 from toprovar_batch.worker.words import counted
 
@@ -26,7 +26,7 @@ def validate_command(job_file: str, overrides: tuple[str, ...], output: str | No
     """Check the job file JOB, its prompts, model files and output folder, without a GPU."""
     job = load_job(job_file, overrides, output=output)
     model_lines = check_job(job)
-    plan = plan_job(job)
+    plan = plan_in_output(job, plan_job(job))
     output_state = check_output(job, plan)
     warnings = [*plan.warnings, *check_remote_files(job.resolved.model.files)]
     if as_json:

@@ -101,7 +101,12 @@ class JobSpec(FrozenSpec):
     image: JobImageSpec = JobImageSpec()
     policy: Annotated[PolicySpec, BeforeValidator(expand_policy)] = DenseSpec()
     output: Location
-    shard_size: int = Field(64, ge=1, le=100_000, description="samples a part file holds")
+    shard_size: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="samples a part file holds; null: at most 64, so that all workers get some",
+    )
     runtime: RuntimeJobSpec = RuntimeJobSpec()
 
     @field_validator("model")

@@ -1,5 +1,8 @@
 """Checking a job's output folder without making or changing anything in it."""
 
+from dataclasses import replace
+from typing import Any
+
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.identity import as_begun, job_identity
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
@@ -50,10 +53,28 @@ def as_in_output(job: JobSpec) -> JobSpec:
     Raises:
         OutputFolderError: no file system answers to the address, or the record there is damaged.
     """
-    if job.image.format != "jpeg":
-        return job
-    try:
-        record = locate_output(job.output).read_job()
-    except storage_errors():
-        return job
+    record = _record_in_output(job) if job.image.format == "jpeg" else None
     return job if record is None else as_begun(job, record["identity"])
+
+
+def plan_in_output(job: JobSpec, plan: SamplePlan) -> SamplePlan:
+    """The plan with shards as they are in the dataset that the job's output holds, where the job leaves that open.
+
+    A dataset of another number of samples is another job's, and settles nothing; see also `as_in_output`.
+
+    Raises:
+        OutputFolderError: no file system answers to the address, or the record there is damaged.
+    """
+    record = _record_in_output(job) if job.shard_size is None else None
+    if record is None or record["num_samples"] != plan.num_samples:
+        return plan
+    size = record["identity"].get("shard_size")
+    return replace(plan, shard_size=size) if isinstance(size, int) and size > 0 else plan
+
+
+def _record_in_output(job: JobSpec) -> dict[str, Any] | None:
+    """The record of the job that owns the output; None where there is none, or it cannot be read."""
+    try:
+        return locate_output(job.output).read_job()
+    except storage_errors():
+        return None

@@ -47,6 +47,7 @@ def job_identity(job: JobSpec, plan: SamplePlan | None = None) -> dict[str, Any]
     flat |= {f"model.{part}": without_credentials(file) for part, file in files.items() if file is not None}
     flat |= {f"model.{part} {FILE_MARK}": value for part, value in fingerprints(files).items()}
     if plan is not None:
+        flat["shard_size"] = plan.shard_size
         flat["prompts (number of samples)"] = plan.num_samples
         flat["prompts (content)"] = plan.fingerprint
     return flat

@@ -14,6 +14,7 @@ from toprovar_batch.orchestrator.job.spec import JobSpec
 from .fingerprint import fingerprint
 from .ids import DerivedIds, digests_of
 from .read import read_prompts
+from .shard_size import default_shard_size
 from .table_spool import MOST_ROWS, TableSpool
 
 Array = np.ndarray[Any, Any]
@@ -123,7 +124,8 @@ def plan_samples(job: JobSpec, prompts: TableSpool) -> SamplePlan:
         *(_warnings_of_repeats(prompts, ids, ~bad) if ids is not None else ()),
         *_idle_negatives(job, num_negatives),
     )
-    return SamplePlan(spool, job.shard_size, prompts.num_rows, int(bad.sum()), warnings)
+    shard_size = job.shard_size or default_shard_size(spool.num_rows, job.runtime.num_workers)
+    return SamplePlan(spool, shard_size, prompts.num_rows, int(bad.sum()), warnings)
 
 
 def _samples(job: JobSpec, table: pa.Table, prompt_ids: pa.ChunkedArray, ratio: float) -> Iterator[pa.Table]:

@@ -130,6 +130,13 @@ def test_only_missing_shards_are_generated(write_job, tmp_path, make_engine_fact
     assert {sample_id for sample_id, count in generated(tmp_path).items() if count == 2} == set(lost_ids)
 
 
+def test_workers_that_a_new_dataset_leaves_idle_are_told(write_job, make_engine_factory, capsys):
+    path = write_job(["a", "b"], shard_size=4)
+    submit(path, engine_factory=make_engine_factory())
+    said = "Warning: 1 shard for 2 workers: 1 idle; a new dataset with shard_size: 1 occupies 2"
+    assert capsys.readouterr().err.count(said) == 1
+
+
 def test_retry_errors_generates_only_the_failed_rows_again(write_job, tmp_path, make_engine_factory):
     path = write_job(["a", "refuse", "b", "c", "d", "e", "f", "g"])
     submit(path, engine_factory=make_engine_factory())

@@ -286,7 +286,7 @@ def test_a_server_that_cannot_be_asked_is_not_one_without_the_file():
 
 
 def test_one_of_a_kind_is_no_plural(validate):
-    assert "samples  1 in 1 shard of up to 64" in validate().stdout.splitlines()
+    assert "samples  1 in 1 shard of up to 8" in validate().stdout.splitlines()
 
 
 @pytest.mark.parametrize(
