@@ -42,13 +42,16 @@ def recorded_job(address: str) -> str | None:
         address: of the record `_job/job.json`: a local path or an fsspec URL.
 
     Raises:
-        OSError, ValueError, KeyError: it cannot be read.
+        OSError: it cannot be read.
+        ValueError: it is damaged.
     """
     filesystem, path = locate(address)
     try:
         return identity_hash(json.loads(filesystem.cat_file(path))["identity"])
     except FileNotFoundError:
         return None
+    except (KeyError, TypeError) as error:
+        raise ValueError("holds no job's identity") from error
 
 
 def check_part(part: pq.ParquetFile, owner: PartOwner, shard_id: int | None) -> ShardStats:

@@ -51,6 +51,7 @@ class ShardWork:
         self.batches_left = 0
         self.num_bytes = 0
         self._start = time.monotonic()
+        self._was_there = False  # the job's record, when it was looked for
         self._outcomes: Counter[str | None] = Counter()  # by error; None: an image
         self._written: list[str] = []
         self._stack = ExitStack()
@@ -162,7 +163,16 @@ class ShardWork:
         task = self.task
         if task.record is None:
             return
-        found = recorded_job(task.record)
+        try:
+            found = recorded_job(task.record)
+        except ValueError as error:
+            raise OutputFolderError(
+                f"{task.record}: was damaged while the job ran; submit the job again, which mends it"
+            ) from error
+        if found is None and self._was_there:
+            raise OutputFolderError(
+                f"{task.record}: was deleted while the job ran; submit the job again to begin anew"
+            )
         if found is None:
             raise OutputFolderError(
                 f"{task.record}: not visible to worker {self._worker}; a cluster needs an output that all nodes "
@@ -170,6 +180,7 @@ class ShardWork:
             )
         if found != task.job:
             raise OutputFolderError(f"{task.record}: belongs to another job now; choose another output")
+        self._was_there = True
 
     def _record(self, result: GenerationResult) -> dict[str, Any]:
         """Give the result's columns of the dataset."""

@@ -11,11 +11,13 @@ from toprovar_batch.worker.storage import explain_storage, storage_errors
 from toprovar_batch.worker.words import counted
 
 from .folder import (
+    DamagedRecordError,
     locate_output,
     may_take_over,
     refuse_other_job,
     refuse_strangers,
 )
+from .frozen import parts_confirm
 from .place import check_place
 
 
@@ -31,10 +33,18 @@ def check_output(job: JobSpec, plan: SamplePlan) -> str:
     folder = locate_output(job.output)
     try:
         check_place(folder)
-        refuse_strangers(folder)
-        record = folder.read_job()
+        identity = job_identity(job, plan)
+        refuse_strangers(folder, plan.num_shards, identity)
+        try:
+            record = folder.read_job()
+        except DamagedRecordError:
+            if folder.has_data() and not parts_confirm(folder, plan.num_shards, identity):
+                raise
+            return "of this job; its _job/job.json is damaged, and a run writes it again"
         if record is None:
-            return "new"
+            return (
+                "new" if not folder.has_data() else "of this job; a run writes its lost _job/job.json again"
+            )
         identity = job_identity(as_begun(job, record["identity"]), plan)
         if may_take_over(folder, record, identity):
             return "of another job that made no part; a run takes it over"
@@ -51,7 +61,7 @@ def as_in_output(job: JobSpec) -> JobSpec:
     An output that cannot be read settles nothing here: whoever opens it says why.
 
     Raises:
-        OutputFolderError: no file system answers to the address, or the record there is damaged.
+        OutputFolderError: no file system answers to the address, or the record there is not of this program.
     """
     record = _record_in_output(job) if job.image.format == "jpeg" else None
     return job if record is None else as_begun(job, record["identity"])
@@ -63,7 +73,7 @@ def plan_in_output(job: JobSpec, plan: SamplePlan) -> SamplePlan:
     A dataset of another number of samples is another job's, and settles nothing; see also `as_in_output`.
 
     Raises:
-        OutputFolderError: no file system answers to the address, or the record there is damaged.
+        OutputFolderError: no file system answers to the address, or the record there is not of this program.
     """
     record = _record_in_output(job) if job.shard_size is None else None
     if record is None or record["num_samples"] != plan.num_samples:
@@ -76,5 +86,5 @@ def _record_in_output(job: JobSpec) -> dict[str, Any] | None:
     """The record of the job that owns the output; None where there is none, or it cannot be read."""
     try:
         return locate_output(job.output).read_job()
-    except storage_errors():
+    except storage_errors(DamagedRecordError):
         return None

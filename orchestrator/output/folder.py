@@ -6,14 +6,11 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from pydantic import BaseModel, ValidationError
@@ -22,14 +19,13 @@ from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.identity import differing_fields, job_identity, shown_differences
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
-from toprovar_batch.worker.credentials import redact, redacted
 from toprovar_batch.worker.errors import OutputFolderError
-from toprovar_batch.worker.file_aside import FileAside
-from toprovar_batch.worker.part_file import publish_bytes, publish_file
+from toprovar_batch.worker.part_file import publish_bytes
 from toprovar_batch.worker.part_identity import identity_hash
 from toprovar_batch.worker.storage import explain_storage, locate, storage_errors
 
 from .card import dataset_card, mended_card
+from .frozen import freeze_samples, is_plan_whole, job_record, parts_confirm
 from .place import check_place
 from .run_lock import RunLock
 
@@ -40,8 +36,10 @@ SAMPLES_FILE = (JOB_FOLDER, "samples.parquet")
 PLAN_COLUMNS = ("sample_id", "prompt", "negative_prompt", "seed", "h_div_w", "prompt_error")
 _NUMBER = r"(\d{5}|[1-9]\d{5,})"  # of one form: another number of zeros would make a second part of a shard
 _PART_NAME = re.compile(rf"part-{_NUMBER}-of-{_NUMBER}\.parquet")
-_MOST_ROW_GROUPS, _FEW_ROW_GROUPS = 10_000, 1_000  # of the plan: a shard each; else many shards each
-_VERSIONED = ("toprovar-batch", "torch", "ray", "pyarrow", "transformers")
+
+
+class DamagedRecordError(OutputFolderError):
+    """The record of the job that owns a folder cannot be read back; its job can write it again."""
 
 
 class JobRecord(BaseModel):
@@ -157,14 +155,17 @@ class OutputFolder:
         """Read the record of the job that owns the folder; None when no job has begun here.
 
         Raises:
-            OutputFolderError: the record is damaged.
+            OutputFolderError: the record is damaged (a DamagedRecordError), or not of this program.
         """
         try:
             record = json.loads(self.filesystem.cat_file(self.inside(*JOB_FILE)))
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise OutputFolderError(f"{self.url}: _job/job.json is damaged; use another folder") from error
+            mend = (
+                "submit its job again with the same shard_size, which mends it where the parts name that job"
+            )
+            raise DamagedRecordError(f"{self.url}: _job/job.json is damaged; {mend}") from error
         try:
             JobRecord.model_validate(record, strict=True)
         except ValidationError as error:
@@ -215,19 +216,20 @@ def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[O
     with ExitStack() as held:
         try:
             check_place(folder)
-            refuse_strangers(folder)
+            identity = job_identity(job, plan)
+            refuse_strangers(folder, plan.num_shards, identity)
             if folder.is_local:
                 Path(folder.inside(JOB_FOLDER)).mkdir(parents=True, exist_ok=True)
                 lock = held.enter_context(RunLock(Path(folder.inside(*LOCK_FILE))))
-            identity = job_identity(job, plan)
-            record = folder.read_job()
+            record = _whole_record(folder, job, plan, identity)
             if record and lock is not None and lock.held and may_take_over(folder, record, identity):
                 _release(folder, record, identity)
                 record = None
             claimed = record or _claim(folder, job, plan, identity)
             refuse_other_job(folder, claimed, identity)
-            if record is None or not folder.filesystem.exists(folder.inside(*SAMPLES_FILE)):
-                _freeze_samples(folder, plan)
+            samples = folder.inside(*SAMPLES_FILE)
+            if record is None or not is_plan_whole(folder, plan, samples):
+                freeze_samples(folder, plan, samples)
             _write_card(folder, dataset_card(job, schema, plan.num_samples))
             if folder.scratch is not None and lock is not None and lock.held:
                 held.callback(_sweep_under, lock, folder.scratch)
@@ -248,11 +250,16 @@ def _write_card(folder: OutputFolder, card: str) -> None:
         folder.publish(wanted.encode(errors="surrogateescape"), "README.md")
 
 
-def refuse_strangers(folder: OutputFolder) -> None:
+def refuse_strangers(folder: OutputFolder, num_shards: int, identity: dict[str, Any]) -> None:
     """Keep out of folders that hold something else.
 
+    Args:
+        folder: the output.
+        num_shards: of the job at hand.
+        identity: of the job at hand.
+
     Raises:
-        OutputFolderError: there are files, and no job's record.
+        OutputFolderError: there are files, and neither a job's record nor parts that name this job.
     """
     try:
         names = [
@@ -261,7 +268,8 @@ def refuse_strangers(folder: OutputFolder) -> None:
     except FileNotFoundError:
         return
     strangers = sorted(set(names) - {JOB_FOLDER, ""})
-    if strangers and folder.read_job() is None:
+    is_stranger = strangers and not folder.filesystem.exists(folder.inside(*JOB_FILE))
+    if is_stranger and not parts_confirm(folder, num_shards, identity):
         raise OutputFolderError(
             f"{folder.url}: holds other files ({', '.join(strangers[:3])}); choose an empty or new folder"
         )
@@ -319,30 +327,24 @@ def _sweep_under(lock: RunLock, scratch: str) -> None:
         _sweep(scratch)
 
 
+def _whole_record(
+    folder: OutputFolder, job: JobSpec, plan: SamplePlan, identity: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Read the record of the folder's job; a damaged one is written again where nothing there is another job's."""
+    try:
+        return folder.read_job()
+    except DamagedRecordError:
+        if folder.has_data() and not parts_confirm(folder, plan.num_shards, identity):
+            raise
+    folder.publish(job_record(job, plan, identity), *JOB_FILE)
+    echo(f"{folder.url}: _job/job.json was damaged, and is written again", err=True)
+    return folder.read_job()
+
+
 def _claim(folder: OutputFolder, job: JobSpec, plan: SamplePlan, identity: dict[str, Any]) -> dict[str, Any]:
     """Write the job into an empty folder, and read back whose the folder is now."""
-    record = {
-        "name": redact(str(job.name)),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "num_samples": plan.num_samples,
-        "num_shards": plan.num_shards,
-        "shard_size": plan.shard_size,
-        "identity": identity,
-        "job": redacted(job.model_dump(mode="json")),
-        "versions": {name: version(name) for name in _VERSIONED},
-    }
-    folder.claim(json.dumps(record, indent=2, ensure_ascii=False))
+    folder.claim(job_record(job, plan, identity))
     written = folder.read_job()
     if written is None:
         raise OutputFolderError(f"{folder.url}: what is written there is not there afterwards")
     return written
-
-
-def _freeze_samples(folder: OutputFolder, plan: SamplePlan) -> None:
-    """Write the plan, a row group a shard where there are not too many: a footer of 100,000 takes 187 MB."""
-    shards = 1 if plan.num_shards <= _MOST_ROW_GROUPS else -(-plan.num_shards // _FEW_ROW_GROUPS)
-    with FileAside(SAMPLES_FILE[-1], folder.scratch) as aside:
-        with pq.ParquetWriter(aside, plan.schema, compression="zstd") as writer:
-            for rows in plan.spool.pieces(shards * plan.shard_size):
-                writer.write_table(rows)
-        publish_file(aside, folder.filesystem, folder.inside(*SAMPLES_FILE))

@@ -211,7 +211,7 @@ def _planned_samples(folder: OutputFolder, num_shards: int) -> Callable[[int], p
     except (UnreachableError, *DAMAGE) as error:
         raise OutputFolderError(
             f"{folder.url}: the plan {'/'.join(SAMPLES_FILE)} cannot be read ({first_words(error)}), so the parts "
-            "cannot be compared with it; where it is missing, submit the job again to have it written"
+            "cannot be compared with it; delete it where it is damaged, and submit the job again to have it written"
         ) from error
     record = folder.read_job()
     # A row group may hold many shards, so the job's record tells where they end.

@@ -41,5 +41,5 @@ class PublishedParts:
         """Whether the output still belongs to the job, as far as the driver sees; yes where it cannot look."""
         try:
             return recorded_job(self.folder.job_url) == self.folder.job
-        except storage_errors(ValueError, KeyError):
+        except storage_errors(ValueError):
             return True

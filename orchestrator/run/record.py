@@ -81,11 +81,12 @@ class RunLog:
         text = json.dumps(redacted(record), indent=2, ensure_ascii=False)
         name = f"{self._started:%Y%m%dT%H%M%SZ}-{os.getpid()}.json"
         try:
-            if self._folder.job and recorded_job(self._folder.job_url) != self._folder.job:
-                trouble = "was deleted while the job ran, or belongs to another job now"
+            owner = recorded_job(self._folder.job_url) if self._folder.job else ""
+            if owner != self._folder.job:
+                trouble = "was deleted while the job ran" if owner is None else "belongs to another job now"
                 return f"{self._folder.url}: {trouble}{_kept_here(text, name)}"
             self._folder.publish(text, *RUNS_FOLDER, name)
-        except storage_errors(ValueError, KeyError) as error:
+        except storage_errors(ValueError) as error:
             return f"{self._folder.url}: the run's record cannot be written: {error}{_kept_here(text, name)}"
         return None
 

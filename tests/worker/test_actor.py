@@ -427,10 +427,14 @@ def write_record(tmp_path, **identity):
         (lambda tmp_path: write_record(tmp_path, seed=2), r"job\.json: belongs to another job now"),
         (
             lambda tmp_path: (tmp_path / "_job/job.json").unlink(),
-            r"job\.json: not visible to worker .* nobody deletes",
+            r"job\.json: was deleted while the job ran",
+        ),
+        (
+            lambda tmp_path: (tmp_path / "_job/job.json").write_text("{") and None,
+            r"job\.json: was damaged while the job ran",
         ),
     ],
-    ids=["another job", "deleted"],
+    ids=["another job", "deleted", "damaged"],
 )
 def test_a_worker_whose_folder_is_another_jobs_by_now_publishes_nothing(tmp_path, change, reason):
     worker, engine = make_worker()

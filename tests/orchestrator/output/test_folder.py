@@ -182,7 +182,6 @@ def test_replaced_weights_are_another_job(write_job, tmp_path):
 @pytest.mark.parametrize(
     "content",
     [
-        "{",
         "[]",
         "{}",
         '{"identity": {}, "num_shards": 2, "num_samples": 8}',

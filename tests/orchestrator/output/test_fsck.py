@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.commands.status import read_status
 from toprovar_batch.orchestrator.job.load import load_job
+from toprovar_batch.orchestrator.output.check import as_in_output, check_output
 from toprovar_batch.orchestrator.output.folder import PLAN_COLUMNS, open_output
 from toprovar_batch.orchestrator.output.fsck import examine
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
@@ -250,6 +251,58 @@ def test_a_run_that_lives_is_not_disturbed(output, job_path):
     finally:
         holder.communicate()
     assert run(output, "--repair").exit_code == 0
+
+
+def _clipped(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [_emptied, _clipped, Path.unlink])
+def test_a_job_writes_its_record_again_where_the_parts_are_its_own(output, job_path, damage):
+    record = output / "_job/job.json"
+    before, parts = json.loads(record.read_text()), files(output / "data")
+    damage(record)
+    result = run(output)
+    assert result.exit_code == 2
+    assert "job.json" in result.output
+    job = load_job(job_path)
+    plan = plan_job(as_in_output(job))
+    assert "a run writes it" in check_output(job, plan).replace("its lost _job/job.json", "it")
+    make(job_path, output, shards=[])
+    after = json.loads(record.read_text())
+    assert {**after, "created": before["created"]} == before
+    assert files(output / "data") == parts
+    assert run(output).exit_code == 0
+
+
+@pytest.mark.parametrize("damage", [_clipped, Path.unlink])
+def test_another_job_does_not_take_a_folder_whose_record_is_gone(output, job_path, damage):
+    damage(output / "_job/job.json")
+    before = files(output)
+    with pytest.raises(OutputFolderError, match=r"_job/job\.json is damaged|holds other files"):
+        make(job_path, output, seed=7, shards=[])
+    job = load_job(job_path, ["sampling.seed=7"])
+    with pytest.raises(OutputFolderError, match=r"_job/job\.json is damaged|holds other files"):
+        check_output(job, plan_job(job))
+    assert {name: content for name, content in files(output).items() if "lock" not in name} == {
+        name: content for name, content in before.items() if "lock" not in name
+    }
+
+
+def test_a_damaged_record_beside_no_part_is_written_again(job_path, tmp_path):
+    output = make(job_path, tmp_path / "out", shards=[])
+    (output / "_job/job.json").write_text("{")
+    make(job_path, output)
+    assert run(output).exit_code == 0
+
+
+@pytest.mark.parametrize("damage", [_emptied, _cut, Path.unlink])
+def test_a_plan_without_a_footer_is_written_again_by_its_job(output, job_path, damage):
+    plan = output / "_job/samples.parquet"
+    before = plan.read_bytes()
+    damage(plan)
+    make(job_path, output, shards=[])
+    assert plan.read_bytes() == before
 
 
 def test_a_folder_without_a_job_is_told(tmp_path):

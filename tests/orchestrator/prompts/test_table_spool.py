@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from toprovar_batch.orchestrator.job.spec import JobSpec
-from toprovar_batch.orchestrator.output import folder as output_folder
+from toprovar_batch.orchestrator.output import frozen
 from toprovar_batch.orchestrator.output.folder import open_output
 from toprovar_batch.orchestrator.output.parts import _planned_samples
 from toprovar_batch.orchestrator.prompts import formats, ids, sample_plan, table_spool
@@ -92,8 +92,8 @@ def test_the_plan_file_of_a_job_in_pieces_has_the_bytes_of_one_in_memory(job, sm
 
 
 def test_a_plan_of_many_shards_has_few_row_groups_and_still_tells_each_shard(job, monkeypatch):
-    monkeypatch.setattr(output_folder, "_MOST_ROW_GROUPS", 3)
-    monkeypatch.setattr(output_folder, "_FEW_ROW_GROUPS", 2)
+    monkeypatch.setattr(frozen, "_MOST_ROW_GROUPS", 3)
+    monkeypatch.setattr(frozen, "_FEW_ROW_GROUPS", 2)
     plan = plan_job(job())
     with open_output(job(), plan, dataset_schema([])) as folder:
         assert pq.ParquetFile(folder.inside("_job", "samples.parquet")).num_row_groups == 2
