@@ -65,7 +65,7 @@ class ShardStats:
 
     Attributes:
         rows, ok, errors: rows in all, with an image, without one.
-        generated: rows made by this attempt; the others were kept from an earlier part.
+        generated: images made by this attempt; the others were kept from an earlier part.
         wall_s: seconds from the shard's arrival at its worker to its last row.
         times_ms: summed `text_ms`, `sample_ms`, `decode_ms`, `encode_ms` of the rows with an image.
         token_layer_fraction: summed over the `fraction_rows` rows that have one.

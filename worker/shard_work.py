@@ -76,7 +76,6 @@ class ShardWork:
             todo = todo.filter(pc.invert(pc.is_in(todo["sample_id"], pa.array(self._written, pa.string()))))
         self._todo = todo
         self._positions = {sample_id: row for row, sample_id in enumerate(todo["sample_id"].to_pylist())}
-        self.stats.generated = todo.num_rows
         self.requests, hopeless = _split(todo, task.poisoned)
         if hopeless:
             yield Progress(tuple(result.sample_id for result in hopeless), 0)
@@ -96,7 +95,9 @@ class ShardWork:
         check_ids([result.sample_id for result in results], sample_ids, "the engine's results")
         self.batches_left -= 1
         self._outcomes.update(result.error for result in results)
-        return Progress(sample_ids, sum(result.status == "ok" for result in results))
+        num_ok = sum(result.status == "ok" for result in results)
+        self.stats.generated += num_ok
+        return Progress(sample_ids, num_ok)
 
     def write(self, results: Sequence[GenerationResult]) -> None:
         """Turn results into rows of the part.

@@ -223,6 +223,7 @@ def _summarise(
         num_lost=sum(incident["kind"] != "load" for incident in outcome.incidents),
         num_load_failures=sum(incident["kind"] == "load" for incident in outcome.incidents),
         flat_batches=sum(engine.get("flat_batches", 0) for engine in outcome.engines.values()),
+        num_hopeless=plan.num_bad_samples,
         nameless_parts=sum(not stats.job for stats in published.values()),
         failed=outcome.failed,
         damaged=damaged,

@@ -56,6 +56,11 @@ class SamplePlan:
         return self.spool.num_rows
 
     @property
+    def num_bad_samples(self) -> int:
+        """Number of samples of prompts that become error rows; every prompt has as many samples as the next."""
+        return self.num_bad_prompts * (self.num_samples // self.num_prompts)
+
+    @property
     def samples(self) -> pa.Table:
         """All samples in memory."""
         return self.spool.whole()

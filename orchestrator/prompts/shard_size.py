@@ -29,9 +29,10 @@ def default_shard_size(num_samples: int, num_workers: int | None) -> int:
 def idle_sentence(num_samples: int, shard_size: int, num_workers: int) -> str | None:
     """Say which workers get no shard of a new dataset although smaller shards would occupy them; None if none."""
     num_shards, fitting = -(-num_samples // shard_size), -(-num_samples // num_workers)
-    if num_shards >= num_workers or fitting >= shard_size:
+    occupied = -(-num_samples // fitting)
+    if num_shards >= num_workers or occupied <= num_shards:
         return None
     return (
         f"{counted(num_shards, 'shard')} for {num_workers:,} workers: {num_workers - num_shards:,} idle; "
-        f"a new dataset with shard_size: {fitting} occupies {-(-num_samples // fitting):,}"
+        f"a new dataset with shard_size: {fitting} occupies {occupied:,}"
     )

@@ -34,6 +34,7 @@ class RunSummary:
         num_lost: attempts of this run whose worker died, hung or raised.
         num_load_failures: workers of this run that could not load.
         flat_batches: of this run, in which every picture is of one colour.
+        num_hopeless: samples of prompts that cannot be used, which are errors in every run.
         nameless_parts: published parts of earlier versions, which do not name their job.
         failed: shard id -> why it was given up.
         damaged: shard id -> why its part is damaged.
@@ -55,6 +56,7 @@ class RunSummary:
     num_lost: int
     num_load_failures: int = 0
     flat_batches: int = 0
+    num_hopeless: int = 0
     nameless_parts: int = 0
     failed: dict[int, str] = field(default_factory=dict)
     damaged: dict[int, str] = field(default_factory=dict)
@@ -95,13 +97,18 @@ class RunSummary:
             yield f"stopped by {self.stopped_by}; what is finished stays"
         if self.damaged:
             yield "delete what is damaged and submit the job again"
-        if not self.is_complete:
-            yield f"go on with: {go_on}{' --retry-errors' if self.retry_errors else ''}"
-        elif data.errors:
-            yield f"try the failed samples again with: {go_on} --retry-errors"
+        yield from self._advice(go_on)
         yield f"dataset: {self.output}"
         if self.is_complete:
             yield f"read it with datasets.{reading_call(self.output)} or as Parquet; docs/dataset.md shows how"
+
+    def _advice(self, go_on: str) -> Iterator[str]:
+        if not self.is_complete:
+            yield f"go on with: {go_on}{' --retry-errors' if self.retry_errors else ''}"
+        elif self.dataset.errors > self.num_hopeless:
+            yield f"try the failed samples again with: {go_on} --retry-errors"
+        elif self.dataset.errors:
+            yield "no try will mend the failed samples, as their prompts cannot be used; put mended ones into a job with another output"
 
     def _speed_lines(self) -> Iterator[str]:
         run = self.this_run
@@ -115,12 +122,12 @@ class RunSummary:
         ]
         if run.generated:
             yield (
-                f"this run: {counted(run.generated, 'sample')} in {self.wall_s:.0f} s with {counted(self.num_workers, 'worker')}: "
+                f"this run: {counted(run.generated, 'image')} in {self.wall_s:.0f} s with {counted(self.num_workers, 'worker')}: "
                 f"{self._speed()}{''.join(troubles)}"
             )
             yield from time_lines(run)
-        elif troubles:
-            yield f"this run: no samples in {self.wall_s:.0f} s{''.join(troubles)}"
+        elif troubles or run.rows:
+            yield f"this run: no images in {self.wall_s:.0f} s{''.join(troubles)}"
 
     @property
     def overall_speed(self) -> float:

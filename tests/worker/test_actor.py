@@ -229,6 +229,13 @@ def test_kept_rows_stay_and_only_the_others_are_generated_again(tmp_path):
     assert (committed.stats.rows, committed.stats.ok, committed.stats.generated) == (3, 3, 1)
 
 
+def test_what_an_attempt_made_are_its_images_and_no_error_rows(tmp_path):
+    worker, _ = make_worker()
+    task = make_task(tmp_path, ["a", "fail", "c", None], errors=[None, None, None, "not text"])
+    committed = list(worker.run(task))[-1]
+    assert (committed.stats.rows, committed.stats.ok, committed.stats.generated) == (4, 2, 2)
+
+
 def spoil(path, old, new):
     """Change bytes of a file, and nothing else of it."""
     content = path.read_bytes()

@@ -149,6 +149,23 @@ def test_retry_errors_generates_only_the_failed_rows_again(write_job, tmp_path, 
     assert sorted(generated(tmp_path).values()) == [1] * 7 + [2]
 
 
+@pytest.mark.parametrize(("prompt", "advised"), [("refuse", True), ("", False)])
+def test_another_try_is_advised_where_it_may_help(
+    write_job, tmp_path, make_engine_factory, capsys, prompt, advised
+):
+    source = tmp_path / "prompts.jsonl"
+    job = write_job()
+    source.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("a", prompt)))
+    settings = [f"prompts.source={source}", "sampling.images_per_prompt=2"]
+    summary = submit(job, engine_factory=make_engine_factory(), overrides=settings)
+    assert (summary.dataset.ok, summary.dataset.errors, summary.this_run.generated) == (2, 2, 2)
+    finish(summary, "again")
+    said = capsys.readouterr().out
+    assert ("try the failed samples again with: again --retry-errors" in said) is advised
+    assert ("no try will mend the failed samples" in said) is not advised
+    assert "this run: 2 images in" in said
+
+
 def test_the_run_is_on_record(write_job, tmp_path, make_engine_factory):
     submit(write_job(["a", "refuse", "lock", "raise"]), engine_factory=make_engine_factory())
     (record,) = (json.loads(path.read_text()) for path in (tmp_path / "out/_job/runs").iterdir())

@@ -88,6 +88,7 @@ def test_a_dataset_of_another_number_of_samples_settles_nothing(write_job):
             "1 shard for 8 workers: 7 idle; a new dataset with shard_size: 8 occupies 8",
         ),
         ((60, 8, 8), None),
+        ((1, 64, 8), None),
         ((3, 1, 8), None),  # nothing to share out
         ((9, 2, 8), None),  # no size gives more
     ],
