@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.job.spec import RuntimeJobSpec
@@ -69,7 +70,7 @@ def _start(settings: Mapping[str, Any], address: str | None) -> None:
     try:
         if address:
             wait_for_ray(address)
-        with undisturbed_start():
+        with undisturbed_start(), contextlib.nullcontext() if address else _loopback_alone():
             ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
     except _REFUSED_TOKEN as error:
         raise JobSpecError(
@@ -85,6 +86,27 @@ def _start(settings: Mapping[str, Any], address: str | None) -> None:
         if address is not None:
             raise
         raise _cannot_start(str(error).split("\n", maxsplit=1)[0]) from error
+
+
+@contextlib.contextmanager
+def _loopback_alone() -> Iterator[None]:
+    """Let a Ray that starts in the block listen on loopback; by default it listens on all interfaces.
+
+    It does so where it takes the machine for one that is in no cluster, and turns a loopback address that it is given
+    into that of an interface. Its variable for that is read when it is imported, for runs on clusters as well.
+    """
+    name = "ENABLE_RAY_CLUSTER"
+    before = getattr(ray_constants, name, None)
+    if (
+        before is None or "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" in os.environ
+    ):  # another version; the user's choice
+        yield
+        return
+    setattr(ray_constants, name, False)
+    try:
+        yield
+    finally:
+        setattr(ray_constants, name, before)
 
 
 def _cannot_start(reason: str) -> JobSpecError:

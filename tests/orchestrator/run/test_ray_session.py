@@ -1,8 +1,11 @@
 """Ray of one's own on machines as they are: long temporary folders, homes that cannot be written, few cores."""
 
 import os
+import subprocess
+import sys
 
 import pytest
+from ray._private import ray_constants
 
 from toprovar_batch.orchestrator.job.spec import RuntimeJobSpec
 from toprovar_batch.orchestrator.run import ray_session
@@ -23,7 +26,7 @@ def start(monkeypatch):
         given = {}
 
         def init(**settings):
-            given.update(settings)
+            given.update(settings, in_clusters=ray_constants.ENABLE_RAY_CLUSTER)
             if error is not None:
                 raise error
 
@@ -77,3 +80,55 @@ def test_a_refused_token_is_told_as_such(start):
 def test_a_ray_that_cannot_start_is_one_sentence(start, error):
     with pytest.raises(JobSpecError, match=r"^Ray cannot start on this machine: no room; RAY_TMPDIR"):
         start(error)
+
+
+LISTENERS = """
+import os, sys
+from pathlib import Path
+import ray
+from toprovar_batch.orchestrator.job.spec import RuntimeJobSpec
+from toprovar_batch.orchestrator.run.ray_session import ray_session
+
+def family(pid):
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {pid}.union(*(family(int(child)) for child in children))
+
+def sockets(pid):
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.add(os.readlink(link))
+        except FileNotFoundError:  # closed by now
+            continue
+    return found
+
+with ray_session(RuntimeJobSpec(device="cpu", num_workers=1)):
+    assert ray.get(ray.remote(num_cpus=1)(lambda: 5).remote()) == 5
+    ours = set().union(*(sockets(pid) for pid in family(os.getpid())))
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in ours:
+                print("listens", words[1].split(":")[0], file=sys.__stdout__)
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_of_ones_own_listens_on_loopback_alone(tmp_path):
+    script = tmp_path / "listeners.py"
+    script.write_text(LISTENERS)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("listens")]
+    assert len(found) >= 4  # GCS, node, driver, worker
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert set(found) <= loopback
+
+
+def test_only_a_ray_of_ones_own_is_kept_on_loopback(start, monkeypatch):
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+    assert start()["in_clusters"] is False
+    assert start(ray_address="10.0.0.1:6379")["in_clusters"] is True
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
+    assert start()["in_clusters"] is True
+    assert ray_constants.ENABLE_RAY_CLUSTER is True
