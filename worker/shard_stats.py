@@ -72,6 +72,7 @@ class ShardStats:
         fraction_rows: rows with a `token_layer_fraction`.
         pruning_start_scales: rows with an image by the first scale, counted from 0, in which something was pruned;
             those where nothing was are under "none".
+        truncated: rows whose prompt or negative prompt was cut; 0 in parts of earlier versions, which do not count them.
         error_kinds: failed rows by their error sentence.
         computed_with: rows with an image by what they were computed with; parts of earlier versions do not tell.
         attempt: which attempt at the shard published it, from 1.
@@ -90,6 +91,7 @@ class ShardStats:
     token_layer_fraction: float = 0.0
     fraction_rows: int = 0
     pruning_start_scales: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
     error_kinds: dict[str, ErrorKind] = field(default_factory=dict)
     computed_with: dict[Computation, int] = field(default_factory=dict)
     attempt: int = 0
@@ -110,6 +112,7 @@ class ShardStats:
             self.times_ms[column] += pc.sum(good[column]).as_py() or 0.0
         self.token_layer_fraction += pc.sum(good["token_layer_fraction"]).as_py() or 0.0
         self.fraction_rows += good.num_rows - good["token_layer_fraction"].null_count
+        self.truncated += pc.sum(rows["prompt_truncated"]).as_py() or 0
         starts = good.select(["pruning_start_scale", "keep_ratio"]).to_pylist()
         for start, ratios in (row.values() for row in starts):
             if start is not None and ratios is not None:
@@ -129,6 +132,7 @@ class ShardStats:
             self.times_ms[column] += other.times_ms[column]
         self.token_layer_fraction += other.token_layer_fraction
         self.fraction_rows += other.fraction_rows
+        self.truncated += other.truncated
         for start, count in other.pruning_start_scales.items():
             self._count_start(start, count)
         for sentence, kind in other.error_kinds.items():

@@ -29,6 +29,7 @@ from toprovar_batch.orchestrator.run.summary import (
     stats_record,
     time_lines,
     total,
+    truncation_lines,
 )
 from toprovar_batch.worker.errors import OutputFolderError, RunFailedError
 from toprovar_batch.worker.shard_stats import ShardStats
@@ -191,7 +192,13 @@ def _print(status: dict[str, Any]) -> None:
         f"{counted(totals.ok, 'image')}, {totals.errors:,} failed, of {counted(status['samples'], 'sample')}"
     )
     nameless = nameless_lines(status["nameless_parts"])
-    for line in (*error_lines(totals), *computation_lines(totals), *nameless, *time_lines(totals)):
+    for line in (
+        *error_lines(totals),
+        *truncation_lines(totals),
+        *computation_lines(totals),
+        *nameless,
+        *time_lines(totals),
+    ):
         echo(line)
     for line in _present(status):
         echo(line)

@@ -82,6 +82,7 @@ class RunSummary:
         data = self.dataset
         yield f"{counted(data.ok, 'image')}, {data.errors:,} failed, of {counted(self.num_samples, 'sample')}; {self.finished_shards} of {counted(self.num_shards, 'shard')}"
         yield from error_lines(data)
+        yield from truncation_lines(data)
         yield from computation_lines(data)
         yield from nameless_lines(self.nameless_parts)
         if self.flat_batches:
@@ -163,6 +164,13 @@ def computation_lines(stats: ShardStats) -> Iterator[str]:
         yield "computed in " + ", ".join(
             f"{computation} ({counted(count, 'image')})" for computation, count in counts
         )
+
+
+def truncation_lines(stats: ShardStats) -> Iterator[str]:
+    """Say how many samples were made of the beginning of their prompts alone."""
+    if stats.truncated:
+        named = counted(stats.truncated, "sample has a prompt", "samples have prompts")
+        yield f"{named} longer than the text encoder takes, and only the beginning was read; see column prompt_truncated"
 
 
 def nameless_lines(count: int) -> Iterator[str]:

@@ -16,6 +16,7 @@ from toprovar_batch.worker.part_file import PartWriter, dataset_schema, read_sta
 from toprovar_batch.worker.part_identity import identity_hash
 from toprovar_batch.worker.request import GenerationResult
 from toprovar_batch.worker.shard_events import Committed, Declined, Progress, Refused, ShardTask, Started
+from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError
 
 
@@ -160,10 +161,13 @@ def test_whether_a_failed_prompt_was_cut_is_null_unless_it_is_known(tmp_path):
         for request in batch
     ]
     task = make_task(tmp_path, ["a", "b", "c", None, "e"], errors=[None, None, None, "not text", None])
-    list(worker.run(task))
+    *_, committed = worker.run(task)
     found = {sample_id: row["prompt_truncated"] for sample_id, row in read_rows(task).items()}
     assert found == {"s0": None, "s1": True, "s2": False, "s3": None, "s4": None}
     assert {row["text_ms"] for row in read_rows(task).values()} == {None}
+    footer = committed.stats.to_json()
+    assert footer.pop("truncated") == 1
+    assert ShardStats.from_json(footer).truncated == 0  # a part of an earlier version
 
 
 def test_bad_prompts_and_poisoned_samples_never_reach_the_engine(tmp_path):

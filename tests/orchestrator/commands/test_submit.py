@@ -54,6 +54,9 @@ def test_prompts_in_images_out_with_the_real_engine(write_job, tmp_path, run_cli
     assert [rows[start]["prompt_truncated"] for start in ("a c", "wor")] == [False, True]
     assert [rows[start]["status"] for start in ("", "Non")] == ["error", "error"]
     assert rows["wor"]["sample_ms"] > 0
+    cut = "1 sample has a prompt longer than the text encoder takes, and only the beginning was read; see column prompt_truncated"
+    assert result.output.splitlines().count(cut) == 1
+    assert run_cli("status", tmp_path / "out").output.splitlines().count(cut) == 1
     [computed] = footers(tmp_path / "out")[0]["computed_with"]
     assert {name: computed[name] for name in ("dtype", "device_type", "backend", "threads")} == {
         "dtype": "float32",
