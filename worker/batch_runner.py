@@ -185,11 +185,12 @@ class BatchRunner:
 
     def _start_states(self, scale_index: int, packed: PackedScale) -> ScaleStates | GraphedStates:
         """The hidden state at the input of the first layer."""
-        rotation = self.model.rotations.of(self.schedule[scale_index], self._largest_map, self.model.device)
         if self._static is None or self._graphs is None:
+            size, device = self.schedule[scale_index], self.model.device
+            rotation = self.model.rotations.of(size, self._largest_map, device)
             x, layout = self._embed(scale_index, packed), packed.whole.layout
             return ScaleStates(x, layout, self.model, self._text_of(packed), rotation, self.cache)
-        states = GraphedStates(scale_index, packed, self._static, self.model, rotation, self._graphs)
+        states = GraphedStates(scale_index, packed, self._static, self.model, self._largest_map, self._graphs)
         states.start(lambda: self._embed(scale_index, packed))
         return states
 
@@ -259,10 +260,11 @@ class BatchRunner:
             self.add_bits(scale_index, drawn.bits, output)
             return drawn.guided, output.layers_run
 
-        everything = len(ran.packed.prompts) == self.batch and all(
-            each is ran.packed.whole for each in ran.tokens
-        )
-        if not everything or self._counts_layers(plan) or plan.observe_logits:
+        packed = ran.packed
+        everything = len(packed.prompts) == self.batch and all(each is packed.whole for each in ran.tokens)
+        # Where some prompts alone are guided, which ones is a table that is copied from the host.
+        alike = len(packed.unconditional) in (0, len(packed.prompts))
+        if not everything or not alike or self._counts_layers(plan) or plan.observe_logits:
             return finish()
         return ran.states.finish(finish, self.settings)
 

@@ -68,7 +68,7 @@ class GraphedStates:
         packed: PackedScale,
         static: StaticBatch,
         model: Infinity,
-        rotation: Tensor,
+        largest_map: tuple[int, int],
         graphs: Replay,
     ) -> None:
         """Start a scale, whose embedded tokens are still to be put into `static.x`.
@@ -78,16 +78,16 @@ class GraphedStates:
             packed: of the scale.
             static: of the batch.
             model: the transformer.
-            rotation: [N, D / 2] complex64 of the scale.
+            largest_map: (height, width) over which positions are spread.
             graphs: replay the work.
         """
-        self._packed, self._static, self._model, self._rotation = packed, static, model, rotation
-        self._graphs = graphs
+        self._packed, self._static, self._model, self._graphs = packed, static, model, graphs
+        self._rotation = static.rotation(scale_index, largest_map)
         rows = packed.num_layout_rows
         self._text = static.text if rows == static.shape.num_rows else static.text.first_rows(rows)
         self._num_tokens = len(packed.rows) * packed.plan.num_tokens
         self._x, self._update = static.x[: self._num_tokens], static.update[: self._num_tokens]
-        self._scale = (static.shape, scale_index, packed.plan.num_tokens, len(packed.rows))
+        self._scale = (static.shape, largest_map, scale_index, len(packed.rows))
         before = sum(height * width for height, width in static.shape.schedule[:scale_index])
         self._fill = lambda layers: static.tables.fill(
             layers,
@@ -98,9 +98,8 @@ class GraphedStates:
             running_rows=len(packed.rows),
         )
         self._left: int | None = None  # the layer that left an addition to all tokens
-        self._some: tuple[RunningLayer, int] | None = (
-            None  # whose tokens run, and the layer that left their addition
-        )
+        # Whose tokens run, and the layer that left their addition.
+        self._some: tuple[RunningLayer, int] | None = None
         self._running: dict[int, RunningLayer] = {}
         depth = model.sizes.depth
         if not any(packed.chooses_by_state(layer) for layer in range(depth)):

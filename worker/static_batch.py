@@ -11,7 +11,7 @@ from toprovar_batch.kernels.layout import KeyLengths
 from toprovar_batch.kernels.ops import Backend
 
 from .infinity.config import TransformerArchitecture
-from .infinity.kv_cache import KVCache
+from .infinity.kv_cache import KVCache, cache_elements
 from .infinity.schedule import ScaleSchedule
 from .infinity.text_context import BlockContext, TextContext
 from .infinity.transformer import Infinity
@@ -79,6 +79,8 @@ class StaticBatch:
             flat: the tensors by name.
         """
         self.shape = shape
+        self._model = model
+        self._rotations: dict[tuple[int, tuple[int, int]], Tensor] = {}
         sizes = model.sizes
         *earlier, last = (height * width for height, width in shape.schedule)
         self.cache = KVCache(
@@ -119,6 +121,22 @@ class StaticBatch:
             tuple(blocks),
         )
 
+    def rotation(self, scale_index: int, largest_map: tuple[int, int]) -> Tensor:
+        """Turns of a scale's map; kept as long as graphs may read them, while the model forgets those used least.
+
+        Args:
+            scale_index: counted from 0.
+            largest_map: (height, width) over which positions are spread.
+
+        Returns:
+            [N, D / 2] complex64, the same tensor every time.
+        """
+        key = scale_index, largest_map
+        if key not in self._rotations:
+            size, device = self.shape.schedule[scale_index], self._model.device
+            self._rotations[key] = self._model.rotations.of(size, largest_map, device)
+        return self._rotations[key]
+
     def start(self, text: TextContext) -> None:
         """Take in the text of a batch, and forget the one before."""
         self.cache.empty()
@@ -148,7 +166,7 @@ def sizes_of(
     """
     *earlier, last = (height * width for height, width in shape.schedule)
     tokens, rows, width = shape.most_tokens, shape.num_rows, sizes.width
-    cache = rows * (sizes.depth * sum(earlier) + last) * width
+    cache = cache_elements(sizes, rows, sum(earlier), last)
     text = sizes.depth * rows * shape.text_tokens * width
     longest = max(height * width for height, width in shape.schedule)
     return {

@@ -4,9 +4,13 @@ On a GPU the work is captured; elsewhere Triton's interpreter runs it, and the f
 fails as a graph would where a body depends on more than its key. Not collected by name, see `residual_cases`.
 """
 
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 
+from toprovar_batch.kernels import host_values
 from toprovar_batch.kernels.ops import Backend, fastest_attention
 from toprovar_batch.worker.batch_runner import BatchRunner
 from toprovar_batch.worker.guidance import text_rows
@@ -15,6 +19,7 @@ from toprovar_batch.worker.infinity.schedule import scale_schedule
 from toprovar_batch.worker.models import random_transformer
 from toprovar_batch.worker.pruning.policies.base import BatchContext
 from toprovar_batch.worker.pruning.policies.build import policy_factory
+from toprovar_batch.worker.pruning.policies.dense import DensePolicy
 from toprovar_batch.worker.pruning.policies.specs import (
     DenseSpec,
     DetailSpec,
@@ -25,6 +30,7 @@ from toprovar_batch.worker.pruning.policies.specs import (
 )
 from toprovar_batch.worker.sampler import sample_codes
 from toprovar_batch.worker.sampling_settings import SamplingSettings
+from toprovar_batch.worker.static_batch import BatchShape
 from toprovar_batch.worker.workspace import Workspace
 
 IS_GPU = torch.cuda.is_available()
@@ -57,13 +63,27 @@ LENGTHS = (3, 9, 5, 70, 2, 4)
 
 
 class FirstBodies:
-    """Runs the first body of each key whenever the key comes, and gives it the same tensors back."""
+    """Runs the first body of each key whenever the key comes, and gives it the same tensors back.
+
+    A body that copies from the host fails: a graph would go on reading the host's memory after it was freed.
+    """
 
     def __init__(self):
         self._bodies = {}
 
     def run(self, key, body):
-        return self._bodies.setdefault(key, body)()
+        with pytest.MonkeyPatch.context() as patched:
+            for module in set(sys.modules.values()) - {
+                host_values
+            }:  # what a body imports takes them from there
+                for name in ("to_device", "send"):
+                    if getattr(module, name, None) is getattr(host_values, name):
+                        patched.setattr(module, name, self._copied)
+            return self._bodies.setdefault(key, body)()
+
+    @staticmethod
+    def _copied(values, device):
+        raise AssertionError(f"{values} were copied from the host within work that is replayed")
 
     def reserve(self, size):
         pass
@@ -75,7 +95,15 @@ class FirstBodies:
         return {}
 
 
-def _codes(model, spec, prompts, settings, workspace):
+class GuidesTheFirst(DensePolicy):
+    """Runs all tokens, and guides the first prompt alone."""
+
+    def plan(self, scale_index):
+        others = (True,) * (self.context.num_prompts - 1)
+        return replace(self.context.dense(scale_index), conditional_only=(False, *others))
+
+
+def _codes(model, spec, prompts, settings, workspace, make_policy=None):
     generator = torch.Generator().manual_seed(7)
     features = [torch.randn(length, SIZES.text_width, generator=generator) for length in LENGTHS]
     chosen = [features[prompt].to(DEVICE) for prompt in prompts]
@@ -94,9 +122,20 @@ def _codes(model, spec, prompts, settings, workspace):
             packs=spec.packs_tokens,
             workspace=workspace,
         )
-        policy = policy_factory(spec, len(SCHEDULE), DEPTH)(BatchContext(SCHEDULE, DEPTH, seeds))
+        make_policy = make_policy or policy_factory(spec, len(SCHEDULE), DEPTH)
+        policy = make_policy(BatchContext(SCHEDULE, DEPTH, seeds))
         sample_codes(runner, seeds, policy)
         return runner.codes.summed_codes.clone(), runner.finite.clone()
+
+
+def _model_in_place(*, guided=True):
+    model = random_transformer(SIZES, 3, DEVICE, torch.bfloat16 if IS_GPU else torch.float32)
+    model.freeze()
+    scales = len(SCHEDULE)
+    settings = SamplingSettings((3.0 if guided else 1.0,) * scales, (1.0,) * scales)
+    with torch.inference_mode():
+        workspace = Workspace(model, TRITON, None if IS_GPU else FirstBodies())
+    return model, settings, workspace
 
 
 @pytest.mark.parametrize("guided", [True, False] if IS_GPU else [True])
@@ -104,13 +143,7 @@ def _codes(model, spec, prompts, settings, workspace):
 def test_batches_in_place_give_the_codes_of_batches_of_their_own(spec, guided):
     if not guided and isinstance(spec, SkipvarSpec):
         pytest.skip("it leaves guidance out")
-    dtype = torch.bfloat16 if IS_GPU else torch.float32
-    model = random_transformer(SIZES, 3, DEVICE, dtype)
-    model.freeze()
-    scales = len(SCHEDULE)
-    settings = SamplingSettings((3.0 if guided else 1.0,) * scales, (1.0,) * scales)
-    with torch.inference_mode():
-        workspace = Workspace(model, TRITON, None if IS_GPU else FirstBodies())
+    model, settings, workspace = _model_in_place(guided=guided)
     for prompts in BATCHES:
         mine, finite = _codes(model, spec, prompts, settings, workspace)
         own, _ = _codes(model, spec, prompts, settings, None)
@@ -119,3 +152,23 @@ def test_batches_in_place_give_the_codes_of_batches_of_their_own(spec, guided):
     usage = workspace.usage()
     assert usage.get("problem") is None
     assert not IS_GPU or usage["replays"] > 0
+
+
+def test_a_batch_of_which_some_prompts_are_guided_copies_nothing_within_its_graphs():
+    model, settings, workspace = _model_in_place()
+    for prompts in ((0, 1, 2), (3, 4, 5), (2, 1, 3))[: 3 if IS_GPU else 2]:
+        mine, _ = _codes(model, DenseSpec(), prompts, settings, workspace, GuidesTheFirst)
+        own, _ = _codes(model, DenseSpec(), prompts, settings, None, GuidesTheFirst)
+        assert torch.equal(mine, own)
+    assert workspace.usage().get("problem") is None
+
+
+def test_a_batch_keeps_the_rotations_that_its_graphs_read():
+    model, _, workspace = _model_in_place()
+    batch = workspace.batch(BatchShape(SCHEDULE, 2, 16, 8, SCHEDULE[-1], 1))
+    kept = [batch.rotation(scale_index, (64, 64)) for scale_index in range(len(SCHEDULE))]
+    for height in range(1, 100):  # more maps than the model remembers
+        model.rotations.of((height, 3), (128, 64), DEVICE)
+    again = [batch.rotation(scale_index, (64, 64)) for scale_index in range(len(SCHEDULE))]
+    assert all(one is other for one, other in zip(kept, again, strict=True))
+    assert not torch.equal(batch.rotation(1, (64, 64)), batch.rotation(1, (128, 128)))

@@ -12,9 +12,14 @@ from toprovar_batch.kernels.ops import AttentionInputs, Backend, attend, qk_norm
 from .config import TransformerArchitecture
 
 
+def cache_elements(sizes: TransformerArchitecture, rows: int, kept: int, last: int) -> int:
+    """Numbers that a cache holds of keys, and as many of values; arguments as of `KVCache`."""
+    return rows * (sizes.depth * kept + last) * sizes.width
+
+
 def cache_bytes(sizes: TransformerArchitecture, rows: int, kept: int, last: int, dtype: torch.dtype) -> int:
     """Bytes of a cache; arguments as of `KVCache`."""
-    return 2 * rows * (sizes.depth * kept + last) * sizes.width * dtype.itemsize
+    return 2 * cache_elements(sizes, rows, kept, last) * dtype.itemsize
 
 
 class KVCache:
