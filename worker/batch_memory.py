@@ -22,6 +22,7 @@ from .infinity.config import MAX_TEXT_TOKENS, TransformerArchitecture, VaeArchit
 from .infinity.kv_cache import cache_bytes
 from .infinity.schedule import ScaleSchedule, image_size
 from .infinity.text_shapes import CHUNK_ROWS
+from .pipeline import BATCHES_ON_DEVICE
 from .resolved import ResolvedSpec
 from .static_batch import BatchShape, sizes_of
 
@@ -32,7 +33,6 @@ _LAYER_WIDTHS = 6
 # Without graphs, in multiples of the [T, C] hidden state: it and its sum in float32, the widest layer of PyTorch's own
 # operations, and pieces of smaller scales that PyTorch's pool keeps.
 _UNCAPTURED_WIDTHS = 25
-_ON_DEVICE = 2  # batches: one that runs, and one that is queued behind it
 # The pool of the text encoder's graphs (in T5-XL, 8 texts of 512 tokens take 0.9 GB at once, and shorter ones a third of
 # that), what libraries take for themselves, and the graphs.
 _FIXED = 3 * 2**29
@@ -166,7 +166,7 @@ def decoder_bytes(kind: BatchKind) -> int:
 def waiting_bytes(kind: BatchKind, images: int) -> int:
     """Codes in float32 and pixels of the batches on the device; pixels image by image, and as one tensor."""
     codes = 4 * kind.vae.codebook_dim * prod(code_size(kind.schedule[-1], kind.vae.spatial_patchify))
-    return _ON_DEVICE * images * (codes + 2 * 3 * prod(image_size(kind.schedule)))
+    return BATCHES_ON_DEVICE * images * (codes + 2 * 3 * prod(image_size(kind.schedule)))
 
 
 def fixed_bytes(kind: BatchKind) -> int:

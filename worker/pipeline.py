@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from .request import GenerationRequest, GenerationResult
 
-_ON_DEVICE = 2  # batches: one that runs, and one that is queued behind it
+BATCHES_ON_DEVICE = 2  # one that runs, and one that is queued behind it
 
 
 class PendingResults(Protocol):
@@ -80,11 +80,11 @@ class Pipeline:
         """
         if not overlap:
             yield from self.drain()
-        elif len(self._under_way) == _ON_DEVICE:
+        elif len(self._under_way) == BATCHES_ON_DEVICE:
             self._under_way[0].pending.wait_until_made()
         yield Beginning(batch, owner)
         self._under_way.append(_UnderWay(batch, self._begin(batch), owner))
-        while len(self._under_way) > (_ON_DEVICE if overlap else 0):
+        while len(self._under_way) > (BATCHES_ON_DEVICE if overlap else 0):
             yield self._finish()
 
     def drain(self) -> Iterator[Finished]:

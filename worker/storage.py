@@ -90,9 +90,8 @@ def storage_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
     """Exceptions by which file systems say that they cannot be reached, read or written, and `others`."""
     botocore = sys.modules.get("botocore.exceptions")  # there once s3fs is in use
     aiohttp = sys.modules.get("aiohttp")  # there once fsspec's HTTP is in use
-    hub = [
-        sys.modules.get(name) for name in ("httpx", "httpx2")
-    ]  # there once that of the Hugging Face Hub is
+    # These are there once the Hugging Face Hub's file system is in use.
+    hub = [sys.modules.get(name) for name in ("httpx", "httpx2")]
     return (
         OSError,
         NotImplementedError,
