@@ -2,8 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from .resize import resize
 from .schedule import ScaleSchedule
 
 
@@ -74,7 +75,7 @@ class ResidualSum:
         if counted is not None:
             codes = codes * counted
         if scale_index < len(self._sizes) - 1:
-            codes = interpolate(codes, self._sizes[-1], mode="bilinear", align_corners=False)
+            codes = resize(codes, self._sizes[-1], "bilinear")
         if prompts is None:
             self.summed_codes += codes
         else:
@@ -83,9 +84,7 @@ class ResidualSum:
     def tokens(self, scale_index: int) -> Tensor:
         """The sum resized to a scale: the [B, L, D] input of the transformer there."""
         size = self._sizes[scale_index]
-        return code_maps_to_tokens(
-            interpolate(self.summed_codes, size, mode="bilinear", align_corners=False), self._spatial_patchify
-        )
+        return code_maps_to_tokens(resize(self.summed_codes, size, "bilinear"), self._spatial_patchify)
 
 
 def quantize(features: Tensor, schedule: ScaleSchedule, spatial_patchify: bool) -> list[Tensor]:
@@ -103,7 +102,7 @@ def quantize(features: Tensor, schedule: ScaleSchedule, spatial_patchify: bool) 
     bit_maps = []
     for scale_index, scale in enumerate(schedule):
         residual = features.float() - total.summed_codes
-        bits = interpolate(residual, code_size(scale, spatial_patchify), mode="area") > 0
+        bits = resize(residual, code_size(scale, spatial_patchify), "area") > 0
         total.add(scale_index, bits)
         bit_maps.append(bits)
     return bit_maps

@@ -6,7 +6,8 @@ and resizing is linear. So their sum, the change of the whole block, gives the s
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+
+from toprovar_batch.worker.infinity.resize import resize
 
 from .packing import LayerTokens, PackedScale
 
@@ -95,4 +96,4 @@ def _area_resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """[n, h, w, C] to [n, H, W, C], each place the mean of the area that it covers."""
     if maps.shape[1:3] == torch.Size(size):
         return maps
-    return interpolate(maps.permute(0, 3, 1, 2), size, mode="area").permute(0, 2, 3, 1).contiguous()
+    return resize(maps.permute(0, 3, 1, 2), size, "area").permute(0, 2, 3, 1).contiguous()

@@ -14,7 +14,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate, softplus
+from torch.nn.functional import avg_pool2d, softplus
+
+from toprovar_batch.worker.infinity.resize import resize
 
 
 def bit_certainty(logits: Tensor) -> Tensor:
@@ -44,7 +46,7 @@ def code_detail(summed_codes: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         [B, h * w] float32; 1 is the energy of the codes of one scale.
     """
-    codes = interpolate(summed_codes, size, mode="area")
+    codes = resize(summed_codes, size, "area")
     around = avg_pool2d(codes, 3, stride=1, padding=1, count_include_pad=False)
     return (codes - around).square().sum(1).flatten(1)
 

@@ -8,7 +8,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+
+from toprovar_batch.worker.infinity.resize import resize
 
 # A second singular value below this part of the first is rounding of a float32 map.
 _RANK_ONE = 1e-7
@@ -135,4 +136,4 @@ def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """[K, B, h, w] maps to [K, B, H * W] of another token map, bilinearly."""
     if maps.shape[-2:] == size:
         return maps.flatten(-2)
-    return interpolate(maps, size, mode="bilinear", align_corners=False).flatten(-2)
+    return resize(maps, size, "bilinear").flatten(-2)

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
+from toprovar_batch.worker.infinity.resize import resize
 from toprovar_batch.worker.pruning.plan import ScalePlan
 
 from .base import BatchContext, Unobserving
@@ -24,7 +24,7 @@ def high_frequency_energy(summed_codes: Tensor, size: tuple[int, int]) -> Tensor
     Returns:
         [B] float64 in [0, 1]; 0 where nothing varies, NaN where a code is no finite number.
     """
-    codes = interpolate(summed_codes, size, mode="area").double()
+    codes = resize(summed_codes, size, "area").double()
     energy = torch.fft.fft2(codes).abs().square().sum(1)  # [B, h, w]
     energy[:, 0, 0] = 0
     rows, columns = (torch.fft.fftfreq(length, device=codes.device).abs() for length in size)
