@@ -3,9 +3,9 @@
 With CUDA graphs it is, beside the weights:
 
 - the tensors that stay in place, to the byte, since `sizes_of` also decides what is allocated;
-- the graphs' pool, which holds the widest layer, see `Replay.reserve`;
-- PyTorch's own pool, which holds the largest of what runs outside of graphs. That is the same layer before its capture,
-  the text on its way to its place, or the decoder. It keeps smaller pieces, too, and gives them back when it needs room;
+- the graphs' pool, which holds the widest layer or the decoder, see `Replay.reserve`;
+- PyTorch's own pool, which holds the largest of what runs outside of graphs. That is the same before its capture, or the
+  text on its way to its place. It keeps smaller pieces, too, and gives them back when it needs room;
 - what waits for its copy to the host, and what a policy keeps from scale to scale;
 - what does not grow with the batch: the text encoder and its graphs.
 
@@ -108,10 +108,11 @@ def batch_bytes(kind: BatchKind, block_m: int | None, images: int) -> int:
         return _uncaptured_bytes(kind, images)
     shape = kind.shape(images)
     layer = layer_bytes(kind.sizes, shape.most_tokens, kind.dtype)
-    outside = max(layer, text_bytes(kind, shape.num_rows), decoder_bytes(kind))
+    captured = max(layer, decoder_bytes(kind.vae, kind.schedule, kind.dtype))
+    outside = max(captured, text_bytes(kind, shape.num_rows))
     return (
         static_bytes(kind, shape, block_m)
-        + layer
+        + captured
         + outside
         + waiting_bytes(kind, images)
         + _changes_bytes(kind, images)
@@ -152,15 +153,19 @@ def text_bytes(kind: BatchKind, rows: int) -> int:
     return 2 * kind.sizes.depth * rows * MAX_TEXT_TOKENS * kind.sizes.width * kind.dtype.itemsize
 
 
-def decoder_bytes(kind: BatchKind) -> int:
+def decoder_bytes(vae: VaeArchitecture, schedule: ScaleSchedule, dtype: torch.dtype) -> int:
     """What the decoder holds of one image at its widest, in the second of the blocks at full size.
 
     These are the maps that the level began with, as wide as the level before, the block's input, both sides of its norm,
     and the output of its convolution.
+
+    Args:
+        vae: its sizes.
+        schedule: token map sizes.
+        dtype: compute dtype.
     """
-    before = kind.vae.channel_multipliers[1]
-    pixels = prod(image_size(kind.schedule))
-    return (before + 4) * kind.vae.base_channels * pixels * kind.dtype.itemsize
+    pixels = prod(image_size(schedule))
+    return (vae.channel_multipliers[1] + 4) * vae.base_channels * pixels * dtype.itemsize
 
 
 def waiting_bytes(kind: BatchKind, images: int) -> int:

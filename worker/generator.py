@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from toprovar_batch.kernels.host_values import copy_to_host, queue_copy_to_host, to_device
 from toprovar_batch.kernels.ops import fastest_attention
@@ -21,7 +20,6 @@ from .image_statistics import ImageStatistics
 from .infinity.flops import decoder_flops, transformer_flops
 from .infinity.schedule import ScaleSchedule, largest_map
 from .infinity.text import EncodedText
-from .infinity.vae import to_uint8
 from .loaded import LoadedModel, load_model
 from .models import Model
 from .pending import PendingBatch, PhaseClock, QueuedImages
@@ -34,10 +32,6 @@ from .resolved import ResolvedSpec
 from .sampler import sample_codes
 from .specs import RuntimeSpec
 from .workspace import Workspace
-
-# One image fills a GPU in the decoder, whose activations are the largest tensors of all; and decoded alone, an
-# image does not depend on its batch even in the last digit.
-_DECODE_CHUNK = 1
 
 
 @dataclass(frozen=True)
@@ -182,7 +176,7 @@ class Generator:
     ) -> QueuedImages:
         clock.mark(None)
         sampled = self._sample(batch, self._policy_factory, clock, on_scale, self._ready.workspace)
-        pixels, decoded = self._decode(sampled.runner.codes.summed_codes)
+        pixels, decoded = self._ready.decoder.decode(sampled.runner.codes.summed_codes)
         clock.mark("decode")
         runner = sampled.runner
         with_maps = self._spec.policy.pruning_map
@@ -210,7 +204,7 @@ class Generator:
     def decode(self, runner: BatchRunner) -> np.ndarray:
         """The pictures of a batch that `observe` ran: [B, H, W, 3] uint8 RGB."""
         with torch.inference_mode():
-            return copy_to_host(self._decode(runner.codes.summed_codes)[0]).numpy()
+            return copy_to_host(self._ready.decoder.decode(runner.codes.summed_codes)[0]).numpy()
 
     def _sample(
         self,
@@ -273,13 +267,6 @@ class Generator:
         distinct = list(dict.fromkeys([*texts, *filter(None, negatives)]))
         encoded = dict(zip(distinct, self.model.text_encoder.encode(distinct), strict=True))
         return [encoded[text] for text in texts], [encoded[text] if text else None for text in negatives]
-
-    def _decode(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, H, W, 3] uint8 RGB and [B] bool, whether all numbers were finite; both on the device."""
-        decode, backend = self.model.vae.decode_checked, self._ready.backend
-        chunks = [decode(chunk, backend) for chunk in codes.split(_DECODE_CHUNK)]
-        images = torch.cat([to_uint8(pixels) for pixels, _ in chunks])
-        return images, torch.cat([largest for _, largest in chunks]).isfinite()
 
     def _statistics(self, sampled: _Sampled) -> list[ImageStatistics]:
         """What is known of each image of a batch when it is queued."""

@@ -11,6 +11,7 @@ from toprovar_batch.kernels.cuda_graphs import CudaGraphs
 from toprovar_batch.kernels.ops import Backend
 
 from .models import Model, build_model
+from .picture_decoder import PictureDecoder
 from .resolved import ResolvedModel
 from .row_independence import make_rows_independent
 from .runtime import backend_fallback, resolve_device, resolve_dtype, resolve_kernels
@@ -34,6 +35,7 @@ class LoadedModel:
         captures: whether work may be captured in CUDA graphs.
         least_rows: see `row_independence`; None where a row's bits depend on how many there are, and on a CPU.
         rows_independent: whether products were then seen to give a row the same bits among many rows.
+        decoder: of pictures, on `backend` and over the graphs of `workspace`.
         workspace: where batches run whose work is captured; None where none is.
         text_chunks: makes what the text gives to the transformer on a GPU; None on a CPU.
     """
@@ -45,6 +47,7 @@ class LoadedModel:
     fallback: str | None
     free_bytes: int | None
     seconds: float
+    decoder: PictureDecoder
     captures: bool = False
     least_rows: int | None = None
     rows_independent: bool = False
@@ -60,11 +63,13 @@ class LoadedModel:
         backend = resolve_kernels(setting, self.device, head_dim)
         if backend.name == self.backend.name:
             return self
+        workspace = _workspace(self.model, backend) if self.captures else None
         return replace(
             self,
             backend=backend,
             fallback=backend_fallback(setting, self.device, backend),
-            workspace=_workspace(self.model, backend) if self.captures else None,
+            decoder=_decoder(self.model, backend, workspace),
+            workspace=workspace,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -127,6 +132,7 @@ def load_model(model: ResolvedModel, runtime: RuntimeSpec) -> LoadedModel:
         fallback,
         free_bytes,
         seconds,
+        _decoder(parts, backend, workspace),
         captures,
         rows,
         independent,
@@ -137,4 +143,10 @@ def load_model(model: ResolvedModel, runtime: RuntimeSpec) -> LoadedModel:
 
 def _workspace(model: Model, backend: Backend) -> Workspace | None:
     """Where captured batches run: only Triton's kernels take rows that the device alone knows."""
-    return Workspace(model.transformer, backend) if backend.name == "triton" else None
+    if backend.name != "triton":
+        return None
+    return Workspace(model.transformer, backend, vae=model.vae.sizes)
+
+
+def _decoder(model: Model, backend: Backend, workspace: Workspace | None) -> PictureDecoder:
+    return PictureDecoder(model.vae, backend, None if workspace is None else workspace.graphs)

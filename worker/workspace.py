@@ -9,7 +9,8 @@ from toprovar_batch.kernels.cuda_graphs import CudaGraphs, Replay
 from toprovar_batch.kernels.flash_attention.config import queries_per_block
 from toprovar_batch.kernels.ops import Backend
 
-from .batch_memory import layer_bytes
+from .batch_memory import decoder_bytes, layer_bytes
+from .infinity.config import VaeArchitecture
 from .infinity.transformer import Infinity
 from .static_batch import BatchShape, StaticBatch, sizes_of
 
@@ -24,15 +25,22 @@ class Workspace:
         graphs: over these tensors.
     """
 
-    def __init__(self, model: Infinity, backend: Backend, graphs: Replay | None = None) -> None:
+    def __init__(
+        self,
+        model: Infinity,
+        backend: Backend,
+        graphs: Replay | None = None,
+        vae: VaeArchitecture | None = None,
+    ) -> None:
         """Start without memory.
 
         Args:
             model: the transformer.
             backend: of the kernels.
             graphs: replay the work; None: CUDA graphs of the model's device.
+            vae: whose decoder the graphs replay, too; None: there is none.
         """
-        self._model, self._backend = model, backend
+        self._model, self._backend, self._vae = model, backend, vae
         self.graphs = CudaGraphs(model.device) if graphs is None else graphs
         self._flat: dict[str, Tensor] = {}
         self._batches: dict[BatchShape, StaticBatch] = {}
@@ -47,7 +55,10 @@ class Workspace:
         if shape not in self._batches:
             sizes, dtype = self._model.sizes, self._model.dtype
             self._grow(sizes_of(shape, sizes, dtype, self.block_m))
-            self.graphs.reserve(layer_bytes(sizes, shape.most_tokens, dtype))
+            widest = layer_bytes(sizes, shape.most_tokens, dtype)
+            if self._vae is not None:
+                widest = max(widest, decoder_bytes(self._vae, shape.schedule, dtype))
+            self.graphs.reserve(widest)
             self._batches[shape] = StaticBatch(shape, self._model, self._backend, self.block_m, self._flat)
         return self._batches[shape]
 

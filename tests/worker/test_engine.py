@@ -92,7 +92,7 @@ def test_the_decoder_runs_on_the_engines_backend_image_by_image(engine, monkeypa
         vae, "decode_checked", lambda codes, backend: seen.append((len(codes), backend)) or real(codes)
     )
     with torch.inference_mode():
-        pixels, finite = generator._decode(torch.zeros(3, vae.sizes.codebook_dim, 2, 2))
+        pixels, finite = generator._ready.decoder.decode(torch.zeros(3, vae.sizes.codebook_dim, 2, 2))
     assert pixels.shape == (3, 32, 32, 3)
     assert finite.tolist() == [True] * 3
     assert seen == [(1, generator._ready.backend)] * 3

@@ -15,7 +15,7 @@ MODEL = resolve_model(
     ModelSpec(random_weights=True, architecture=ArchitectureSpec(depth=1, width=64, num_heads=2))
 )
 HEAD_DIM = MODEL.transformer.head_dim
-OF_THE_KERNELS = {"backend", "fallback", "workspace"}
+OF_THE_KERNELS = {"backend", "fallback", "decoder", "workspace"}
 SHARED = {
     "model", "device", "dtype", "free_bytes", "seconds", "captures", "least_rows", "rows_independent", "text_chunks",
 }  # fmt: skip
