@@ -34,7 +34,7 @@ _LAYER_WIDTHS = 6
 # operations, and pieces of smaller scales that PyTorch's pool keeps.
 _UNCAPTURED_WIDTHS = 25
 # The pool of the text encoder's graphs (in T5-XL, 8 texts of 512 tokens take 0.9 GB at once, and shorter ones a third of
-# that), what libraries take for themselves, and the graphs.
+# that), what libraries take for themselves (the decoder's convolutions take it from the graphs' pool), and the graphs.
 _FIXED = 3 * 2**29
 
 

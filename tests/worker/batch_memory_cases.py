@@ -74,4 +74,6 @@ def test_a_layer_takes_what_is_counted_for_it(dtype, entropy):
                 )  # fmt: skip
     counted = layer_bytes(SIZES, rows * tokens, dtype)
     assert live.most <= 1.01 * counted  # with tables of blocks, which are small where there are many tokens
-    assert live.most > 0.97 * (counted if entropy else 5 / 6 * counted)
+    # Where Hopper's kernel attends, the entropy has no pass of its own.
+    apart = entropy and not (DEVICE.type == "cuda" and dtype == torch.bfloat16)
+    assert live.most > 0.97 * (counted if apart else 5 / 6 * counted)
