@@ -60,7 +60,7 @@ def test_a_job_drains_and_goes_on_in_object_storage(write_job, s3, start_driver)
         return s3.exists("bucket/out/data")
 
     driver = start_driver(job)
-    driver.permit(7)  # of two workers one finishes a shard
+    driver.permit(15)  # of two workers one finishes a shard, and has begun two batches behind it
     driver.wait_until(has_parts)
     driver.process.send_signal(signal.SIGINT)
     driver.wait_until(lambda: "draining: finishing" in driver.said)

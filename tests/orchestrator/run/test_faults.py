@@ -60,11 +60,12 @@ def test_a_driver_killed_five_times_loses_and_repeats_nothing(write_job, tmp_pat
     job = write_job([f"prompt {index}" for index in range(NUM_PROMPTS)], shard_size=10)
     output = tmp_path / "out"
     before = {}
-    for permits in (5, 19, 12, 35, 27):
+    # A shard of 10 is published when two batches, of 4 and 3, have begun behind it.
+    for permits in (5, 33, 12, 40, 36):
         driver = start_driver(job)
         driver.permit(permits)
         driver.wait_until_taken(permits)
-        if permits >= 19:  # of two workers one has finished a shard
+        if permits > 2 * 16:  # of two workers one has finished a shard
             wait_for_a_part(driver, output, before)
         before |= published(output)
         driver.kill()
@@ -113,8 +114,8 @@ def test_the_real_engine_survives_five_killed_drivers_and_five_killed_workers(
     before = {}
     for round_ in range(5):
         driver = start_driver(job, "real")
-        driver.permit(15)  # of two workers one finishes one shard
-        driver.wait_until_taken(15)
+        driver.permit(19)  # of two workers one finishes one shard, and has begun two images behind it
+        driver.wait_until_taken(19)
         wait_for_a_part(driver, output, before)
         os.kill(driver.takers[-1], signal.SIGKILL)
         if round_ % 2:  # the driver dies before or after it hears of it
