@@ -18,7 +18,7 @@ from .infinity.schedule import ScaleSchedule, num_scales, scale_schedule
 from .presets import ModelPreset, get_preset
 from .pruning.policies.specs import PolicySpec
 from .sampling_settings import SamplingSettings, per_scale
-from .specs import ArchitectureSpec, EngineSpec, ImageSpec, ModelSpec, SamplingSpec
+from .specs import ArchitectureSpec, EngineSpec, ImageSpec, ModelSpec, Resolution, SamplingSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def resolve(spec: EngineSpec) -> ResolvedSpec:
         written_out=EngineSpec(
             model=_written_out_model(spec.model, model),
             sampling=sampling,
-            image=spec.image.model_copy(update={"resolution": resolution}),
+            image=_written_out_image(spec.image, resolution),
             policy=spec.policy,
         ),
     )
@@ -226,6 +226,11 @@ def _written_out_sampling(given: SamplingSpec, preset: ModelPreset) -> SamplingS
         "temperature": preset.temperature if given.temperature is None else given.temperature,
     }
     return given.model_copy(update=values)
+
+
+def _written_out_image(given: ImageSpec, resolution: Resolution) -> ImageSpec:
+    subsampling = given.jpeg_subsampling if given.format == "jpeg" else given.subsampling
+    return given.model_copy(update={"resolution": resolution, "subsampling": subsampling})
 
 
 def _written_out_model(given: ModelSpec, model: ResolvedModel) -> ModelSpec:

@@ -33,6 +33,6 @@ def idle_sentence(num_samples: int, shard_size: int, num_workers: int) -> str | 
     if num_shards >= num_workers or occupied <= num_shards:
         return None
     return (
-        f"{counted(num_shards, 'shard')} for {num_workers:,} workers: {num_workers - num_shards:,} idle; "
+        f"{counted(num_shards, 'shard')} for {counted(num_workers, 'worker')}: {num_workers - num_shards:,} idle; "
         f"a new dataset with shard_size: {fitting} occupies {occupied:,}"
     )

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import interpolate, linear, scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from toprovar_batch.kernels.bit_sampling import uniform_noise
-from toprovar_batch.kernels.flash_attention import naive as reference
 from toprovar_batch.kernels.layout import TokenLayout
 from toprovar_batch.kernels.ops import PYTORCH
 from toprovar_batch.worker.batch_runner import BatchRunner
@@ -81,25 +81,43 @@ SAMPLINGS = {
 }
 
 
-@pytest.fixture
-def exact_products(monkeypatch):
-    """Products of float64, rounded once.
+class _ExactProducts(TorchFunctionMode):
+    """Linear layers and attention whose sums no order of adding changes, wherever they are called from.
 
     A CPU's own round differently with the number of rows. Here the batching must be told from none, by decisions that take
-    any difference for one.
+    any difference for one. Factors are whole multiples of 2**-16, so that float64 holds their sums without rounding.
     """
 
-    def exact_linear(x, weight, bias=None):
-        return linear(x.double(), weight.double(), None if bias is None else bias.double()).to(x.dtype)
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is linear:
+            return self._linear(*args, **(kwargs or {}))
+        if func is torch.addmm:
+            bias, x, weight = args
+            return kwargs["out"].copy_(self._linear(x, weight.mT, bias))
+        if func is scaled_dot_product_attention:
+            return self._attention(*args, **kwargs)
+        return func(*args, **(kwargs or {}))
 
-    def exact_attention(q, k, v, attn_mask=None, scale=None):
-        mask = None if attn_mask is None else attn_mask.expand(-1, -1, q.shape[2], -1)
-        out = scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=mask, scale=scale)
-        return out.to(q.dtype)
+    def _linear(self, x, weight, bias=None):
+        product = _on_grid(x) @ _on_grid(weight).mT
+        return (product if bias is None else product + bias.double()).to(x.dtype)
 
-    monkeypatch.setattr(torch.nn.functional, "linear", exact_linear)
-    monkeypatch.setattr(transformer, "linear", exact_linear)
-    monkeypatch.setattr(reference, "scaled_dot_product_attention", exact_attention)
+    def _attention(self, q, k, v, attn_mask=None, scale=None):
+        scores = _on_grid(q) @ _on_grid(k).mT * scale
+        if attn_mask is not None:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+        weights = _on_grid((scores - scores.amax(-1, keepdim=True)).exp())
+        return (weights @ _on_grid(v) / weights.sum(-1, keepdim=True)).to(q.dtype)
+
+
+def _on_grid(x):
+    return (x.double() * 2**16).round() / 2**16
+
+
+@pytest.fixture
+def exact_products():
+    with _ExactProducts():
+        yield
 
 
 @pytest.fixture(scope="module")
