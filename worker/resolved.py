@@ -18,7 +18,7 @@ from .infinity.schedule import ScaleSchedule, num_scales, scale_schedule
 from .presets import ModelPreset, get_preset
 from .pruning.policies.specs import PolicySpec
 from .sampling_settings import SamplingSettings, per_scale
-from .specs import ArchitectureSpec, EngineSpec, ImageSpec, ModelSpec, Resolution, SamplingSpec
+from .specs import ArchitectureSpec, EngineSpec, ImageSpec, ModelSpec, SamplingSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +228,7 @@ def _written_out_sampling(given: SamplingSpec, preset: ModelPreset) -> SamplingS
     return given.model_copy(update=values)
 
 
-def _written_out_image(given: ImageSpec, resolution: Resolution) -> ImageSpec:
+def _written_out_image(given: ImageSpec, resolution: str) -> ImageSpec:
     subsampling = given.jpeg_subsampling if given.format == "jpeg" else given.subsampling
     return given.model_copy(update={"resolution": resolution, "subsampling": subsampling})
 
