@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -32,6 +31,7 @@ from toprovar_batch.worker.whole_file import whole_file
 from toprovar_batch.worker.words import counted
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -220,7 +220,9 @@ def _layers(axes: "Axes", scale: ScaleRecord) -> None:
         of_kind = [[row for row in rows if (scale.shares[row] == 1) is whole] for whole in (True, False)]
         for kind, found in zip(("Global", "Detail"), of_kind, strict=True):
             if found:
-                axes.text(-0.52, sum(found) / len(found), kind, fontsize=7, ha="center", va="center", color=_COND)
+                axes.text(
+                    -0.52, sum(found) / len(found), kind, fontsize=7, ha="center", va="center", color=_COND
+                )
     axes.axvline(0, color="black", linewidth=0.6)
     axes.set(xlim=(-1.02, 1.02), ylim=(len(rows) - 0.4, -0.6))
     axes.set_box_aspect(1)
