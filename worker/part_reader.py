@@ -9,14 +9,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .credentials import redact
+from .errors import OutputFolderError
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
 """What reading broken content raises, where it is no `UnreachableError`."""
+# What fsspec says where a server answers a range with the whole file, or tells no length.
+_NO_RANGES = ("support range requests", "streaming HTTP file")
 T = TypeVar("T")
 
 
 class UnreachableError(Exception):
     """The storage did not give what was asked of it; says nothing about the content."""
+
+
+class NoRangesError(OutputFolderError):
+    """A web server that gives files only whole, so that nothing can be said about a part of them."""
 
 
 class _WatchedFile:
@@ -27,8 +34,8 @@ class _WatchedFile:
 
     closed = False
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
+    def __init__(self, file: Any, path: str) -> None:
+        self._file, self._path = file, path
         self.trouble: Exception | None = None
 
     def read(self, size: int = -1) -> bytes:
@@ -46,8 +53,13 @@ class _WatchedFile:
     def _watch(self, call: Callable[..., T], *arguments: int) -> T:
         try:
             return call(*arguments)
-        except ValueError:  # an impossible place: broken content sends pyarrow there
-            raise
+        except ValueError as error:
+            if any(words in str(error) for words in _NO_RANGES):
+                raise NoRangesError(
+                    f"{self._path}: its web server gives files only whole (it has no range requests), and a dataset is "
+                    "read in pieces; name a server that has them, or copy the dataset to a folder"
+                ) from error
+            raise  # an impossible place: broken content sends pyarrow there
         except Exception as error:
             self.trouble = error
             raise
@@ -63,13 +75,16 @@ def open_parquet(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[p
 
     Raises:
         UnreachableError: the storage failed, here or inside the block.
+        NoRangesError: it is a web server that gives files only whole.
     """
     watched = None
     try:
         with filesystem.open(path, "rb") as file:
-            watched = _WatchedFile(file)
+            watched = _WatchedFile(file, str(filesystem.unstrip_protocol(path)))
             with pq.ParquetFile(watched, page_checksum_verification=True) as part:
                 yield part
+    except NoRangesError:
+        raise
     except Exception as error:  # every file system raises errors of its own kind
         if watched is None or watched.trouble is not None:
             raise UnreachableError(first_words(error)) from error

@@ -53,10 +53,14 @@ def locate(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return LocalFileSystem(), absolute(address.removeprefix(protocol), Path.cwd())
     if "::" in address:
         raise ValueError("holds ::, which is refused in a URL; name one file or folder of one file system")
+    protocol = address.partition("://")[0]
+    if protocol not in fsspec.available_protocols():
+        raise ValueError(
+            f"nothing is known of {protocol}://; name a path, or a URL such as s3:// or https://"
+        )
     try:
         filesystem, path = fsspec.core.url_to_fs(address)
     except ImportError as error:
-        protocol = address.partition("://")[0]
         mend = f"pip install {_EXTRAS[protocol]}" if protocol in _EXTRAS else explain_storage(error)
         raise ImportError(f"{protocol}:// needs another package: {mend}") from error
     return filesystem, str(path)
@@ -104,4 +108,4 @@ def storage_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
 
 def explain_storage(error: Exception) -> str:
     """The first line of what a file system says, or the kind of the error where it says nothing."""
-    return redact(next(iter(str(error).strip().splitlines()), type(error).__name__))
+    return redact(next(iter(str(error).strip().splitlines()), type(error).__name__)).rstrip(".")

@@ -21,7 +21,7 @@ from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_outpu
 from toprovar_batch.orchestrator.output.parts import open_own_part, planned_schema
 from toprovar_batch.worker.errors import OutputFolderError, UserError
 from toprovar_batch.worker.part_identity import PartOwner
-from toprovar_batch.worker.storage import storage_errors
+from toprovar_batch.worker.storage import explain_storage, storage_errors
 from toprovar_batch.worker.whole_file import whole_file
 
 _COLUMNS: Final = ("sample_id", "prompt", "image", "status", "error")
@@ -166,7 +166,9 @@ def _cells(output: str, width: int, limit: int, selection: Selection, font: Capt
                 for row in _rows(part, [place for _, place in places]):
                     yield _cell(folder.shown(path), row, width, font)
     except storage_errors() as error:
-        raise OutputFolderError(f"{output} cannot be read now: {error}; try again later") from error
+        raise OutputFolderError(
+            f"{output} cannot be read now: {explain_storage(error)}; try again later"
+        ) from error
 
 
 def _candidates(

@@ -14,6 +14,7 @@ from toprovar_batch.orchestrator.output.folder import LOCK_FILE, OutputFolder, l
 from toprovar_batch.orchestrator.output.parts import (
     damaged_sentence,
     foreign_file_reasons,
+    mend_sentence,
     planned_schema,
     read_footers,
     unreachable_sentence,
@@ -33,7 +34,7 @@ from toprovar_batch.orchestrator.run.summary import (
 )
 from toprovar_batch.worker.errors import OutputFolderError, RunFailedError
 from toprovar_batch.worker.shard_stats import ShardStats
-from toprovar_batch.worker.storage import storage_errors
+from toprovar_batch.worker.storage import explain_storage, storage_errors
 from toprovar_batch.worker.words import counted
 
 
@@ -67,7 +68,9 @@ def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
         foreign = foreign_file_reasons(folder, num_shards)
         runs = read_records(folder)
     except storage_errors() as error:
-        raise OutputFolderError(f"{output} cannot be read now: {error}; try again later") from error
+        raise OutputFolderError(
+            f"{output} cannot be read now: {explain_storage(error)}; try again later"
+        ) from error
     return {
         "name": job["name"],
         "samples": job["num_samples"],
@@ -150,7 +153,7 @@ def status_command(output: str, as_json: bool, verify: bool, watch: bool, every:
     troubles = []
     if status["damaged"]:
         troubles.append(
-            f"{counted(len(status['damaged']), 'part is', 'parts are')} damaged; delete what is damaged and submit the job again: "
+            f"{counted(len(status['damaged']), 'part is', 'parts are')} damaged; {mend_sentence(output)}: "
             + _first(status["damaged"], damaged_sentence)
         )
     if status["unreachable"]:

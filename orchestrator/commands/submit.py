@@ -21,6 +21,7 @@ from toprovar_batch.orchestrator.output.folder import PLAN_COLUMNS, OutputFolder
 from toprovar_batch.orchestrator.output.parts import (
     Findings,
     foreign_file_reasons,
+    mend_sentence,
     missing_parts,
     read_footers,
 )
@@ -85,7 +86,7 @@ def submit(
     with open_output(job, plan, schema) as folder:
         parts = read_footers(folder, folder.finished(plan.num_shards), plan.num_shards, schema)
         for path, reason in foreign_file_reasons(folder, plan.num_shards).items():
-            echo(f"Warning: {path}: {reason}; delete it", err=True)
+            echo(f"Warning: {path}: {reason}; {mend_sentence(folder.url, 'it')}", err=True)
         todo = shards_to_do(plan.num_shards, parts, retry_errors=retry_errors)
         summarise = partial(_summarise, job, plan, folder, parts, retry_errors)
         outcome = Outcome()

@@ -15,6 +15,7 @@ from torch import Tensor
 from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
 from toprovar_batch.orchestrator.output.parts import (
     foreign_file_reasons,
+    mend_sentence,
     open_own_part,
     planned_schema,
     told_with_its_path,
@@ -24,7 +25,7 @@ from toprovar_batch.worker.part_identity import PartOwner
 from toprovar_batch.worker.part_reader import open_parquet
 from toprovar_batch.worker.reference.scenes import Wanted
 from toprovar_batch.worker.reference.scoring.verdict import check_wanted
-from toprovar_batch.worker.storage import storage_errors
+from toprovar_batch.worker.storage import explain_storage, storage_errors
 
 NEEDED_COLUMNS: Final = ("sample_id", "prompt", "image", "status", "task", "wanted", "relation")
 _SEED: Final = "seed"
@@ -79,7 +80,9 @@ class EvaluationData:
                     self._check_columns(part.schema_arrow)
                     self._groups += [(path, group) for group in range(part.num_row_groups)]
         except storage_errors() as error:
-            raise OutputFolderError(f"{output} cannot be read now: {error}; try again later") from error
+            raise OutputFolderError(
+                f"{output} cannot be read now: {explain_storage(error)}; try again later"
+            ) from error
         if not self._groups:
             raise OutputFolderError(f"{output}: no dataset of a job is here (no data/*.parquet with a row)")
 
@@ -125,7 +128,10 @@ class EvaluationData:
     def _table(self, group: int, columns: Sequence[str]) -> pa.Table:
         path, number = self._groups[group]
         filesystem = self._folder.filesystem
-        with told_with_its_path(self._folder.shown(path)), open_parquet(filesystem, path) as part:
+        with (
+            told_with_its_path(self._folder.shown(path), self.output),
+            open_parquet(filesystem, path) as part,
+        ):
             return part.read_row_group(number, columns=list(columns))
 
     def _sample(self, row: dict[str, Any], path: str) -> Sample:
@@ -191,7 +197,7 @@ def _parts(folder: OutputFolder) -> tuple[list[tuple[str, int | None]], PartOwne
         return [(path, None) for path in folder.foreign_files(0)], PartOwner()
     num_shards = job["num_shards"]
     for path, reason in foreign_file_reasons(folder, num_shards).items():
-        raise OutputFolderError(f"{path}: {reason}; delete it")
+        raise OutputFolderError(f"{path}: {reason}; {mend_sentence(folder.url, 'it')}")
     parts: list[tuple[str, int | None]] = [
         (folder.part(shard_id, num_shards), shard_id) for shard_id in folder.finished(num_shards)
     ]

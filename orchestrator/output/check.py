@@ -18,7 +18,7 @@ from .folder import (
     refuse_strangers,
 )
 from .frozen import parts_confirm
-from .place import check_place
+from .place import check_place, refuse_read_only
 
 
 def check_output(job: JobSpec, plan: SamplePlan) -> str:
@@ -63,6 +63,7 @@ def as_in_output(job: JobSpec) -> JobSpec:
     Raises:
         OutputFolderError: no file system answers to the address, or the record there is not of this program.
     """
+    refuse_read_only(job.output)
     record = _record_in_output(job) if job.image.format == "jpeg" else None
     return job if record is None else as_begun(job, record["identity"])
 
@@ -75,6 +76,7 @@ def plan_in_output(job: JobSpec, plan: SamplePlan) -> SamplePlan:
     Raises:
         OutputFolderError: no file system answers to the address, or the record there is not of this program.
     """
+    refuse_read_only(job.output)
     record = _record_in_output(job) if job.shard_size is None else None
     if record is None or record["num_samples"] != plan.num_samples:
         return plan

@@ -16,6 +16,7 @@ from toprovar_batch.worker.words import counted
 
 from .folder import JOB_FILE, JOB_FOLDER, LOCK_FILE, SAMPLES_FILE, OutputFolder, locate_output
 from .parts import planned_schema, read_footers, read_parts, verify_parts
+from .place import refuse_read_only
 from .run_lock import RunLock
 
 REMOVED_FOLDER = (JOB_FOLDER, "removed")
@@ -70,9 +71,11 @@ def examine(output: str, *, repair: bool = False) -> Examination:
         repair: move what is damaged or foreign into `_job/removed`, and delete stale files. What is good stays.
 
     Raises:
-        OutputFolderError: it is no job's output, its record is damaged, a run is writing there, or it cannot be read
-            now.
+        OutputFolderError: it is no job's output, its record is damaged, a run is writing there, it cannot be read now, or
+            not be repaired where it is.
     """
+    if repair:
+        refuse_read_only(output)
     folder = locate_output(output)
     try:
         job = folder.read_job()

@@ -1,5 +1,6 @@
 """What the published parts say: counts from their footers, and a full check of their content."""
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -17,7 +18,7 @@ from toprovar_batch.worker.part_file import dataset_schema, read_stats
 from toprovar_batch.worker.part_identity import PartOwner, check_part
 from toprovar_batch.worker.part_reader import DAMAGE, UnreachableError, first_words, open_parquet
 from toprovar_batch.worker.shard_stats import ShardStats
-from toprovar_batch.worker.storage import storage_errors
+from toprovar_batch.worker.storage import explain_storage, storage_errors
 from toprovar_batch.worker.words import counted
 
 from .folder import PLAN_COLUMNS, SAMPLES_FILE, OutputFolder
@@ -80,7 +81,7 @@ def open_own_part(
         OutputFolderError: it is damaged, the part of another job or shard, or it cannot be read now, here or inside
             the block; names it.
     """
-    with told_with_its_path(folder.shown(path)), open_parquet(folder.filesystem, path) as part:
+    with told_with_its_path(folder.shown(path), folder.url), open_parquet(folder.filesystem, path) as part:
         check_part(part, owner, shard_id)
         yield part
 
@@ -90,14 +91,28 @@ def damaged_sentence(path: str, reason: str) -> str:
     return f"{path} is damaged: {reason}"
 
 
+def repair_command(output: str) -> str:
+    """The command that moves what is damaged or foreign out of an output."""
+    return shlex.join(["toprovar-batch", "fsck", output, "--repair"])
+
+
+def mend_sentence(output: str, what: str = "what is damaged") -> str:
+    """Say what sets damaged parts right, and foreign files; every command says it so."""
+    return f"{repair_command(output)} moves {what} aside, and the next submit makes what is missing"
+
+
 def unreachable_sentence(path: str, reason: str) -> str:
     """Say of a part that the storage does not give it now; it may be whole."""
     return f"{path} cannot be read now: {reason}"
 
 
 @contextmanager
-def told_with_its_path(path: str) -> Iterator[None]:
+def told_with_its_path(path: str, output: str) -> Iterator[None]:
     """Turn what reading a part raises in the block into one sentence with its path and the mend.
+
+    Args:
+        path: of the part, as a person would write it.
+        output: that holds it.
 
     Raises:
         OutputFolderError: the part is damaged, or cannot be read now.
@@ -110,7 +125,7 @@ def told_with_its_path(path: str) -> Iterator[None]:
         ) from error
     except DAMAGE as error:
         sentence = damaged_sentence(path, first_words(error))
-        raise OutputFolderError(f"{sentence}; delete it and submit the job again") from error
+        raise OutputFolderError(f"{sentence}; {mend_sentence(output, 'it')}") from error
 
 
 def foreign_file_reasons(folder: OutputFolder, num_shards: int) -> dict[str, str]:
@@ -142,7 +157,9 @@ def missing_parts(folder: OutputFolder, shard_ids: Collection[int], num_shards: 
                 break
             time.sleep(1)
     except storage_errors() as error:
-        raise RunFailedError(f"{folder.url}: the finished parts cannot be listed: {error}") from error
+        raise RunFailedError(
+            f"{folder.url}: the finished parts cannot be listed: {explain_storage(error)}"
+        ) from error
     return dict.fromkeys(sorted(missing), "its worker published a part that is not in the output folder")
 
 
@@ -211,7 +228,8 @@ def _planned_samples(folder: OutputFolder, num_shards: int) -> Callable[[int], p
     except (UnreachableError, *DAMAGE) as error:
         raise OutputFolderError(
             f"{folder.url}: the plan {'/'.join(SAMPLES_FILE)} cannot be read ({first_words(error)}), so the parts "
-            "cannot be compared with it; delete it where it is damaged, and submit the job again to have it written"
+            f"cannot be compared with it; where it is damaged, {repair_command(folder.url)} moves it aside, and the next "
+            "submit writes it again"
         ) from error
     record = folder.read_job()
     # A row group may hold many shards, so the job's record tells where they end.

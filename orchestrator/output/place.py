@@ -1,10 +1,13 @@
 """Whether a dataset can be written to a place at all: asked alike before a run and by `validate`."""
 
 import tempfile
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toprovar_batch.worker.errors import OutputFolderError
+from toprovar_batch.worker.storage import explain_storage, storage_errors
 
 if TYPE_CHECKING:
     from .folder import OutputFolder
@@ -13,26 +16,38 @@ _READ_ONLY = {"http", "https", "data", "zip", "tar", "libarchive", "jar", "githu
 _WITH_BUCKETS = {"s3", "s3a", "gs", "gcs"}
 
 
+def refuse_read_only(output: str) -> None:
+    """Refuse an address through which nothing can be written, before its server or archive is asked for.
+
+    Raises:
+        OutputFolderError: it is one.
+    """
+    protocol = output.partition("://")[0]
+    if "://" in output and protocol in _READ_ONLY:
+        raise OutputFolderError(
+            f"{output}: nothing can be written through {protocol}://; use a folder, or a URL such as s3://"
+        )
+
+
 def check_place(folder: "OutputFolder") -> None:
     """Check that files can be made in an output folder, without leaving one.
 
     Raises:
-        OutputFolderError: its storage is for reading only, its readers do not take its name, its bucket does not exist, or it may not be written.
+        OutputFolderError: its storage is for reading only, its readers do not take its name, its bucket does not exist, or
+            it may not be written.
         OSError: and what else file systems raise that cannot be reached.
     """
-    protocol = folder.url.partition("://")[0]
-    if "://" in folder.url and protocol in _READ_ONLY:
-        raise OutputFolderError(
-            f"{folder.url}: nothing can be written through {protocol}://; use a folder, or a URL such as s3://"
-        )
+    refuse_read_only(folder.url)
     if "::" in folder.path:
         raise OutputFolderError(
             f"{folder.url}: holds ::, which datasets.load_dataset would take for several addresses; choose another name"
         )
     if folder.is_local:
         _check_writable(folder)
-    elif protocol in _WITH_BUCKETS:
+        return
+    if folder.url.partition("://")[0] in _WITH_BUCKETS:
         _check_bucket(folder)
+    _check_takes(folder)
 
 
 def _check_writable(folder: "OutputFolder") -> None:
@@ -46,6 +61,17 @@ def _check_writable(folder: "OutputFolder") -> None:
         tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
         raise OutputFolderError(f"{folder.url}: {nearest} cannot be written: {error.strerror}") from error
+
+
+def _check_takes(folder: "OutputFolder") -> None:
+    """Write a small object and remove it: nothing else tells whether a store takes what a run would write."""
+    path = folder.inside("_job", "tmp", f"write-check-{uuid.uuid4().hex}")
+    try:
+        folder.filesystem.pipe_file(path, b"toprovar-batch: can this be written?")
+    except storage_errors() as error:
+        raise OutputFolderError(f"{folder.url}: cannot be written: {explain_storage(error)}") from error
+    with suppress(*storage_errors()):  # who may write need not be allowed to delete
+        folder.filesystem.rm_file(path)
 
 
 def _check_bucket(folder: "OutputFolder") -> None:

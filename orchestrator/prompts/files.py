@@ -203,7 +203,8 @@ def _unreadable(label: str, error: Exception) -> PromptSourceError:
         return PromptSourceError(f"{label}: the prompt file does not exist")
     if isinstance(error, PermissionError):
         return PromptSourceError(f"{label}: no permission to read the prompt file")
-    return PromptSourceError(f"{label} cannot be read: {type(error).__name__}: {first_line(error)}")
+    kind = "" if type(error) in (ValueError, ImportError) else f"{type(error).__name__}: "
+    return PromptSourceError(f"{label} cannot be read: {kind}{first_line(error)}")
 
 
 def first_line(error: Exception) -> str:

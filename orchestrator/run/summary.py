@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from toprovar_batch.orchestrator.output.parts import damaged_sentence, unreachable_sentence
+from toprovar_batch.orchestrator.output.parts import damaged_sentence, mend_sentence, unreachable_sentence
 from toprovar_batch.orchestrator.output.reading import reading_call
 from toprovar_batch.worker.shard_stats import NO_PRUNING, ShardStats
 from toprovar_batch.worker.words import counted
@@ -97,7 +97,7 @@ class RunSummary:
         if self.stopped_by:
             yield f"stopped by {self.stopped_by}; what is finished stays"
         if self.damaged:
-            yield "delete what is damaged and submit the job again"
+            yield mend_sentence(self.output)
         yield from self._advice(go_on)
         yield f"dataset: {self.output}"
         if self.is_complete:

@@ -283,7 +283,7 @@ def test_a_part_with_a_corrupt_picture_is_left_alone_and_named_when_errors_are_t
     said = capsys.readouterr()
     assert f"{part} is damaged: " in said.out
     assert f"shard 0 is left alone, as {part} is damaged: " in said.err
-    assert "delete what is damaged and submit the job again" in said.out
+    assert f"toprovar-batch fsck {tmp_path / 'out'} --repair moves what is damaged aside" in said.out
     records = [json.loads(path.read_text()) for path in (tmp_path / "out/_job/runs").iterdir()]
     assert [list(record["damaged_shards"]) for record in records if record["totals"]["generated"] == 1] == [
         ["0"]

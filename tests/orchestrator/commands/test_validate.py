@@ -296,20 +296,20 @@ def test_one_of_a_kind_is_no_plural(validate):
             ["--output", "http://127.0.0.1:9/out"],
             "http://127.0.0.1:9/out: nothing can be written through http://",
         ),
-        (["--output", "zip://x"], "zip://x: "),
+        (["--output", "zip://x"], "zip://x: nothing can be written through zip://"),
         (
             ["--output", "/tmp/a::b"],
             "/tmp/a::b: holds ::, which datasets.load_dataset would take for several",
         ),
         (["--output", "ftp://127.0.0.1:9/out"], "ftp://127.0.0.1:9/out: [Errno 111] Connection refused"),
-        (["--output", "s4://b/out"], "s4://b/out: Protocol not known: s4"),
+        (["--output", "s4://b/out"], "s4://b/out: nothing is known of s4://"),
         (
             ["--set", "prompts.source=s4://b/p.txt"],
-            "s4://b/p.txt cannot be read: ValueError: Protocol not known: s4",
+            "s4://b/p.txt cannot be read: nothing is known of s4://",
         ),
         (
             ["--set", "model.random_weights=false", "--set", "model.vae=s4://b/vae"],
-            "model.vae: s4://b/vae: Protocol not known: s4",
+            "model.vae: s4://b/vae: nothing is known of s4://",
         ),
     ],
 )

@@ -95,6 +95,25 @@ def test_a_missing_bucket_is_the_users_mistake(write_job, s3):
         )
 
 
+def test_a_refused_upload_is_told_before_the_run_by_validate_as_by_submit(write_job, s3, monkeypatch):
+    async def refuse(*_, **__):
+        raise PermissionError("Access Denied")
+
+    job = write_job(output="s3://bucket/refused")
+    monkeypatch.setattr(s3fs.S3FileSystem, "_pipe_file", refuse)
+    s3fs.S3FileSystem.clear_instance_cache()
+    for command in (["validate"], ["validate", "--json"], ["submit"]):
+        result = CliRunner().invoke(main, [*command, job])
+        assert result.exit_code == 2
+        assert result.stderr == "Error: s3://bucket/refused: cannot be written: Access Denied\n"
+
+
+def test_validate_leaves_nothing_in_a_bucket(write_job, s3):
+    result = CliRunner().invoke(main, ["validate", write_job(output="s3://bucket/untouched")])
+    assert result.exit_code == 0, result.output
+    assert s3.find("bucket/untouched") == []
+
+
 def test_a_new_folder_in_an_empty_bucket_is_new(write_job, s3):
     s3.makedirs("empty", exist_ok=True)
     job = load_job(write_job(output="s3://empty/out"))

@@ -82,8 +82,8 @@ def test_a_part_of_another_seed_is_not_whole(mixed, options):
     result = CliRunner().invoke(main, ["status", str(mixed), *options])
     assert result.exit_code == 1
     assert (
-        f"1 part is damaged; delete what is damaged and submit the job again: {mixed / PART} is damaged: it belongs to another job"
-        in (result.stderr)
+        f"1 part is damaged; toprovar-batch fsck {mixed} --repair moves what is damaged aside, and the next submit makes what is "
+        f"missing: {mixed / PART} is damaged: it belongs to another job" in (result.stderr)
     )
 
 
@@ -93,13 +93,14 @@ def test_a_part_of_another_seed_is_not_continued(write_job, mixed, capsys):
     assert summary.damaged == {0: "it belongs to another job than this output"}
     assert (mixed / PART).read_bytes() == before
     show(summary, "again")
-    assert "delete what is damaged and submit the job again" in capsys.readouterr().out
+    assert f"toprovar-batch fsck {mixed} --repair moves what is damaged aside" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("read", [make_sheet, EvaluationData])
 def test_no_reader_takes_a_part_of_another_seed(mixed, read):
     with pytest.raises(
-        OutputFolderError, match=f"{PART} is damaged: it belongs to another job than this output; delete it"
+        OutputFolderError,
+        match=f"{PART} is damaged: it belongs to another job than this output; toprovar-batch fsck",
     ):
         read(str(mixed))
 

@@ -217,7 +217,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
 
 def test_an_unknown_protocol_is_an_error():
-    assert "foo://x.txt cannot be read: ValueError: Protocol not known: foo" in error_of("foo://x.txt")
+    assert "foo://x.txt cannot be read: nothing is known of foo://; name a path" in error_of("foo://x.txt")
 
 
 # What is wrong with a whole source
