@@ -11,7 +11,7 @@ import click
 from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.run.job_server import JobServer
-from toprovar_batch.orchestrator.run.ray_session import is_job_server
+from toprovar_batch.orchestrator.run.ray_probe import is_job_server
 from toprovar_batch.orchestrator.run.shipment import JOB_NAME, pack, runtime_env
 from toprovar_batch.worker.errors import JobSpecError, RunFailedError
 

@@ -34,7 +34,8 @@ from toprovar_batch.orchestrator.run.ledger import Assignment, ShardLedger
 from toprovar_batch.orchestrator.run.load_guard import LoadGuard
 from toprovar_batch.orchestrator.run.progress import ProgressBar
 from toprovar_batch.orchestrator.run.published import PublishedParts
-from toprovar_batch.orchestrator.run.ray_session import cluster_address, is_job_server, ray_session
+from toprovar_batch.orchestrator.run.ray_probe import cluster_address, is_job_server
+from toprovar_batch.orchestrator.run.ray_session import ray_session
 from toprovar_batch.orchestrator.run.record import RunLog
 from toprovar_batch.orchestrator.run.stop_signals import signal_of
 from toprovar_batch.orchestrator.run.summary import RunSummary, total

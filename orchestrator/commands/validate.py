@@ -10,9 +10,12 @@ from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.check import check_output, plan_in_output
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
+from toprovar_batch.orchestrator.run.ray_probe import check_ray
+from toprovar_batch.worker.errors import UserError
 from toprovar_batch.worker.words import counted
 
 _LABEL_WIDTH = 9
+_RAY_ANSWER_S = 10.0  # a run waits longer, for a head that is busy
 
 
 @click.command("validate")
@@ -23,15 +26,24 @@ _LABEL_WIDTH = 9
 @click.option("--output", metavar="DIR", help="Folder or URL of the dataset, instead of the job's.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON record.")
 def validate_command(job_file: str, overrides: tuple[str, ...], output: str | None, as_json: bool) -> None:
-    """Check the job file JOB, its prompts, model files and output folder, without a GPU."""
-    job = load_job(job_file, overrides, output=output)
-    model_lines = check_job(job)
-    plan = plan_in_output(job, plan_job(job))
-    output_state = check_output(job, plan)
-    warnings = [*plan.warnings, *check_remote_files(job.resolved.model.files)]
+    """Check the job file JOB, its prompts, model files, output folder and Ray cluster, without a GPU."""
+    try:
+        job = load_job(job_file, overrides, output=output)
+        model_lines = check_job(job)
+        plan = plan_in_output(job, plan_job(job))
+        output_state = check_output(job, plan)
+        warnings = [
+            *plan.warnings,
+            *check_remote_files(job.resolved.model.files),
+            *check_ray(job.runtime, _RAY_ANSWER_S),
+        ]
+    except UserError as error:
+        if as_json:
+            echo_json({"valid": False, "error": str(error)})
+        raise
     if as_json:
         record = _record(job, plan, model_lines, output_state) | {"warnings": warnings}
-        echo_json(record)
+        echo_json({"valid": True} | record)
         return
     for label, text in _summary(job, plan, model_lines, output_state):
         echo(f"{label:<{_LABEL_WIDTH}}{text}")

@@ -1,16 +1,90 @@
-"""Whether a Ray cluster answers at an address; Ray itself asks for many minutes, and ends the process where it gives up."""
+"""What can be told about Ray without importing it: which cluster a job runs on, and whether that answers.
+
+Ray itself asks for many minutes, and ends the process where it gives up.
+"""
 
 import os
 import re
 import socket
 import time
 
+from toprovar_batch.orchestrator.job.spec import RuntimeJobSpec
+from toprovar_batch.worker.errors import JobSpecError
+from toprovar_batch.worker.words import counted
+
 ANSWER_S = 60.0  # a head that is busy or far away may take long
 _REFUSALS_S = 5.0  # a port that nobody listens at is an answer, unless the head is just being started
+_NAMES = ("auto", "local")
 _ADDRESS = re.compile(r"(?:ray://)?\[?([^/\]]+?)\]?:(\d+)/?")
 # How gRPC begins: the preface of HTTP/2 with empty settings, which a server answers with its own.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS = 4  # type of a frame, its fourth byte
+
+
+def cluster_address(runtime: RuntimeJobSpec) -> str | None:
+    """Address of the cluster that a job must run on; None: this machine."""
+    return runtime.ray_address or os.environ.get("RAY_ADDRESS")
+
+
+def is_job_server(address: str) -> bool:
+    """Whether an address is that of Ray Jobs, and not of a cluster's GCS or Ray Client."""
+    return address.startswith(("http://", "https://"))
+
+
+def refuse_address(address: str) -> None:
+    """Refuse what no Ray cluster is joined by.
+
+    Raises:
+        JobSpecError: it is that of Ray Jobs, or none at all.
+    """
+    if is_job_server(address):
+        raise JobSpecError(
+            f"runtime.ray_address: {address} is of Ray Jobs; send the job there with submit --address {address}, or name the "
+            "cluster's own address, such as head:6379"
+        )
+    if address not in _NAMES and "://" not in address and _ADDRESS.fullmatch(address) is None:
+        raise JobSpecError(
+            f"runtime.ray_address: {address} is no address; name host:port, ray://host:port or auto"
+        )
+
+
+def no_answer(address: str, reason: str) -> JobSpecError:
+    """The error of a cluster that does not answer."""
+    return JobSpecError(f"runtime.ray_address: no Ray cluster answers at {address}: {reason}")
+
+
+def check_ray(runtime: RuntimeJobSpec, limit_s: float) -> list[str]:
+    """Look for the Ray that a job runs on, without starting or joining it.
+
+    Args:
+        runtime: of the job.
+        limit_s: most seconds to wait for an answer of a cluster.
+
+    Returns:
+        What a run would warn of.
+
+    Raises:
+        JobSpecError: no cluster answers at its address.
+    """
+    address = cluster_address(runtime)
+    if not address:
+        warning = core_warning(runtime)
+        return [warning] if warning else []
+    refuse_address(address)
+    try:
+        wait_for_ray(address, limit_s)
+    except ConnectionError as error:
+        raise no_answer(address, str(error)) from error
+    return []
+
+
+def core_warning(runtime: RuntimeJobSpec) -> str | None:
+    """Say that a worker asks for more cores than this machine lets a process use; None where it does not."""
+    cpus = len(os.sched_getaffinity(0))
+    if runtime.cpus_per_worker <= cpus:
+        return None
+    have = counted(cpus, "core")
+    return f"runtime.cpus_per_worker is {runtime.cpus_per_worker}, and this machine has {have}, which a worker gets alone"
 
 
 def wait_for_ray(address: str, limit_s: float = ANSWER_S, refusals_s: float = _REFUSALS_S) -> None:

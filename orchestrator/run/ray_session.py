@@ -15,9 +15,8 @@ from ray._private import ray_constants
 from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.job.spec import RuntimeJobSpec
 from toprovar_batch.worker.errors import JobSpecError
-from toprovar_batch.worker.words import counted
 
-from .ray_probe import wait_for_ray
+from .ray_probe import cluster_address, core_warning, no_answer, refuse_address, wait_for_ray
 from .stop_signals import undisturbed_start
 
 _OBJECT_STORE_BYTES = 256 << 20  # events and prompts only: images never pass through it
@@ -26,16 +25,6 @@ _REFUSED_TOKEN: Any = getattr(ray.exceptions, "AuthenticationError", ())  # earl
 # A socket's path has at most 107 bytes, of which Ray adds 64: the session, a time and a process.
 _LONGEST_FOLDER = 43
 _SHORT_FOLDER = "/tmp/ray"  # noqa: S108 (Ray's own default, readable as it makes it)
-
-
-def cluster_address(runtime: RuntimeJobSpec) -> str | None:
-    """Address of the cluster that a job must run on; None: this machine."""
-    return runtime.ray_address or os.environ.get("RAY_ADDRESS")
-
-
-def is_job_server(address: str) -> bool:
-    """Whether an address is that of Ray Jobs, and not of a cluster's GCS or Ray Client."""
-    return address.startswith(("http://", "https://"))
 
 
 @contextlib.contextmanager
@@ -69,6 +58,7 @@ def ray_session(runtime: RuntimeJobSpec) -> Iterator[None]:
 def _start(settings: Mapping[str, Any], address: str | None) -> None:
     try:
         if address:
+            refuse_address(address)
             wait_for_ray(address)
         with undisturbed_start(), contextlib.nullcontext() if address else _loopback_alone():
             ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
@@ -81,7 +71,7 @@ def _start(settings: Mapping[str, Any], address: str | None) -> None:
         reason = str(error).split("\n", maxsplit=1)[0]
         if address is None:
             raise _cannot_start(reason) from error
-        raise JobSpecError(f"runtime.ray_address: no Ray cluster answers at {address}: {reason}") from error
+        raise no_answer(address, reason) from error
     except OSError as error:
         if address is not None:
             raise
@@ -125,13 +115,8 @@ def _local_settings(runtime: RuntimeJobSpec) -> dict[str, Any]:
     if not _can_keep_a_token():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     cpus = len(os.sched_getaffinity(0))
-    if runtime.cpus_per_worker > cpus:
-        have = counted(cpus, "core")
-        echo(
-            f"Warning: runtime.cpus_per_worker is {runtime.cpus_per_worker}, and this machine has {have}, which a worker "
-            "gets alone",
-            err=True,
-        )
+    if warning := core_warning(runtime):
+        echo(f"Warning: {warning}", err=True)
     settings: dict[str, Any] = {
         "address": "local",  # a bare init may join somebody's cluster
         "num_cpus": max(cpus, (runtime.num_workers or 1) * runtime.cpus_per_worker),

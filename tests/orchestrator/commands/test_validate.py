@@ -18,6 +18,7 @@ from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.check import check_output
 from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
+from toprovar_batch.orchestrator.run import ray_probe
 from toprovar_batch.worker.errors import ModelSpecError, OutputFolderError
 from toprovar_batch.worker.part_file import dataset_schema
 from toprovar_batch.worker.reference.scenes import make_batch
@@ -332,6 +333,50 @@ def test_an_output_that_lacks_a_package_names_the_extra(validate, monkeypatch):
     assert (result.exit_code, result.stderr) == (2, f"Error: s3://bucket/out: {sentence}\n")
     options = ["--set", "model.random_weights=false", "--set", "model.vae=s3://bucket/vae"]
     assert validate(*options).stderr == f"Error: model.vae: s3://bucket/vae: {sentence}\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("127.0.0.1:9", "no Ray cluster answers at 127.0.0.1:9: [Errno 111] Connection refused"),
+        (
+            "http://head:8265",
+            (
+                "http://head:8265 is of Ray Jobs; send the job there with submit --address http://head:8265, or name "
+                "the cluster's own address, such as head:6379"
+            ),
+        ),
+        ("head", "head is no address; name host:port, ray://host:port or auto"),
+    ],
+)
+@pytest.mark.parametrize("as_variable", [False, True])
+def test_a_cluster_that_cannot_be_joined_is_refused_as_a_run_refuses_it(
+    validate, monkeypatch, address, sentence, as_variable
+):
+    monkeypatch.setattr(ray_probe, "_REFUSALS_S", 0.0)
+    monkeypatch.setattr(ray_probe.wait_for_ray, "__defaults__", (1.0, 0.0))
+    if as_variable:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    options = [] if as_variable else ["--set", f"runtime.ray_address={address}"]
+    result = validate(*options)
+    assert (result.exit_code, result.stderr) == (2, f"Error: runtime.ray_address: {sentence}\n")
+    submitted = CliRunner().invoke(main, ["submit", "job.yaml", *options])
+    assert (submitted.exit_code, submitted.stderr.splitlines()[-1:]) == (2, result.stderr.splitlines())
+
+
+def test_more_cores_per_worker_than_there_are_are_told_as_by_a_run(validate):
+    result = validate("--set", "runtime.cpus_per_worker=10000")
+    assert result.exit_code == 0, result.output
+    assert "warning  runtime.cpus_per_worker is 10000, and this machine has " in result.stdout
+
+
+def test_a_refusal_is_a_json_record_too(validate):
+    result = validate("--json", "--set", "model.preset=nix")
+    assert result.exit_code == 2
+    record = json.loads(result.stdout)
+    assert record["valid"] is False
+    assert result.stderr == f"Error: {record['error']}\n"
+    assert json.loads(validate("--json").stdout)["valid"] is True
 
 
 def test_the_hub_that_cannot_be_reached_is_one_sentence(validate, monkeypatch):
