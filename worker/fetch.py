@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from .arrivals import ByteCount, CountingCallback, counting_bar
 from .cached_copy import make_once
-from .credentials import redact
+from .credentials import redact, without_credentials
 from .errors import CheckpointError
 from .packed_weights import unpacked
 from .storage import absolute, locate, storage_errors
@@ -106,12 +106,14 @@ class _Source:
         version: differs from that of another content under the same path, as far as the storage tells.
         size: bytes; None where the storage does not say.
         sums: name of a hash -> the digest in hexadecimal that the content must have.
+        is_told: whether the version was told by the storage, beyond the file's length.
     """
 
     path: str
     version: str
     size: int | None
     sums: Mapping[str, str]
+    is_told: bool = True
 
 
 def _fetch_url(location: str, count: ByteCount) -> Path:
@@ -119,7 +121,7 @@ def _fetch_url(location: str, count: ByteCount) -> Path:
 
     Over HTTP a change shows in the ETag, or else in the time of change and the length. The copy of a server that tells
     none of them stays until it is deleted. A copy of another length than its source's, or that its own form shows to be
-    cut off, is made anew.
+    cut off, is made anew. A user, a password or a signature in the address is no part of what names the copy.
 
     Raises:
         OSError: and what else file systems raise where it cannot be read, or did not arrive as its source says.
@@ -133,7 +135,11 @@ def _fetch_url(location: str, count: ByteCount) -> Path:
         raise ValueError("#sha256= is of one file, and this is a folder")
     sources = {name: _source(file_system, file, sums) for name, file in files.items()}
     versions = [source.version for source in sources.values()]
-    key = hashlib.sha256("\n".join([location, *versions]).encode()).hexdigest()[:16]
+    # A renewed signature is no other file, where the server tells its files apart; where it does not, a name of the query
+    # that looks like a secret's may be all that does.
+    is_told = all(source.is_told for source in sources.values())
+    named = without_credentials(address) if is_told else address
+    key = hashlib.sha256("\n".join([named, *sums.values(), *versions]).encode()).hexdigest()[:16]
 
     def copy(place: Path) -> None:
         for name, source in sources.items():
@@ -168,7 +174,8 @@ def _source(file_system: Any, path: str, sums: Mapping[str, str]) -> _Source:
         return _Source(path, str(file_system.ukey(path)), size, sums)
     # fsspec takes files over HTTP to be unchanging: its own key is made from the address alone.
     stated = [info.get("ETag")] if info.get("ETag") else [info.get(name) for name in _HTTP_VERSION]
-    return _Source(path, " ".join(map(str, [*stated, size])), size, {**stated_sums(info), **sums})
+    version = " ".join(map(str, [*stated, size]))
+    return _Source(path, version, size, {**stated_sums(info), **sums}, is_told=any(stated))
 
 
 def _is_http(file_system: Any) -> bool:

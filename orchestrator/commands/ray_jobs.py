@@ -51,6 +51,30 @@ def send(
         return server.submit(shlex.join(command), environment, str(job.name))
 
 
+class _Log:
+    """Prints what another machine said, a line at a time as all that we print: it may be anything."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+
+    def tell(self, text: str) -> None:
+        """Print the lines that are whole now."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._print(line)
+
+    def end(self) -> None:
+        """Print what came after the last end of line."""
+        if self._rest:
+            self._print(self._rest)
+            self._rest = ""
+
+    @staticmethod
+    def _print(line: str) -> None:
+        # A bar that was drawn in place stands as it was last.
+        echo(line.rstrip("\r").rpartition("\r")[2].expandtabs())
+
+
 def follow(address: str, job_id: str) -> None:
     """Print what a job says until it ends, and leave with its exit code; a signal leaves the job alone.
 
@@ -58,11 +82,14 @@ def follow(address: str, job_id: str) -> None:
         JobSpecError: there is no such job.
         RunFailedError: it failed; 1.
     """
+    log = _Log()
     try:
-        code = JobServer(address).follow(job_id, lambda text: click.echo(text, nl=False))
+        code = JobServer(address).follow(job_id, log.tell)
     except KeyboardInterrupt:
         echo(f"the job goes on; stop it with: {_command('stop', job_id, address)}", err=True)
         raise
+    finally:
+        log.end()
     if code == 1:
         raise RunFailedError(f"{job_id} failed; its log says why")
     if code:
@@ -102,7 +129,9 @@ def logs_command(job_id: str, address: str, following: bool) -> None:
     if following:
         follow(_check_address(address), job_id)
     else:
-        click.echo(JobServer(_check_address(address)).logs(job_id), nl=False)
+        log = _Log()
+        log.tell(JobServer(_check_address(address)).logs(job_id))
+        log.end()
 
 
 @click.command("stop")

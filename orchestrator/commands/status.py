@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from toprovar_batch.orchestrator.console import echo, echo_json
-from toprovar_batch.orchestrator.output.folder import LOCK_FILE, OutputFolder, locate_output
+from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
+from toprovar_batch.orchestrator.output.names import LOCK_FILE
 from toprovar_batch.orchestrator.output.parts import (
     damaged_sentence,
     foreign_file_reasons,

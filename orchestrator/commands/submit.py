@@ -37,6 +37,7 @@ from toprovar_batch.orchestrator.run.published import PublishedParts
 from toprovar_batch.orchestrator.run.ray_probe import cluster_address, is_job_server
 from toprovar_batch.orchestrator.run.ray_session import ray_session
 from toprovar_batch.orchestrator.run.record import RunLog
+from toprovar_batch.orchestrator.run.shards_to_do import hopeless_shards, shards_to_do
 from toprovar_batch.orchestrator.run.stop_signals import signal_of
 from toprovar_batch.orchestrator.run.summary import RunSummary, total
 from toprovar_batch.worker.actor import GenerationEngine, build_engine
@@ -88,7 +89,15 @@ def submit(
         parts = read_footers(folder, folder.finished(plan.num_shards), plan.num_shards, schema)
         for path, reason in foreign_file_reasons(folder, plan.num_shards).items():
             echo(f"Warning: {path}: {reason}; {mend_sentence(folder.url, 'it')}", err=True)
-        todo = shards_to_do(plan.num_shards, parts, retry_errors=retry_errors)
+        hopeless = hopeless_shards(plan, parts) if retry_errors else {}
+        if hopeless:
+            rows = counted(sum(hopeless.values()), "row")
+            echo(
+                f"--retry-errors: {rows} in {counted(len(hopeless), 'part')} can never work, as their prompts cannot be used; "
+                "these parts are left alone",
+                err=True,
+            )
+        todo = shards_to_do(plan.num_shards, parts, retry_errors=retry_errors, hopeless=hopeless)
         summarise = partial(_summarise, job, plan, folder, parts, retry_errors)
         outcome = Outcome()
         if not todo:
@@ -107,16 +116,6 @@ def submit(
                 on_failure(summary)
             raise summary.error
     return summary
-
-
-def shards_to_do(num_shards: int, parts: Findings[ShardStats], *, retry_errors: bool) -> list[int]:
-    """Choose the shards of a run: those without a part and, if requested, those whose part has error rows.
-
-    Parts that cannot be read are left alone: they may be worth a look, and deleting them is the user's decision.
-    """
-    done = {shard_id for shard_id, stats in parts.good.items() if not (retry_errors and stats.errors)}
-    done |= parts.damaged.keys() | parts.unreachable.keys()
-    return [shard_id for shard_id in range(num_shards) if shard_id not in done]
 
 
 def _dispatch(

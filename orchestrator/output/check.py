@@ -10,14 +10,9 @@ from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.storage import explain_storage, storage_errors
 from toprovar_batch.worker.words import counted
 
-from .folder import (
-    DamagedRecordError,
-    locate_output,
-    may_take_over,
-    refuse_other_job,
-    refuse_strangers,
-)
+from .folder import DamagedRecordError, locate_output
 from .frozen import parts_confirm
+from .ownership import may_take_over, refuse_other_job, refuse_strangers
 from .place import check_place, refuse_read_only
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.job.spec import JobSpec
-from toprovar_batch.orchestrator.output.identity import differing_fields, job_identity, shown_differences
+from toprovar_batch.orchestrator.output.identity import job_identity
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import publish_bytes
@@ -26,13 +27,11 @@ from toprovar_batch.worker.storage import explain_storage, locate, storage_error
 
 from .card import dataset_card, mended_card
 from .frozen import freeze_samples, is_plan_whole, job_record, parts_confirm
+from .names import JOB_FILE, JOB_FOLDER, LOCK_FILE, RUN_TIME, RUNS_FOLDER, SAMPLES_FILE
+from .ownership import may_take_over, refuse_other_job, refuse_strangers, release
 from .place import check_place
 from .run_lock import RunLock
 
-JOB_FOLDER = "_job"
-JOB_FILE = (JOB_FOLDER, "job.json")
-LOCK_FILE = (JOB_FOLDER, "driver.lock")
-SAMPLES_FILE = (JOB_FOLDER, "samples.parquet")
 PLAN_COLUMNS = ("sample_id", "prompt", "negative_prompt", "seed", "h_div_w", "prompt_error")
 _NUMBER = r"(\d{5}|[1-9]\d{5,})"  # of one form: another number of zeros would make a second part of a shard
 _PART_NAME = re.compile(rf"part-{_NUMBER}-of-{_NUMBER}\.parquet")
@@ -114,6 +113,15 @@ class OutputFolder:
     def has_data(self) -> bool:
         """Whether anything is where parts are."""
         return bool(self._data())
+
+    def has_ended_run(self, since: datetime) -> bool:
+        """Whether a run that began at or after a time has left its record, whose name begins with its own time."""
+        self.filesystem.invalidate_cache()
+        try:
+            names = map(posixpath.basename, self.filesystem.ls(self.inside(*RUNS_FOLDER), detail=False))
+            return any(name >= f"{since.astimezone(UTC):{RUN_TIME}}" for name in names if name[:1].isdigit())
+        except FileNotFoundError:
+            return False
 
     def _data(self) -> list[str]:
         self.filesystem.invalidate_cache()
@@ -222,8 +230,9 @@ def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[O
                 Path(folder.inside(JOB_FOLDER)).mkdir(parents=True, exist_ok=True)
                 lock = held.enter_context(RunLock(Path(folder.inside(*LOCK_FILE))))
             record = _whole_record(folder, job, plan, identity)
-            if record and lock is not None and lock.held and may_take_over(folder, record, identity):
-                _release(folder, record, identity)
+            is_alone = lock is None or lock.held
+            if record and is_alone and may_take_over(folder, record, identity):
+                release(folder, record, identity)
                 record = None
             claimed = record or _claim(folder, job, plan, identity)
             refuse_other_job(folder, claimed, identity)
@@ -248,67 +257,6 @@ def _write_card(folder: OutputFolder, card: str) -> None:
     wanted = card if found is None else mended_card(found)
     if wanted != found:
         folder.publish(wanted.encode(errors="surrogateescape"), "README.md")
-
-
-def refuse_strangers(folder: OutputFolder, num_shards: int, identity: dict[str, Any]) -> None:
-    """Keep out of folders that hold something else.
-
-    Args:
-        folder: the output.
-        num_shards: of the job at hand.
-        identity: of the job at hand.
-
-    Raises:
-        OutputFolderError: there are files, and neither a job's record nor parts that name this job.
-    """
-    try:
-        names = [
-            posixpath.basename(name.rstrip("/")) for name in folder.filesystem.ls(folder.path, detail=False)
-        ]
-    except FileNotFoundError:
-        return
-    strangers = sorted(set(names) - {JOB_FOLDER, ""})
-    is_stranger = strangers and not folder.filesystem.exists(folder.inside(*JOB_FILE))
-    if is_stranger and not parts_confirm(folder, num_shards, identity):
-        raise OutputFolderError(
-            f"{folder.url}: holds other files ({', '.join(strangers[:3])}); choose an empty or new folder"
-        )
-
-
-def refuse_other_job(folder: OutputFolder, record: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Keep out of the folder of a job that would give another dataset.
-
-    Args:
-        folder: the output.
-        record: of the job that owns it, from `read_job`.
-        identity: of the job at hand.
-
-    Raises:
-        OutputFolderError: they differ; names the fields and both values.
-    """
-    differences = shown_differences(record["identity"], identity)
-    if differences:
-        raise OutputFolderError(
-            f"{folder.url}: belongs to another job, which differs in {differences}; choose another output"
-        )
-
-
-def may_take_over(folder: OutputFolder, record: dict[str, Any], identity: dict[str, Any]) -> bool:
-    """Whether a folder is another job's that has no part there, and whose run a lock can rule out.
-
-    That is what a job leaves that fails at its start; mended, it may have another identity. See `refuse_other_job`.
-    """
-    return folder.is_local and not folder.has_data() and bool(differing_fields(record["identity"], identity))
-
-
-def _release(folder: OutputFolder, record: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Make a folder as good as new, under its lock; the record goes last. The card may hold what a person wrote."""
-    differences = shown_differences(record["identity"], identity)
-    for name, aside in ((SAMPLES_FILE, None), (("README.md",), (JOB_FOLDER, "README.md")), (JOB_FILE, None)):
-        with suppress(FileNotFoundError):
-            path = Path(folder.inside(*name))
-            path.unlink() if aside is None else path.replace(folder.inside(*aside))
-    echo(f"{folder.url}: taken over from a job that made no part, and differs in {differences}", err=True)
 
 
 def _sweep(scratch: str) -> None:

@@ -14,7 +14,8 @@ from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.storage import explain_storage, storage_errors
 from toprovar_batch.worker.words import counted
 
-from .folder import JOB_FILE, JOB_FOLDER, LOCK_FILE, SAMPLES_FILE, OutputFolder, locate_output
+from .folder import OutputFolder, locate_output
+from .names import JOB_FILE, JOB_FOLDER, LOCK_FILE, SAMPLES_FILE
 from .parts import planned_schema, read_footers, read_parts, verify_parts
 from .place import refuse_read_only
 from .run_lock import RunLock

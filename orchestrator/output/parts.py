@@ -21,7 +21,8 @@ from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.storage import explain_storage, storage_errors
 from toprovar_batch.worker.words import counted
 
-from .folder import PLAN_COLUMNS, SAMPLES_FILE, OutputFolder
+from .folder import PLAN_COLUMNS, OutputFolder
+from .names import SAMPLES_FILE
 
 _READERS = 32  # footers read at once: object stores answer slowly, but many at a time
 _QUEUED = 64 * _READERS  # parts that wait for a reader: each takes memory, and there may be 100,000

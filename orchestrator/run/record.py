@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from toprovar_batch.orchestrator.console import echo
-from toprovar_batch.orchestrator.output.folder import JOB_FOLDER, OutputFolder
+from toprovar_batch.orchestrator.output.folder import OutputFolder
+from toprovar_batch.orchestrator.output.names import RUN_TIME, RUNS_FOLDER
 from toprovar_batch.worker.credentials import redact, redacted
 from toprovar_batch.worker.errors import RunFailedError
 from toprovar_batch.worker.part_identity import recorded_job
@@ -21,7 +22,6 @@ from toprovar_batch.worker.storage import storage_errors
 from .dispatch import Outcome
 from .summary import RunSummary, stats_record
 
-RUNS_FOLDER = (JOB_FOLDER, "runs")
 _SENTENCE_LENGTH = 500  # characters of an error that reach the record
 
 
@@ -79,7 +79,7 @@ class RunLog:
     def _write(self, record: dict[str, Any]) -> str | None:
         """Write a record; gives a sentence where that fails."""
         text = json.dumps(redacted(record), indent=2, ensure_ascii=False)
-        name = f"{self._started:%Y%m%dT%H%M%SZ}-{os.getpid()}.json"
+        name = f"{self._started:{RUN_TIME}}-{os.getpid()}.json"
         try:
             owner = recorded_job(self._folder.job_url) if self._folder.job else ""
             if owner != self._folder.job:

@@ -12,6 +12,7 @@ class FakeJobServer:
     Attributes:
         packages: the zip files it was sent, by name.
         requests: the jobs it was sent, as JSON.
+        said: pieces of the log of every job.
         ending: status, message and exit code of every job.
         ray_version: what it claims to run.
         refusal: status and text that a new job gets, or None.
@@ -19,6 +20,7 @@ class FakeJobServer:
 
     def __init__(self):
         self.packages, self.requests = {}, []
+        self.said = ["first\n", "last\n"]
         self.ending = {"status": "SUCCEEDED", "message": "", "driver_exit_code": 0}
         self.ray_version, self.refusal, self.address = "2.60.0", None, ""
         self._started = threading.Event()
@@ -85,14 +87,14 @@ class FakeJobServer:
         return self._unknown(request) or web.json_response(job)
 
     async def _logs(self, request):
-        return self._unknown(request) or web.json_response({"logs": "first\nlast\n"})
+        return self._unknown(request) or web.json_response({"logs": "".join(self.said)})
 
     async def _tail(self, request):
         if (unknown := self._unknown(request)) is not None:
             return unknown
         socket = web.WebSocketResponse()
         await socket.prepare(request)
-        for text in ("first\n", "last\n"):
+        for text in self.said:
             await socket.send_str(text)
         await socket.close()
         return socket

@@ -120,6 +120,20 @@ def test_a_shard_tells_every_batch_and_commits_last(tmp_path):
     assert (events[-1].stats.rows, events[-1].stats.ok, events[-1].stats.errors) == (3, 2, 1)
 
 
+def test_an_error_row_and_its_footer_show_no_credentials(tmp_path):
+    worker, engine = make_worker()
+    make, error = engine.generate, "cannot read https://user:S3cr3t@host/x?sig=S3cr3t now"
+    engine.generate = lambda batch: [
+        replace(made, error=error) if made.status == "error" else made for made in make(batch)
+    ]
+    task = make_task(tmp_path, ["a", "fail", "b", "c"], [None, None, error, None], poisoned={"s3": error})
+    stats = list(worker.run(task))[-1].stats
+    masked = "cannot read https://***@host/x?sig=*** now"
+    assert [row["error"] for row in read_rows(task).values()].count(masked) == 3
+    assert list(stats.error_kinds) == [masked]
+    assert "S3cr3t" not in json.dumps(read_stats(pq.read_metadata(task.target)))
+
+
 def test_equal_engines_have_equal_hashes_whatever_they_have_done(tmp_path):
     worker, engine = make_worker()
     task = make_task(tmp_path, ["a", "b"])

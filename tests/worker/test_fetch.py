@@ -202,6 +202,24 @@ def test_an_unchanged_etag_is_an_unchanged_file(server):
     assert fetch(server.url) == first
 
 
+def test_a_renewed_signature_finds_the_copy_and_is_in_no_name_of_it(server, tmp_path):
+    server.headers = {"ETag": '"a"'}
+    signed = [
+        f"{server.url}&X-Amz-Date={date}&X-Amz-Signature=S3cr3t{date}" for date in ("20260801", "20260802")
+    ]
+    first = fetch(signed[0])
+    assert fetch(signed[1]) == first
+    assert server.copies == 1
+    assert not [path for path in (tmp_path / "cache").rglob("*") if "S3cr3t" in str(path)]
+    assert fetch(f"{server.url}&id=other") != first  # what may name another file
+
+
+def test_where_a_server_tells_no_version_any_query_may_name_the_file(server):
+    assert fetch(f"{server.url}&key=one").read_bytes() == b"first"
+    server.content = b"other"  # of the same length
+    assert fetch(f"{server.url}&key=two").read_bytes() == b"other"
+
+
 def test_a_length_alone_tells_of_a_change(server):
     assert fetch(server.url).read_bytes() == b"first"
     server.content = b"longer"

@@ -131,6 +131,15 @@ def test_logs_and_stop(server, job_file):
     assert call("stop", *there) == "raysubmit_1 is asked to stop\n"
 
 
+def test_a_log_obeys_no_terminal_and_shows_no_secret(server, job_file):
+    call("submit", job_file, "--address", server.address, "--detach")
+    server.said = ["\x1b[2Jred\r\n50%\r100%\n\tat https://u:S3c", "r3t@host/f?sig=S3cr3t failed\u202e\nrest"]
+    shown = "\\x1b[2Jred\n100%\n        at https://***@host/f?sig=*** failed\\u202e\nrest\n"
+    there = ("raysubmit_1", "--address", server.address)
+    assert call("logs", *there) == shown
+    assert call("logs", *there, "--follow") == shown
+
+
 @pytest.mark.parametrize(
     ("ending", "code", "sentence"),
     [

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from datetime import UTC, datetime
 from functools import partial
 
 import datasets
@@ -159,6 +160,27 @@ def test_of_two_jobs_that_begin_at_once_the_later_is_refused(write_job, s3, late
     with pytest.raises(OutputFolderError, match=r"sampling\.seed \(0 there, 7 here\)"):
         begin(path, "sampling.seed=7")
     assert s3.cat_file("bucket/raced/_job/samples.parquet") == plan
+
+
+def test_a_mended_job_takes_over_what_it_left_without_a_part(write_job, s3, capsys):
+    path = write_job(output="s3://bucket/failed")
+    begin(path)
+    with pytest.raises(OutputFolderError, match=r"belongs to another job, which differs in sampling\.seed"):
+        begin(path, "sampling.seed=7")  # the first may be running
+    card = s3.cat_file("bucket/failed/README.md")
+    s3.pipe_file("bucket/failed/_job/runs/20200101T000000Z-1.json", b"{}")  # of a job before this one
+    with pytest.raises(OutputFolderError, match="belongs to another job"):
+        begin(path, "sampling.seed=7")
+    s3.pipe_file(f"bucket/failed/_job/runs/{datetime.now(UTC):%Y%m%dT%H%M%SZ}-2.json", b"{}")
+    begin(path, "sampling.seed=7")
+    assert "s3://bucket/failed: taken over from a job that made no part, and differs in sampling.seed" in (
+        capsys.readouterr().err
+    )
+    assert json.loads(s3.cat_file("bucket/failed/_job/job.json"))["identity"]["sampling.seed"] == 7
+    assert s3.cat_file("bucket/failed/_job/README.md") == card
+    s3.pipe_file("bucket/failed/data/part-00000-of-00002.parquet", b"made")
+    with pytest.raises(OutputFolderError, match="belongs to another job"):
+        begin(path)
 
 
 def test_one_job_that_begins_twice_at_once_may(write_job, s3, late_look):
