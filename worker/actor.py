@@ -168,7 +168,7 @@ class GenerationWorker:
                     yield from self._begin(task)
         except (UserError, WorkerError) as error:
             error.shard_id = self._at  # travels with the exception
-            with suppress(WorkerError), as_one_line():
+            with suppress(WorkerError, UserError), as_one_line():
                 yield from self._settle()  # a part that is on its way has no part in this
             for shard in self._open:
                 shard.close()

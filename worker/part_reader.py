@@ -65,6 +65,25 @@ class _WatchedFile:
             raise
 
 
+class _ReadHere(pq.ParquetFile):
+    """Reads in the thread that asks, once it is opened without a buffer to read ahead.
+
+    A thread of Arrow's own that lets go of a file in Python while the interpreter ends takes the whole process down.
+    """
+
+    def read(self, *arguments: Any, **options: Any) -> pa.Table:
+        return super().read(*arguments, **{"use_threads": False, **options})
+
+    def read_row_group(self, *arguments: Any, **options: Any) -> pa.Table:
+        return super().read_row_group(*arguments, **{"use_threads": False, **options})
+
+    def iter_batches(self, *arguments: Any, **options: Any) -> Iterator[pa.RecordBatch]:
+        batches: Iterator[pa.RecordBatch] = super().iter_batches(
+            *arguments, **{"use_threads": False, **options}
+        )
+        return batches
+
+
 @contextmanager
 def open_parquet(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file, checksums on.
@@ -81,7 +100,7 @@ def open_parquet(filesystem: fsspec.AbstractFileSystem, path: str) -> Iterator[p
     try:
         with filesystem.open(path, "rb") as file:
             watched = _WatchedFile(file, str(filesystem.unstrip_protocol(path)))
-            with pq.ParquetFile(watched, page_checksum_verification=True) as part:
+            with _ReadHere(watched, pre_buffer=False, page_checksum_verification=True) as part:
                 yield part
     except NoRangesError:
         raise

@@ -66,7 +66,7 @@ class ShardWork:
             DamagedPartError: rows of an earlier part were to be kept, and it is damaged.
             OutputRefusedError: the part cannot be written.
         """
-        self._check_owner()
+        yield from with_signs(self._check_owner)
         task = self.task
         with writing():
             self._part = self._stack.enter_context(PartWriter(task.target, task.schema, task.scratch))
@@ -123,14 +123,12 @@ class ShardWork:
 
         Raises:
             RuntimeError: the engine made nothing of several samples, or rows are lost or there twice.
-            OutputFolderError: the output does not belong to the job any more.
         """
         check_some_made(self._outcomes)
         now = time.monotonic()
         self.stats.wall_s = now - max(self._start, since)
         self.stats.finished = datetime.now(UTC).isoformat(timespec="seconds")
         check_ids(self._written, self.task.samples["sample_id"].to_pylist(), "the shard's rows")
-        self._check_owner()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="publish")
         self._publication = self._thread.submit(self._seal_and_show)
         return now
@@ -144,6 +142,7 @@ class ShardWork:
         """Wait until the part is published.
 
         Raises:
+            OutputFolderError: the output does not belong to the job any more.
             OutputRefusedError: it cannot be written, or not be published after all tries.
         """
         assert self._publication is not None
@@ -155,6 +154,7 @@ class ShardWork:
                 yield from publish_again(self._part, refused, self.task.publish_delays_s)
 
     def _seal_and_show(self) -> str | None:
+        self._check_owner()  # here and not before: a storage that is asked may take long to answer
         record = {"shard_id": self.task.shard_id, **self.stats.to_json()}
         self.num_bytes, refused = seal_and_show(self._part, record)
         return refused

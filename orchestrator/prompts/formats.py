@@ -79,7 +79,8 @@ def _open_parquet(file: PromptFile) -> Iterator[pq.ParquetFile]:
     whole = file.compression or file.is_stream
     with pa.BufferReader(file.read()) if whole else file.open() as handle:
         try:
-            yield pq.ParquetFile(handle)
+            # No thread of Arrow's may hold the file when Python ends, see `worker/part_reader.py`.
+            yield pq.ParquetFile(handle, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
             problem = f"is not a readable Parquet file: {first_line(error)}"
             raise PromptSourceError(f"{file.label} {problem}") from error
@@ -109,7 +110,7 @@ def read_parquet(file: PromptFile, limit: int | None) -> Iterator[pa.Table]:
         rest = parquet.metadata.num_rows if limit is None else min(limit, parquet.metadata.num_rows)
         if rest == 0:
             yield schema.empty_table()
-        pieces = iter(parquet.iter_batches(_ROWS_AT_ONCE))
+        pieces = iter(parquet.iter_batches(_ROWS_AT_ONCE, use_threads=False))
         while rest:
             batch = next(pieces).slice(0, rest)
             batch.validate(full=True)

@@ -1,4 +1,5 @@
 import errno
+import functools
 import json
 import pickle
 import threading
@@ -9,13 +10,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from toprovar_batch.worker import shard_work
 from toprovar_batch.worker.actor import GenerationWorker
 from toprovar_batch.worker.errors import CheckpointError, OutputFolderError
 from toprovar_batch.worker.image_statistics import ImageStatistics
 from toprovar_batch.worker.part_file import PartWriter, dataset_schema, read_stats
-from toprovar_batch.worker.part_identity import identity_hash
+from toprovar_batch.worker.part_identity import identity_hash, recorded_job
+from toprovar_batch.worker.publishing import with_signs
 from toprovar_batch.worker.request import GenerationResult
-from toprovar_batch.worker.shard_events import Committed, Declined, Progress, Refused, ShardTask, Started
+from toprovar_batch.worker.shard_events import (
+    Alive,
+    Committed,
+    Declined,
+    Progress,
+    Refused,
+    ShardTask,
+    Started,
+)
 from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError
 
@@ -468,6 +479,32 @@ def test_a_worker_whose_folder_is_another_jobs_by_now_publishes_nothing(tmp_path
     with pytest.raises(OutputFolderError, match=reason):
         list(worker.run(make_task(tmp_path, ["a"], **write_record(tmp_path, seed=1))))
     assert not (tmp_path / "data").exists()
+
+
+def test_asking_a_slow_storage_whose_output_it_is_gives_signs_of_life(tmp_path, monkeypatch):
+    answers, waiting = threading.Semaphore(0), threading.Event()
+
+    def slow(address):
+        assert threading.current_thread() is not threading.main_thread()
+        waiting.set()
+        answers.acquire()
+        return recorded_job(address)
+
+    monkeypatch.setattr(shard_work, "recorded_job", slow)
+    monkeypatch.setattr(shard_work, "with_signs", functools.partial(with_signs, every_s=0))
+    worker, _ = make_worker()
+    events = worker.run(make_task(tmp_path, ["a"], **write_record(tmp_path, seed=1)))
+    assert next(events) == Alive()
+    assert waiting.is_set()
+    answers.release()
+    seen = [next(events)]
+    while not isinstance(seen[-1], Progress):
+        seen.append(next(events))
+    waiting.clear()
+    while not waiting.is_set():
+        assert next(events) == Alive()
+    answers.release()
+    assert isinstance(list(events)[-1], Committed)
 
 
 def test_a_shard_of_another_job_is_not_begun(tmp_path):
