@@ -17,7 +17,10 @@ from pathlib import Path
 
 import click
 import cluster_faults
+import dataset_faults
 import faults
+import loading_faults
+import secret_faults
 import storage_faults
 from scene import Scene, Skipped, Verdict, read_rows, stable
 
@@ -29,9 +32,12 @@ FAULTS = {
         faults.raylet_kill,
         faults.gcs_kill,
         faults.sigint,
+        faults.sigint_twice,
         faults.sigterm,
+        faults.closed_stderr,
         faults.worker_stop,
         faults.driver_stop,
+        faults.other_cores,
         faults.poison_prompt,
         faults.exception_prompt,
         faults.broken_environment,
@@ -39,20 +45,40 @@ FAULTS = {
         faults.broken_worker,
         faults.begun_again,
         faults.two_drivers,
+        loading_faults.dead_address,
+        loading_faults.loading_kill,
+        loading_faults.loading_hang,
+        loading_faults.loading_error,
+        loading_faults.nan_weights,
+        loading_faults.raylet_and_worker_kill,
         cluster_faults.node_kill,
         cluster_faults.cluster_raylet_kill,
         cluster_faults.head_raylet_kill,
+        cluster_faults.head_node_kill,
         cluster_faults.cluster_gcs_kill,
+        cluster_faults.late_node,
+        cluster_faults.node_without_output,
         storage_faults.disk_full,
         storage_faults.disk_full_for_good,
+        storage_faults.read_only_disk,
         storage_faults.s3_failing,
         storage_faults.s3_slow,
+        storage_faults.slow_upload,
         storage_faults.s3_refusing,
         storage_faults.s3_dead,
         storage_faults.two_drivers_on_s3,
+        storage_faults.two_jobs_on_s3,
+        storage_faults.no_output,
         storage_faults.truncated_weights,
-        storage_faults.foreign_part,
-        storage_faults.damaged_part,
+        dataset_faults.foreign_part,
+        dataset_faults.damaged_part,
+        dataset_faults.damaged_record,
+        dataset_faults.fsck_repair,
+        dataset_faults.corrupt_kept_rows,
+        dataset_faults.retry_errors_kill,
+        dataset_faults.read_meanwhile,
+        dataset_faults.sheet_on_full_disk,
+        secret_faults.secrets,
     )
 }
 HEADING = (
@@ -70,14 +96,14 @@ HEADING = (
 class Undisturbed:
     """The rows of undisturbed datasets, each job made once."""
 
-    def __init__(self, folder, engine):
-        self.folder, self.engine, self._rows = folder, engine, {}
+    def __init__(self, folder):
+        self.folder, self._rows = folder, {}
 
-    def __call__(self, prompts, seed):
+    def __call__(self, prompts, seed, engine):
         """Rows by sample id, of a run that nothing disturbed and in which prompts order nothing."""
-        key = (prompts, seed)
+        key = (prompts, seed, engine)
         if key not in self._rows:
-            scene = Scene(self.folder / f"undisturbed-{len(self._rows)}", 0, self.engine, self)
+            scene = Scene(self.folder / f"undisturbed-{len(self._rows)}", 0, engine, self)
             try:
                 scene.prompts, scene.job_seed, scene.obedient = prompts, seed, False
                 scene.complete()
@@ -112,9 +138,10 @@ def attempt(fault, seed, folder, engine, undisturbed):
     except Skipped as reason:
         return Verdict(skipped=str(reason))
     except Exception as error:  # noqa: BLE001 - one try more or less; it is told
-        return Verdict(problems=[*scene.problems, f"{type(error).__name__}: {error}"])
+        scene.problems.append(f"{type(error).__name__}: {error}")
+        return Verdict(problems=scene.problems)
     finally:
-        scene.close()
+        scene.close()  # what it cannot end is a problem, too
 
 
 def row(fault, verdicts):
@@ -149,7 +176,7 @@ def main(only, tries, seed, engine, limit, as_json):
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     os.environ["RAY_TMPDIR"] = str(folder / "ray")
     os.environ.pop("RAY_ADDRESS", None)
-    undisturbed, rows, good = Undisturbed(folder, engine), [], True
+    undisturbed, rows, good = Undisturbed(folder), [], True
     if not as_json:
         click.echo("| " + " | ".join(HEADING) + " |\n" + "| --- " * len(HEADING) + "|")
     try:

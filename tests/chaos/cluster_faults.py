@@ -2,13 +2,15 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from unittest import mock
 
 from faults import end
 from ray.cluster_utils import Cluster
-from scene import MARK
+from scene import MARK, Skipped
 
 NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.2", "include_dashboard": False}
 
@@ -40,6 +42,73 @@ def head_raylet_kill(scene):
     return _until_next_cluster(scene, lambda: [_raylet(cluster.head_node)])
 
 
+def head_node_kill(scene):
+    """Kill -9 of the head with all its processes."""
+    cluster = _begin(scene)
+    return _until_next_cluster(
+        scene,
+        lambda: [
+            process.process.pid
+            for processes in cluster.head_node.all_processes.values()
+            for process in processes
+        ],
+    )
+
+
+def late_node(scene):
+    """No node has room for a worker, until one joins."""
+    cluster = _begin(scene, nodes=0)
+    driver = scene.start()
+    scene.fault()
+    time.sleep(scene.rng.uniform(0, 30))
+    _add_node(scene, cluster)
+    end(scene, driver)
+    return scene.verdict()
+
+
+def node_without_output(scene):
+    """One of two nodes does not see the output's folder."""
+    shared = scene.folder / "shared"
+    shared.mkdir()
+    scene.output = str(shared / "out")
+    cluster = _begin(scene, nodes=1)
+    hide = f'mount -t tmpfs chaos {shared} && exec {Path(sys.executable).with_name("ray")} start --block "$@"'
+    options = ["--address", cluster.address, "--num-cpus", "1", "--node-ip-address", NODE["node_ip_address"]]
+    blind = subprocess.Popen(
+        ["unshare", "--mount", "bash", "-c", hide, "ray", *options, "--disable-usage-stats"],
+        env=os.environ | {MARK: str(scene.folder)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    scene.closing.callback(blind.wait)
+    scene.closing.callback(blind.kill)
+    if not _joined(scene, cluster, 3):
+        raise Skipped("a node with mounts of its own cannot be started; it takes root")
+    driver = scene.start()
+    scene.fault()
+    end(scene, driver)
+    scene.expect("not visible to worker" in driver.said, f"nothing is said of the node: {driver.said[-300:]}")
+    return scene.verdict()
+
+
+def _joined(scene, cluster, number):
+    """Wait until a cluster has so many nodes that live; False where they do not come."""
+    with _quiet(scene), contextlib.suppress(TimeoutError, RuntimeError):
+        import ray
+
+        until = time.monotonic() + 60
+        ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+        try:
+            while time.monotonic() < until:
+                if sum(node["Alive"] for node in ray.nodes()) >= number:
+                    return True
+                time.sleep(0.2)
+        finally:
+            ray.shutdown()
+    return False
+
+
 def cluster_gcs_kill(scene):
     """Kill -9 of the cluster's GCS, which does not come back."""
     _begin(scene)
@@ -57,12 +126,12 @@ def _until_next_cluster(scene, victims):
     return scene.verdict()
 
 
-def _begin(scene):
-    """Start a head without CPUs and two nodes of one; drivers find them."""
+def _begin(scene, nodes=2):
+    """Start a head without CPUs and nodes of one; drivers find them."""
     with _quiet(scene):
         cluster = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0})
-    _add_node(scene, cluster)
-    _add_node(scene, cluster)
+    for _ in range(nodes):
+        _add_node(scene, cluster)
     scene.environment["RAY_ADDRESS"] = cluster.address
     scene.closing.callback(_end, scene, cluster)
     return cluster

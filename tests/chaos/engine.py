@@ -3,6 +3,7 @@
 Its module is shipped to Ray workers by value, so it imports nothing of this folder.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -64,7 +65,7 @@ class DrawnEngine:
 class OrderedEngine:
     """An engine that obeys.
 
-    A prompt `exit` ends the process and `raise` raises, each time. The file `broken` in the folder breaks every engine
+    A prompt `exit` ends the process, and one that begins with `raise` raises, each time. The file `broken` in the folder breaks every engine
     as long as it is there, and `broken-one` the first engine that takes it.
 
     Args:
@@ -94,13 +95,26 @@ class OrderedEngine:
                 (self.folder / "wrong-weights").touch()
 
     def setup(self):
+        """Load, as long as the file `slow-load` says in seconds; `unloadable` breaks that, `hang-one` stops the first."""
+        slow = self.folder / "slow-load"
+        if slow.exists():
+            with (self.folder / "loading.log").open("a") as log:
+                log.write(f"{os.getpid()}\n")
+            time.sleep(float(slow.read_text(encoding="ascii")))
+        if self._is_first("hang-one"):
+            time.sleep(3600)
+        if (self.folder / "unloadable").exists():
+            raise RuntimeError("CUDA error: out of memory")
         self.engine.setup()
-        if (self.folder / "broken-one").exists():
-            try:
-                (self.folder / "broken-one.taken").touch(exist_ok=False)
-            except FileExistsError:
-                return
-            self.broken = True
+        self.broken = self._is_first("broken-one")
+
+    def _is_first(self, order):
+        """Whether an order to one engine is there, and no other engine has taken it."""
+        if (self.folder / order).exists():
+            with contextlib.suppress(FileExistsError):
+                (self.folder / f"{order}.taken").touch(exist_ok=False)
+                return True
+        return False
 
     def begin(self, batch):
         time.sleep(self.pace_s * len(batch))
@@ -109,7 +123,7 @@ class OrderedEngine:
         for request in batch:
             if self.obedient and request.prompt == "exit":
                 os._exit(3)
-            if self.obedient and request.prompt == "raise":
+            if self.obedient and request.prompt.startswith("raise"):
                 raise ValueError("no such colour")
         with (self.folder / "made.log").open("a") as log:
             log.write("".join(f"{os.getpid()} {request.sample_id}\n" for request in batch))

@@ -1,8 +1,12 @@
 """The faults of processes, prompts and places; each is a function that leaves a whole dataset, and says its verdict."""
 
+import os
 import shutil
 import signal
 import time
+from pathlib import Path
+
+from scene import PACE_S, SHARD_SIZE
 
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -72,6 +76,46 @@ def _signal(scene, number):
     scene.strike([driver.process.pid], number)
     # Python itself has no handler in the first moments; a shell shows that end as the same code.
     scene.finish(driver, 0, STOPPED[number], -number)
+    scene.complete()
+    return scene.verdict()
+
+
+def sigint_twice(scene):
+    """Ctrl-C, and once more while shards are finished: the run ends at once."""
+    driver = scene.under_way()
+    scene.strike([driver.process.pid], signal.SIGINT)
+    time.sleep(scene.rng.uniform(0, 2 * SHARD_SIZE * PACE_S))
+    scene.strike([driver.process.pid], signal.SIGINT)
+    scene.finish(driver, 0, 130, -signal.SIGINT)
+    scene.complete()
+    return scene.verdict()
+
+
+def closed_stderr(scene):
+    """Nobody reads what the run says from a random moment on, or it says it to a full disk."""
+    if scene.rng.random() < 0.5:
+        with Path("/dev/full").open("wb") as full:
+            driver = scene.start(stderr=full)
+        scene.fault()
+    else:
+        reader, writer = os.pipe()
+        driver = scene.start(stderr=writer)
+        os.close(writer)
+        scene.wait_until_made(driver, scene.rng.randrange(1, 32))
+        scene.fault()
+        os.close(reader)
+    # A stream that nobody read is the shell's matter; all the work must be done.
+    end(scene, driver)
+    return scene.verdict()
+
+
+def other_cores(scene):
+    """The driver is killed, and the job goes on with more cores for each worker."""
+    driver = scene.under_way()
+    scene.strike([driver.process.pid])
+    driver.process.wait()
+    scene.settings |= {"num_workers": 1, "cpus_per_worker": 2}
+    scene.environment["OMP_NUM_THREADS"] = "2"
     scene.complete()
     return scene.verdict()
 

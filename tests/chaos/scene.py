@@ -21,7 +21,9 @@ DRIVER = Path(__file__).with_name("driver.py")
 MARK = "TOPROVAR_CHAOS"  # every process of a try has it in its environment, with the try's folder
 PROMPTS = tuple(f"prompt {number}" for number in range(48))
 SHARD_SIZE = 4
+RANDOM_MODEL = "{random_weights: true, architecture: {depth: 2, width: 64, num_heads: 2}}"
 PACE_S = 0.1
+CLEANING_S = 30.0  # most seconds to wait for killed processes
 LIMIT_S = 240.0  # no run may take longer, whatever happens to it
 # Columns that time, place or attempt decide, not the job.
 VOLATILE = {"attempt", "worker", "total_ms", "text_ms", "sample_ms", "decode_ms", "encode_ms", "batch_size"}
@@ -57,16 +59,12 @@ class Skipped(Exception):  # noqa: N818 - no error
 class Driver:
     """A process of `toprovar-batch` in a session of its own."""
 
-    def __init__(self, command, environment, said):
+    def __init__(self, command, environment, said, stderr):
         self.started = time.monotonic()
         self.said_path = said
         with said.open("wb") as stream:
             self.process = subprocess.Popen(
-                command,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
+                command, stdout=stream, stderr=stderr, env=environment, start_new_session=True
             )
 
     @property
@@ -87,7 +85,7 @@ class Scene:
         folder: new, of this try alone.
         seed: decides every random moment.
         engine: "drawn" or "model".
-        undisturbed: gives the rows of the undisturbed dataset by sample id, for prompts and seed.
+        undisturbed: gives the rows of the undisturbed dataset by sample id, for prompts, seed and engine.
     """
 
     def __init__(self, folder, seed, engine, undisturbed):
@@ -96,6 +94,7 @@ class Scene:
         self.rng = random.Random(seed)
         self.prompts, self.job_seed, self.output = PROMPTS, 0, str(folder / "out")
         self.environment, self.settings = {}, {"num_workers": 2, "device": "cpu", "stall_timeout_s": 60}
+        self.source, self.model, self.image = "prompts.txt", RANDOM_MODEL, "{resolution: 0.06M}"
         self.drivers, self.problems = [], []
         self.fault_at, self.whole_at, self.obedient = None, None, True
         self.closing = contextlib.ExitStack()
@@ -105,23 +104,28 @@ class Scene:
         if not holds:
             self.problems.append(problem)
 
-    def start(self, *options, seed=None, command="submit"):
-        """Start a driver of the job."""
+    def start(self, *options, seed=None, command="submit", stderr=subprocess.STDOUT):
+        """Start a driver of the job, or a command that reads its output."""
         seed = self.job_seed if seed is None else seed
         job = self.folder / f"job-{seed}.yaml"
         (self.folder / "prompts.txt").write_text("\n".join(self.prompts) + "\n", encoding="utf-8")
         runtime = "".join(f"  {name}: {value}\n" for name, value in self.settings.items())
         job.write_text(
-            f"prompts: {{source: prompts.txt}}\noutput: {self.output}\nshard_size: {SHARD_SIZE}\n"
-            "model: {random_weights: true, architecture: {depth: 2, width: 64, num_heads: 2}}\n"
-            f"image: {{resolution: 0.06M}}\nsampling: {{seed: {seed}}}\nruntime:\n{runtime}",
+            f"prompts: {{source: '{self.source}'}}\noutput: {self.output}\nshard_size: {SHARD_SIZE}\n"
+            f"model: {self.model}\nimage: {self.image}\nsampling: {{seed: {seed}}}\nruntime:\n{runtime}",
             encoding="utf-8",
         )
         orders = "obey" if self.obedient else "ignore"
         line = [sys.executable, str(DRIVER), str(self.folder), self.engine, str(PACE_S), orders]
-        environment = os.environ | self.environment | {MARK: str(self.folder), "OMP_NUM_THREADS": "1"}
+        environment = (
+            os.environ
+            | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+            | self.environment
+            | {MARK: str(self.folder)}
+        )
         said = self.folder / f"said-{len(self.drivers)}.txt"
-        driver = Driver([*line, command, str(job), *options], environment, said)
+        subject = str(job) if command in ("submit", "validate") else self.output
+        driver = Driver([*line, command, subject, *options], environment, said, stderr)
         self.drivers.append(driver)
         return driver
 
@@ -162,7 +166,10 @@ class Scene:
         try:
             driver.process.wait(max(1.0, driver.started + LIMIT_S - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self.problems.append(f"a run did not end within {LIMIT_S:g} s: {driver.said[-300:]}")
+            driver.process.send_signal(signal.SIGABRT)  # then Python says where its threads are
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                driver.process.wait(CLEANING_S)
+            self.problems.append(f"a run did not end within {LIMIT_S:g} s: {driver.said[-3000:]}")
             driver.process.kill()
             driver.process.wait()
             return None
@@ -216,7 +223,9 @@ class Scene:
         Args:
             errors: prompts whose rows must be error rows.
         """
-        verdict = compare(read_rows(self.output), self.undisturbed(self.prompts, self.job_seed), errors)
+        verdict = compare(
+            read_rows(self.output), self.undisturbed(self.prompts, self.job_seed, self.engine), errors
+        )
         verdict.problems = self.problems
         status = read_status(self.output, verify=True)
         self.expect(not status["damaged"] and not status["unreachable"], f"status --verify: {status}"[:300])
@@ -229,16 +238,21 @@ class Scene:
 
     def close(self):
         """End whatever is left of this try."""
-        self.closing.close()
         for driver in self.drivers:
             if driver.running:
                 driver.process.kill()
             driver.process.wait()
-        while left := self.processes():
+        try:
+            self.closing.close()
+        except Exception as error:  # noqa: BLE001 - the processes are ended all the same
+            self.problems.append(f"cleaning up: {error}")
+        until = time.monotonic() + CLEANING_S
+        while (left := self.processes()) and time.monotonic() < until:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
+        self.expect(not left, f"processes that cannot be killed: {left}")
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

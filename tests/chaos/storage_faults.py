@@ -1,26 +1,24 @@
-"""Faults of what a run writes to and reads from: disks, object storage, parts, weights."""
+"""Faults of what a run writes to and reads from: disks, object storage, weights."""
 
 import contextlib
 import hashlib
-import shutil
+import socket
 import subprocess
 import time
 from pathlib import Path
 
-import pyarrow as pa
-from scene import Skipped, read_rows, stable
+from faults import end
+from scene import Skipped
 from weak_s3 import WeakS3
 from weak_weights import WeakWeights
-
-from toprovar_batch.orchestrator.commands.status import read_status
 
 
 def disk_full(scene):
     """The output's disk has no room from a random moment on, for some seconds."""
-    filler = _small_disk(scene)
+    filler = small_disk(scene)
     driver = scene.under_way()
     scene.fault()
-    _fill(filler)
+    fill(filler)
     time.sleep(scene.rng.uniform(0, 6))
     filler.unlink()
     # A part that is not published yet is kept; a file aside that cannot be written ends the run.
@@ -32,10 +30,10 @@ def disk_full(scene):
 
 def disk_full_for_good(scene):
     """The output's disk has no room from a random moment on; it gets some before the run is continued."""
-    filler = _small_disk(scene)
+    filler = small_disk(scene)
     driver = scene.under_way()
     scene.fault()
-    _fill(filler)
+    fill(filler)
     before = scene.made
     code = scene.finish(driver, 0, 1)  # 0 where all was written before
     scene.expect(
@@ -47,12 +45,14 @@ def disk_full_for_good(scene):
     return scene.verdict()
 
 
-def _small_disk(scene):
-    """Mount a disk of 2 MiB as the output's parent; give the file that fills it."""
+def small_disk(scene, megabytes=2):
+    """Mount a disk of some MiB as the output's parent; give the file that fills it."""
     disk = scene.folder / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "chaos", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "chaos", str(disk)],
+        capture_output=True,
+        check=False,
     )
     if mounted.returncode:
         raise Skipped("a small disk cannot be mounted; it takes root")
@@ -61,10 +61,41 @@ def _small_disk(scene):
     return disk / "filler"
 
 
-def _fill(filler):
+def fill(filler):
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
             pass
+
+
+def read_only_disk(scene):
+    """The output's disk is read-only from a random moment on, for some seconds or until the run is continued."""
+    small_disk(scene)
+    driver = scene.under_way()
+    scene.fault()
+    while not _remounted(scene, "ro"):  # refused while a file is open for writing
+        time.sleep(0.01)
+        if not driver.running:
+            break
+    before = scene.made
+    for_good = scene.rng.random() < 0.5
+    if not for_good:
+        time.sleep(scene.rng.uniform(0, 6))
+        _remounted(scene, "rw")
+    code = scene.finish(driver, 0, 1)
+    if for_good:
+        scene.expect(
+            code == 0 or scene.made - before <= 16,
+            f"{scene.made - before} images were made while none could be kept",
+        )
+        _remounted(scene, "rw")
+    scene.complete()
+    return scene.verdict()
+
+
+def _remounted(scene, mode):
+    disk = Path(scene.output).parent
+    command = ["mount", "-o", f"remount,{mode}", str(disk)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def s3_failing(scene):
@@ -88,7 +119,7 @@ def s3_dead(scene):
 
 
 def _weak_s3(scene, weakness):
-    store = _store(scene)
+    store = store_of(scene)
     driver = scene.start()
     if scene.wait_until_made(driver, scene.rng.randrange(1, 32)):
         scene.fault()
@@ -101,9 +132,63 @@ def _weak_s3(scene, weakness):
     return scene.verdict()
 
 
+def slow_upload(scene):
+    """S3 takes longer for each answer than a worker may be silent: no worker may be lost by it."""
+    scene.settings["stall_timeout_s"] = 5
+    store = store_of(scene)
+    store.slow_s = 8.0
+    driver = scene.start()
+    if scene.wait_until_made(driver, scene.rng.randrange(1, 32)):
+        scene.fault()
+        store.weaken("slow")
+        time.sleep(scene.rng.uniform(8, 25))
+        store.heal()
+    end(scene, driver)
+    scene.expect("lost" not in driver.said, f"workers were lost: {driver.said[-300:]}")
+    return scene.verdict()
+
+
+def two_jobs_on_s3(scene):
+    """Two jobs begin on one empty prefix in S3, at least two seconds apart: one is refused."""
+    store_of(scene)
+    first = scene.start()
+    time.sleep(scene.rng.uniform(2, 6))
+    scene.fault()
+    second = scene.start(seed=7)
+    codes = [scene.finish(first, 0, 1, 2), scene.finish(second, 0, 1, 2)]
+    scene.expect(0 in codes, f"neither job came to its end: {codes}")
+    scene.expect(codes != [0, 0], "both jobs took the prefix")
+    scene.job_seed = 0 if codes[0] == 0 else 7
+    scene.whole_at = time.monotonic()
+    return scene.verdict()
+
+
+def no_output(scene):
+    """The output is a place where none can be: it is said in a sentence, and no image is made."""
+    output = scene.output
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        dead = f"127.0.0.1:{unheard.getsockname()[1]}"
+        for place in (f"http://{dead}/out", "hf://datasets/nobody/nothing", "s3://bucket/out", "/proc/out"):
+            scene.output = place
+            scene.environment |= {
+                "AWS_ENDPOINT_URL": f"http://{dead}",
+                "AWS_ACCESS_KEY_ID": "test",
+                "AWS_SECRET_ACCESS_KEY": "test",
+                "HF_ENDPOINT": f"http://{dead}",
+            }
+            scene.fault()
+            driver = scene.start(command=scene.rng.choice(["submit", "validate"]))
+            scene.finish(driver, 2)
+    scene.expect(scene.made == 0, "images were made for an output that cannot be")
+    scene.output = output
+    scene.complete()
+    return scene.verdict()
+
+
 def two_drivers_on_s3(scene):
     """Two drivers of one job on one output in S3, which has no locks: both may do the work."""
-    _store(scene)
+    store_of(scene)
     first = scene.start()
     time.sleep(scene.rng.uniform(0, 4))
     scene.fault()
@@ -114,7 +199,7 @@ def two_drivers_on_s3(scene):
     return scene.verdict()
 
 
-def _store(scene):
+def store_of(scene):
     store = WeakS3()
     scene.closing.callback(store.close)
     scene.environment |= store.environment
@@ -137,61 +222,3 @@ def truncated_weights(scene):
     scene.complete()
     scene.expect(not (scene.folder / "wrong-weights").exists(), "truncated weights were taken for whole")
     return scene.verdict()
-
-
-def foreign_part(scene):
-    """A part of another seed is copied in: it is named, left alone, and made anew once it is deleted."""
-    other = scene.folder / "other"
-    output, scene.output = scene.output, str(other)
-    scene.finish(scene.start(seed=7), 0)
-    scene.output = output
-    driver = scene.under_way()
-    if scene.rng.random() < 0.5:
-        scene.strike([driver.process.pid])
-        driver.process.wait()
-    else:
-        scene.finish(driver, 0)
-    name = scene.rng.choice(sorted(path.name for path in (other / "data").iterdir()))
-    target = Path(scene.output, "data", name)
-    target.parent.mkdir(exist_ok=True)
-    scene.fault()
-    shutil.copy(other / "data" / name, target)
-    content = target.read_bytes()
-    scene.finish(scene.start(), 1)
-    scene.expect(target.read_bytes() == content, "the foreign part was changed")
-    scene.expect(list(read_status(scene.output)["damaged"]), "status does not name the foreign part")
-    target.unlink()
-    scene.complete()
-    return scene.verdict()
-
-
-def damaged_part(scene):
-    """A byte of a part is changed, or its end is missing: whoever verifies says so, or reads the same rows."""
-    scene.finish(scene.start(), 0)
-    wanted = scene.undisturbed(scene.prompts, scene.job_seed)
-    path = scene.rng.choice(scene.parts())
-    whole = path.read_bytes()
-    for _ in range(200):
-        if scene.rng.random() < 0.1:
-            broken = whole[: scene.rng.randrange(len(whole))]
-        else:
-            place = scene.rng.randrange(len(whole))
-            broken = bytearray(whole)
-            broken[place] ^= scene.rng.randrange(1, 256)
-        path.write_bytes(broken)
-        if not read_status(scene.output, verify=True)["damaged"]:
-            scene.expect(
-                _reads_as(scene, wanted), f"a damaged part was verified: {len(broken)} of {len(whole)} bytes"
-            )
-    scene.fault()
-    path.unlink()
-    scene.complete()
-    return scene.verdict()
-
-
-def _reads_as(scene, wanted):
-    try:
-        rows = read_rows(scene.output)
-    except (OSError, pa.ArrowException):
-        return False
-    return {row["sample_id"]: stable(row) for row in rows} == wanted

@@ -12,7 +12,6 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 _ANSWERS = {"failing": ("503 Slow Down", "SlowDown"), "refusing": ("403 Forbidden", "AccessDenied")}
-SLOW_S = 2.0
 
 
 class _Quiet(WSGIRequestHandler):
@@ -27,6 +26,7 @@ class WeakS3:
         get_backend("s3").reset()
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._weakness, self._server, self._port = "", None, 0
+        self.slow_s = 2.0  # seconds before each answer while it is slow
         self._listen()
         with self.in_this_process():
             s3fs.S3FileSystem().mkdir("bucket")
@@ -82,7 +82,7 @@ class WeakS3:
 
     def _answer(self, environ, start_response):
         if self._weakness == "slow":
-            time.sleep(SLOW_S)
+            time.sleep(self.slow_s)
         if self._weakness not in _ANSWERS:
             return self._moto(environ, start_response)
         status, code = _ANSWERS[self._weakness]

@@ -1,4 +1,4 @@
-"""A server of one weight file on the loopback, whose transfers can be cut off."""
+"""A server on the loopback of one weight file, and of prompts, whose transfers can be cut off."""
 
 import contextlib
 import random
@@ -20,6 +20,7 @@ class WeakWeights(ThreadingHTTPServer):
         self.rng = random.Random(seed)
         self.content = self.rng.randbytes(200_000)
         self.chunked = self.rng.random() < 0.5
+        self.prompts = b""  # the content of a path that ends with .txt
         self.cutting = True
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
@@ -28,6 +29,9 @@ class WeakWeights(ThreadingHTTPServer):
     def url(self):
         """The address of the file."""
         return f"http://127.0.0.1:{self.server_port}/w.safetensors"
+
+    def handle_error(self, request, client_address):
+        """Say nothing of clients that go away in between."""
 
     def close(self):
         """End the server."""
@@ -46,9 +50,13 @@ class _Transfer(BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):  # who fetches may have seen enough
             self._send()
 
+    def _content(self):
+        is_text = self.path.partition("?")[0].endswith(".txt")
+        return self.server.prompts if is_text else self.server.content
+
     def _send(self):
         self._begin()
-        content = self.server.content
+        content = self._content()
         end = self.server.rng.randrange(len(content)) if self.server.cutting else len(content)
         for start in range(0, end, 8192):
             piece = content[start : min(start + 8192, end)]
@@ -64,7 +72,7 @@ class _Transfer(BaseHTTPRequestHandler):
         if self.server.chunked:
             self.send_header("Transfer-Encoding", "chunked")
         else:
-            self.send_header("Content-Length", str(len(self.server.content)))
+            self.send_header("Content-Length", str(len(self._content())))
         self.end_headers()
 
     def log_message(self, *_):
