@@ -176,16 +176,16 @@ class _Maps:
         out = torch.empty_like(x, memory_format=torch.channels_last)
         if not x.numel():
             return out
-        centers, scales = x.new_empty((2, self.batch, self.channels), dtype=torch.float32)
+        affine = x.new_empty((self.batch, 4, self.channels), dtype=torch.float32)
         joined = 1 if x.is_cuda else self.num_groups  # the interpreter takes as long for one group as for all
         combination_kernel[self.num_groups // joined, self.batch](
-            partials, weight if input_bias is None else input_bias, weight, centers, scales,
+            partials, weight if input_bias is None else input_bias, weight, affine,
             self.num_pixels, chunks.count, chunks.steps * chunks.block, eps,
             **self.sizes, JOINED=joined, BLOCK=_CHUNKS_AT_ONCE, INPUT_BIAS=input_bias is not None, **_BUILD,
         )  # fmt: skip
         steps = min(chunks.steps, _MAX_NORMALISATION_STEPS)
         normalisation_kernel[-(-self.num_pixels // (chunks.block * steps)), self.batch](
-            x, centers, scales, bias, out, self.num_pixels, steps,
+            x, affine, bias, out, self.num_pixels, steps,
             **self.sizes, BLOCK=chunks.block, SWISH=swish, INTERPRETED=not x.is_cuda, **_BUILD,
         )  # fmt: skip
         return out

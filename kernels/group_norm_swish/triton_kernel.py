@@ -16,7 +16,9 @@ There are few of them, so it does this in float64. It leaves a centre and a scal
 
     centre = mean - input_bias        scale = weight / sqrt(variance + eps)
 
-The second pass gives y = (x - centre) scale + bias, then y / (1 + e^-y), for few tiles per program.
+The second pass gives y = (x - centre) scale + bias, then y / (1 + e^-y), for few tiles per program. Centre, scale and
+x - centre are rounded to float32. Of maps that are float32 themselves a value far from the mean would show all three. There
+each of them is carried with what its rounding left out (Dekker 1971; Knuth's TwoSum), and y is rounded about once.
 
 Where the maps are a residual sum that is still to be made, the first pass makes it, and so need not read it.
 
@@ -111,11 +113,14 @@ def statistics_kernel(
 
 @triton.jit(do_not_specialize=[*_NUMBERS, "chunk_pixels", "eps"])
 def combination_kernel(
-    partials, input_bias, weight, centers, scales, num_pixels, num_chunks, chunk_pixels, eps,
+    partials, input_bias, weight, affine, num_pixels, num_chunks, chunk_pixels, eps,
     GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, PADDED: tl.constexpr, JOINED: tl.constexpr, BLOCK: tl.constexpr,
     INPUT_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """The chunks of JOINED groups to their part of centers and scales [B, C] float32; BLOCK chunks at a time."""
+    """The chunks of JOINED groups to their part of affine [B, 4, C] float32; BLOCK chunks at a time.
+
+    The four are the centre, what its rounding left out, the scale, and what its rounding left out.
+    """
     group = tl.program_id(0) * JOINED + tl.arange(0, JOINED)
     image = tl.program_id(1).to(tl.int64)
     rows = partials + ((image * 3 * GROUPS + group) * num_chunks)[:, None]
@@ -150,14 +155,18 @@ def combination_kernel(
     center = tl.zeros([JOINED, PADDED], tl.float64) + mean
     if INPUT_BIAS:
         center -= tl.load(input_bias + channel, mask=is_channel, other=0.0).to(tl.float64)
-    at = image * GROUPS * PER_GROUP + channel
-    tl.store(centers + at, center.to(tl.float32), mask=is_channel)
-    tl.store(scales + at, scale.to(tl.float32), mask=is_channel)
+    at = affine + image * 4 * GROUPS * PER_GROUP + channel
+    for exact in tl.static_range(2):
+        value = scale if exact else center
+        rounded = value.to(tl.float32)
+        tl.store(at, rounded, mask=is_channel)
+        tl.store(at + GROUPS * PER_GROUP, (value - rounded.to(tl.float64)).to(tl.float32), mask=is_channel)
+        at += 2 * GROUPS * PER_GROUP
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
 def normalisation_kernel(
-    x, centers, scales, bias, out, num_pixels, num_steps,
+    x, affine, bias, out, num_pixels, num_steps,
     GROUPS: tl.constexpr, PER_GROUP: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
     SWISH: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -165,8 +174,12 @@ def normalisation_kernel(
     CHANNELS: tl.constexpr = GROUPS * PER_GROUP
     image = tl.program_id(1).to(tl.int64)
     channel, is_channel = _channels(GROUPS, PER_GROUP, PADDED)
-    center = tl.load(centers + image * CHANNELS + channel, mask=is_channel, other=0.0)[None, :]
-    scale = tl.load(scales + image * CHANNELS + channel, mask=is_channel, other=0.0)[None, :]
+    at = affine + image * 4 * CHANNELS + channel
+    center = tl.load(at, mask=is_channel, other=0.0)[None, :]
+    scale = tl.load(at + 2 * CHANNELS, mask=is_channel, other=0.0)[None, :]
+    if x.dtype.element_ty == tl.float32:
+        center_tail = tl.load(at + CHANNELS, mask=is_channel, other=0.0)[None, :]
+        scale_tail = tl.load(at + 3 * CHANNELS, mask=is_channel, other=0.0)[None, :]
     shift = tl.load(bias + channel, mask=is_channel, other=0.0).to(tl.float32)[None, :]
     pixel = tl.arange(0, BLOCK)
     first = tl.program_id(0) * num_steps * BLOCK
@@ -175,7 +188,13 @@ def normalisation_kernel(
     for step in range(tl.cdiv(length, BLOCK)):
         inside = (pixel < length - step * BLOCK)[:, None] & is_channel[None, :]
         values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        y = (values - center) * scale + shift
+        distance = values - center
+        y = shift
+        if x.dtype.element_ty == tl.float32:
+            back = distance - values
+            tail = (values - (distance - back)) - (center + back) - center_tail
+            y = tl.fma(distance, scale_tail, tl.fma(tail, scale, y))
+        y = tl.fma(distance, scale, y)
         if SWISH:
             divisor = 1.0 + tl.exp(-y)
             # The plain division may be two steps of float32 beside, which 16 bits do not show, and is faster.

@@ -125,6 +125,14 @@ def test_errors_are_at_most_twice_those_of_pytorch(shape, kind, dtype, swish):
     assert torch.equal(x, before)  # the residual connection still needs it
 
 
+@pytest.mark.parametrize("kind", [_plain, _one_far_pixel, _beside_zero], ids=_name)
+def test_float32_maps_keep_their_digits_wherever_their_mean_is(kind):
+    x, (weight, bias) = _maps((1, 64, 63, 5), torch.float32, kind), _vectors(64, torch.float32)
+    exact = _pytorch(x.double(), weight.double(), bias.double(), swish=False)
+    out = group_norm_swish(x, weight, bias, GROUPS, EPS, swish=False)
+    assert _error(out, exact) <= 8 * torch.finfo(torch.float32).eps * exact.abs().max()
+
+
 def test_flat_maps_give_the_bias_itself():
     weight, bias = _vectors(128, torch.float32)
     flat = torch.linspace(-7.3, 5.7, GROUPS, device=DEVICE).repeat_interleave(4)
