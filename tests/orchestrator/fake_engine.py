@@ -57,6 +57,7 @@ class FakeEngine:
         in_the_way=None,
         description=None,
         flat_batches=0,
+        complaint="no such colour",
     ):
         self.folder = Path(folder)
         self.batch_size = batch_size
@@ -65,6 +66,7 @@ class FakeEngine:
         self.in_the_way = in_the_way  # a folder made where a part shall go
         self.description = description or {}  # more of what `describe` gives
         self.flat_batches = flat_batches  # what `usage` gives
+        self.complaint = complaint  # text of the exception of "raise"
 
     def fetch(self, count):
         pass
@@ -127,7 +129,7 @@ class FakeEngine:
         if order == "exit":
             os._exit(3)
         if order == "raise":
-            raise ValueError("no such colour")
+            raise ValueError(self.complaint)
         if order == "lock":
             raise HoldsALockError("many\nlines")
         if order == "hang":

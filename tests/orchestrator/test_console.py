@@ -2,9 +2,12 @@ import json
 import re
 from pathlib import Path
 
+import pyarrow.parquet as pq
+import ray
 from click.testing import CliRunner
 
 from toprovar_batch.orchestrator.cli import main
+from toprovar_batch.orchestrator.commands.submit import submit
 from toprovar_batch.orchestrator.console import echo, echo_json, printable
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.card import _in_markdown
@@ -75,6 +78,20 @@ def test_no_command_writes_or_prints_a_credential(write_job, tmp_path, monkeypat
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert written
     assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+
+
+def test_a_run_over_ray_leaves_no_credential(write_job, tmp_path, make_engine_factory, capfd):
+    signed = f"https://user:{SECRET}@host/vae.pth?X-Amz-Signature={SECRET}"
+    job = write_job(["a cat", "raise", "kill-once now"])
+    logs = Path(ray._private.worker._global_node.get_session_dir_path())
+    submit(job, overrides=[f"name={signed}"], engine_factory=make_engine_factory(complaint=f"{signed}: no"))
+    rows = pq.read_table(tmp_path / "out/data").to_pylist()
+    [error] = [row["error"] for row in rows if row["status"] == "error"]
+    assert error == "ValueError: https://***@host/vae.pth?X-Amz-Signature=***: no"
+    written = [path for folder in (tmp_path, logs) for path in folder.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".log" for path in written)
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+    assert SECRET not in "".join(capfd.readouterr())
 
 
 def test_a_renewed_signature_continues_the_job_and_nothing_is_recorded_of_it(write_job, tmp_path):
