@@ -18,6 +18,7 @@ LONGER: set[str] = set()  # only what is one kernel or one model
 MAY_USE_RAY = {
     "orchestrator/run/fleet.py",
     "orchestrator/run/job_server.py",
+    "orchestrator/run/metrics.py",
     "orchestrator/run/ray_session.py",
     "orchestrator/commands/submit.py",
 }

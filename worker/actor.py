@@ -236,7 +236,7 @@ class GenerationWorker:
             )  # others are under way, and their images are not to be lost
             return
         self._open.remove(shard)
-        yield shard_id, Committed(shard.stats, shard.num_bytes, self._record_of_engine())
+        yield shard_id, Committed(shard.stats, shard.num_bytes, self._record_of_engine(), shard.write_s)
 
     def _finish_all(self) -> Iterator[tuple[int, ShardEvent]]:
         for step in self._pipeline.drain():

@@ -74,10 +74,21 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """These samples left the engine (or never had to enter it)."""
+    """These samples left the engine (or never had to enter it).
+
+    Attributes:
+        sample_ids: which.
+        num_ok: how many have an image.
+        failed: sample id -> the sentence of its error row.
+        times_ms: sums of `text_ms`, `sample_ms`, `decode_ms` and `encode_ms` over the images.
+        token_layer_fractions: of the images that have one.
+    """
 
     sample_ids: tuple[str, ...]
     num_ok: int
+    failed: Mapping[str, str] = field(default_factory=dict, compare=False)
+    times_ms: Mapping[str, float] = field(default_factory=dict, compare=False)
+    token_layer_fractions: tuple[float, ...] = field(default=(), compare=False)
 
     @property
     def num_error(self) -> int:
@@ -105,6 +116,9 @@ class Committed:
     stats: ShardStats
     num_bytes: int
     engine: dict[str, Any]  # the engine's description and its usage after the shard
+    write_s: float = field(
+        default=0.0, compare=False
+    )  # writing rows, and publishing the part at the first try
 
 
 @dataclass(frozen=True, slots=True)

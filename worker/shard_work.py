@@ -20,7 +20,7 @@ from .publishing import publish_again, seal_and_show, with_signs
 from .request import GenerationRequest, GenerationResult
 from .shard_checks import check_ids, check_some_made
 from .shard_events import Alive, Progress, Refused, ShardTask
-from .shard_stats import Computation, ShardStats
+from .shard_stats import TIME_COLUMNS, Computation, ShardStats
 from .worker_errors import writing
 
 _SAMPLE_COLUMNS = ["sample_id", "prompt", "negative_prompt", "seed", "h_div_w", "prompt_error"]
@@ -40,6 +40,7 @@ class ShardWork:
         batches_left: of them, those that the engine has not given back; set by the caller.
         stats: counts, complete once the part is sealed.
         num_bytes: of the part, once it is sealed.
+        write_s: seconds of writing rows, and of publishing the part at the first try.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ShardWork:
         self.requests: list[GenerationRequest] = []
         self.batches_left = 0
         self.num_bytes = 0
+        self.write_s = 0.0
         self._start = time.monotonic()
         self._was_there = False  # the job's record, when it was looked for
         self._outcomes: Counter[str | None] = Counter()  # by error; None: an image
@@ -78,7 +80,7 @@ class ShardWork:
         self._positions = {sample_id: row for row, sample_id in enumerate(todo["sample_id"].to_pylist())}
         self.requests, hopeless = _split(todo, task.poisoned)
         if hopeless:
-            yield Progress(tuple(result.sample_id for result in hopeless), 0)
+            yield _progress(hopeless)
             self.write(hopeless)
 
     def close(self) -> None:
@@ -95,9 +97,9 @@ class ShardWork:
         check_ids([result.sample_id for result in results], sample_ids, "the engine's results")
         self.batches_left -= 1
         self._outcomes.update(result.error for result in results)
-        num_ok = sum(result.status == "ok" for result in results)
-        self.stats.generated += num_ok
-        return Progress(sample_ids, num_ok)
+        progress = _progress(results)
+        self.stats.generated += progress.num_ok
+        return progress
 
     def write(self, results: Sequence[GenerationResult]) -> None:
         """Turn results into rows of the part.
@@ -107,8 +109,10 @@ class ShardWork:
         """
         samples = self._todo.take([self._positions[result.sample_id] for result in results])
         rows = result_rows(samples, [self._record(result) for result in results], self.task.schema)
+        start = time.monotonic()
         with writing():
             self._part.write(rows)
+        self.write_s += time.monotonic() - start
         self.stats.add_rows(rows, self._computation)
         self._written += rows["sample_id"].to_pylist()
 
@@ -156,7 +160,9 @@ class ShardWork:
     def _seal_and_show(self) -> str | None:
         self._check_owner()  # here and not before: a storage that is asked may take long to answer
         record = {"shard_id": self.task.shard_id, **self.stats.to_json()}
+        start = time.monotonic()
         self.num_bytes, refused = seal_and_show(self._part, record)
+        self.write_s += time.monotonic() - start
         return refused
 
     def _check_owner(self) -> None:
@@ -195,6 +201,21 @@ class ShardWork:
         elif statistics is not None:  # of an image that failed only this means something; the rest is null
             record["prompt_truncated"] = statistics.prompt_truncated
         return {**record, **self.task.labels, "attempt": self.task.attempt, "worker": self._worker}
+
+
+def _progress(results: Sequence[GenerationResult]) -> Progress:
+    """Tell of results: which samples, their errors, and what their images took."""
+    made = [
+        result.statistics for result in results if result.status == "ok" and result.statistics is not None
+    ]
+    fractions = (statistics.token_layer_fraction for statistics in made)
+    return Progress(
+        tuple(result.sample_id for result in results),
+        sum(result.status == "ok" for result in results),
+        {result.sample_id: redact(result.error or "") for result in results if result.status != "ok"},
+        {column: sum(getattr(statistics, column) for statistics in made) for column in TIME_COLUMNS},
+        tuple(fraction for fraction in fractions if fraction is not None),
+    )
 
 
 def _split(

@@ -32,6 +32,8 @@ from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
 from toprovar_batch.orchestrator.run.fleet import Fleet
 from toprovar_batch.orchestrator.run.ledger import Assignment, ShardLedger
 from toprovar_batch.orchestrator.run.load_guard import LoadGuard
+from toprovar_batch.orchestrator.run.metrics import RunMetrics
+from toprovar_batch.orchestrator.run.observer import Observers
 from toprovar_batch.orchestrator.run.progress import ProgressBar
 from toprovar_batch.orchestrator.run.published import PublishedParts
 from toprovar_batch.orchestrator.run.ray_probe import cluster_address, is_job_server
@@ -176,7 +178,8 @@ def _dispatch(
             guard = LoadGuard(runtime.max_load_failures)
             watch = EngineWatch(kept.computed_with)
             parts = PublishedParts(folder, plan.num_shards, schema, published)
-            Dispatcher(ledger, fleet, guard, make_task, bar, watch, parts, outcome).run()
+            observers = Observers([bar, RunMetrics(str(job.name))])
+            Dispatcher(ledger, fleet, guard, make_task, observers, watch, parts, outcome).run()
 
 
 def _on_gpus(job: JobSpec) -> bool:

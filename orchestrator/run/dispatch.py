@@ -126,6 +126,7 @@ class Dispatcher:
                     elif not self._refusing:
                         self._hire()
                         self._hand_out()
+                    self._observer.tick()
                     for event in self._fleet.wait(_POLL_S):
                         self._handle(event)
             finally:

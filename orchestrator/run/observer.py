@@ -24,6 +24,9 @@ class Observer:
     def say(self, sentence: str) -> None:
         """Tell something that matters."""
 
+    def tick(self) -> None:
+        """Time has passed; told about every second, as long as the run goes on."""
+
 
 class Observers(Observer):
     """Several observers that hear the same, in order."""
@@ -56,3 +59,8 @@ class Observers(Observer):
         """Pass it on."""
         for each in self._observers:
             each.say(sentence)
+
+    def tick(self) -> None:
+        """Pass it on."""
+        for each in self._observers:
+            each.tick()
