@@ -23,7 +23,7 @@ from toprovar_batch.orchestrator.output.parts import (
 )
 from toprovar_batch.orchestrator.output.run_lock import last_holder
 from toprovar_batch.orchestrator.run.rates import growth
-from toprovar_batch.orchestrator.run.record import read_records
+from toprovar_batch.orchestrator.run.record import read_log, read_records
 from toprovar_batch.orchestrator.run.summary import (
     computation_lines,
     error_lines,
@@ -67,7 +67,7 @@ def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
             verified = verify_parts(folder, parts.good, num_shards)
             damaged, unreachable = damaged | verified.damaged, unreachable | verified.unreachable
         foreign = foreign_file_reasons(folder, num_shards)
-        runs = read_records(folder)
+        runs, log = read_records(folder), read_log(folder)
     except storage_errors() as error:
         raise OutputFolderError(
             f"{output} cannot be read now: {explain_storage(error)}; try again later"
@@ -83,6 +83,7 @@ def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
         "unreachable": _by_path(folder, num_shards, unreachable),
         "verified": verify,
         "runs": runs,
+        "log": log,
         "driver": _driver(folder, runs) if len(finished) < num_shards else None,
         "speed": _speed(parts.good.values(), job["num_samples"], runs),
     }
@@ -214,6 +215,8 @@ def _print(status: dict[str, Any]) -> None:
         ending += f", ended by {run['failure']['message']}" if run["failure"] else ""
         speed = f"{run['images_per_second']:.2f} images/s with {counted(run['workers'], 'worker')}"
         echo(f"run of {run['started']}: {run['seconds']:.0f} s, {speed}{ending}")
+    if status["log"]:
+        echo(f"log of the last run: {status['log'][-1]}")
     if status["verified"]:
         bad = [
             f"{counted(len(status[kind]), 'part')} {words}"

@@ -30,6 +30,7 @@ from toprovar_batch.orchestrator.prompts.shard_size import idle_sentence
 from toprovar_batch.orchestrator.run.dispatch import Dispatcher, Outcome
 from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
 from toprovar_batch.orchestrator.run.fleet import Fleet
+from toprovar_batch.orchestrator.run.journal import Journal
 from toprovar_batch.orchestrator.run.ledger import Assignment, ShardLedger
 from toprovar_batch.orchestrator.run.load_guard import LoadGuard
 from toprovar_batch.orchestrator.run.metrics import RunMetrics
@@ -106,7 +107,7 @@ def submit(
             return summarise(outcome, 0.0, None)
         log, error = RunLog(folder, summarise), None
         try:
-            _dispatch(job, plan, schema, folder, todo, parts.good, engine_factory, outcome)
+            _dispatch(job, plan, schema, folder, todo, parts.good, engine_factory, outcome, log.stem)
             outcome = outcome.without(missing_parts(folder, outcome.committed, plan.num_shards))
         except KeyboardInterrupt as stop:  # before the dispatcher listened for it
             outcome.stopped_by = signal_of(stop)
@@ -129,8 +130,9 @@ def _dispatch(
     published: dict[int, ShardStats],
     engine_factory: EngineFactory | None,
     outcome: Outcome,
+    stem: str,
 ) -> None:
-    """Run shards over Ray workers, with a progress bar; `outcome` is filled as things happen."""
+    """Run shards over Ray workers, with a progress bar and the log `stem`; `outcome` is filled as things happen."""
     runtime = job.runtime
     labels = {"model": job.model.preset, "policy": job.policy.name}
 
@@ -156,7 +158,11 @@ def _dispatch(
     errors_again = total(stats for shard_id, stats in published.items() if shard_id in set(todo)).errors
     done = kept.rows - errors_again
     address = cluster_address(runtime)
-    with closing(ProgressBar(plan.num_samples, done, kept.errors - errors_again)) as bar:
+    begin = f"job {job.name}: {counted(len(todo), 'shard')} to do of {plan.num_shards}"
+    with (
+        closing(ProgressBar(plan.num_samples, done, kept.errors - errors_again)) as bar,
+        Journal(folder, stem, begin, bar.say) as journal,
+    ):
         bar.starts(f"joining Ray at {address}" if address else "starting Ray")
         with ray_session(runtime):
             on_gpus = _on_gpus(job)
@@ -178,7 +184,7 @@ def _dispatch(
             guard = LoadGuard(runtime.max_load_failures)
             watch = EngineWatch(kept.computed_with)
             parts = PublishedParts(folder, plan.num_shards, schema, published)
-            observers = Observers([bar, RunMetrics(str(job.name))])
+            observers = Observers([bar, journal, RunMetrics(str(job.name))])
             Dispatcher(ledger, fleet, guard, make_task, observers, watch, parts, outcome).run()
 
 

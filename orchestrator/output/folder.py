@@ -119,7 +119,8 @@ class OutputFolder:
         self.filesystem.invalidate_cache()
         try:
             names = map(posixpath.basename, self.filesystem.ls(self.inside(*RUNS_FOLDER), detail=False))
-            return any(name >= f"{since.astimezone(UTC):{RUN_TIME}}" for name in names if name[:1].isdigit())
+            records = (name for name in names if name[:1].isdigit() and name.endswith(".json"))
+            return any(name >= f"{since.astimezone(UTC):{RUN_TIME}}" for name in records)
         except FileNotFoundError:
             return False
 

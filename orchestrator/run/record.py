@@ -20,6 +20,7 @@ from toprovar_batch.worker.part_identity import recorded_job
 from toprovar_batch.worker.storage import storage_errors
 
 from .dispatch import Outcome
+from .log_pages import newest_pages
 from .summary import RunSummary, stats_record
 
 _SENTENCE_LENGTH = 500  # characters of an error that reach the record
@@ -49,6 +50,9 @@ class RunLog:
     Args:
         folder: the output.
         summarise: makes the summary of an outcome, the seconds since the start, and what ended the run early.
+
+    Attributes:
+        stem: name of the record, without its ending.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class RunLog:
     ) -> None:
         self._folder, self._summarise = folder, summarise
         self._started, self._clock = datetime.now(UTC), time.monotonic()
+        self.stem = f"{self._started:{RUN_TIME}}-{os.getpid()}"
 
     def close(self, outcome: Outcome, error: BaseException | None) -> RunSummary:
         """Write the record of a run that came to its end, or that `error` ends.
@@ -79,7 +84,7 @@ class RunLog:
     def _write(self, record: dict[str, Any]) -> str | None:
         """Write a record; gives a sentence where that fails."""
         text = json.dumps(redacted(record), indent=2, ensure_ascii=False)
-        name = f"{self._started:{RUN_TIME}}-{os.getpid()}.json"
+        name = f"{self.stem}.json"
         try:
             owner = recorded_job(self._folder.job_url) if self._folder.job else ""
             if owner != self._folder.job:
@@ -145,12 +150,8 @@ def read_records(folder: OutputFolder) -> list[dict[str, Any]]:
 
     A record that is none has only `name`, and `error` that says so.
     """
-    try:
-        names = sorted(folder.filesystem.ls(folder.inside(*RUNS_FOLDER), detail=False))
-    except FileNotFoundError:
-        return []
     runs = []
-    for path in names:
+    for path in _files(folder):
         name = posixpath.basename(path)
         if name.startswith(".") or not name.endswith(".json"):
             continue
@@ -161,3 +162,17 @@ def read_records(folder: OutputFolder) -> list[dict[str, Any]]:
         else:
             runs.append({"name": name, **record.model_dump()})
     return runs
+
+
+def read_log(folder: OutputFolder) -> list[str]:
+    """Find the log of the latest run: the paths of its pages, in the order in which they were written."""
+    paths = {posixpath.basename(path): path for path in _files(folder)}
+    return [folder.shown(paths[name]) for name in newest_pages(paths)]
+
+
+def _files(folder: OutputFolder) -> list[str]:
+    """The paths of what past runs left, sorted."""
+    try:
+        return sorted(folder.filesystem.ls(folder.inside(*RUNS_FOLDER), detail=False))
+    except FileNotFoundError:
+        return []

@@ -99,7 +99,7 @@ def test_a_pruned_job_tells_what_it_saved(write_job, tmp_path, run_cli):
         assert [ratio is None for ratio in row["low_entropy_ratio"]] == [True, True, False] + [True] * 4
         scales = read_pruning_map(row["pruning_map"], row["h_div_w"], len(row["keep_ratio"]))
         assert [int(scale.max()) for scale in scales] == [2, 2, 2, 0, 0, 0, 0]
-    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "out/_job/runs").iterdir())
+    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "out/_job/runs").glob("*.json"))
     assert record["totals"]["pruning_start_scales"] == {"3": 2}
     status = run_cli("status", tmp_path / "out")
     assert "pruning starts at scale 3 in 2 images" in status.output
@@ -120,7 +120,7 @@ def test_a_second_run_generates_nothing(write_job, tmp_path, make_engine_factory
     assert set(before.values()) == {1}
     assert (first.this_run.generated, second.this_run.generated) == (8, 0)
     assert (second.dataset.ok, second.is_complete) == (8, True)
-    assert len(list((tmp_path / "out/_job/runs").iterdir())) == 1
+    assert len(list((tmp_path / "out/_job/runs").glob("*.json"))) == 1
 
 
 def test_only_missing_shards_are_generated(write_job, tmp_path, make_engine_factory):
@@ -171,7 +171,7 @@ def test_another_try_is_advised_where_it_may_help(
 
 def test_the_run_is_on_record(write_job, tmp_path, make_engine_factory):
     submit(write_job(["a", "refuse", "lock", "raise"]), engine_factory=make_engine_factory())
-    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "out/_job/runs").iterdir())
+    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "out/_job/runs").glob("*.json"))
     assert record["totals"]["rows"] == 4
     assert record["totals"]["errors"] == 3
     assert set(record["totals"]["error_kinds"]) == {
@@ -229,7 +229,7 @@ def test_a_part_that_is_not_where_its_worker_put_it_fails_the_run(
     summary = submit(write_job(), engine_factory=make_engine_factory())
     assert summary.failed == {1: "its worker published a part that is not in the output folder"}
     assert (summary.finished_shards, summary.dataset.ok, summary.is_complete) == (1, 4, False)
-    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "out/_job/runs").iterdir())
+    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "out/_job/runs").glob("*.json"))
     assert (record["shards"], list(record["failed_shards"])) == ([0], ["1"])
 
 
@@ -284,7 +284,7 @@ def test_a_part_with_a_corrupt_picture_is_left_alone_and_named_when_errors_are_t
     assert f"{part} is damaged: " in said.out
     assert f"shard 0 is left alone, as {part} is damaged: " in said.err
     assert f"toprovar-batch fsck {tmp_path / 'out'} --repair moves what is damaged aside" in said.out
-    records = [json.loads(path.read_text()) for path in (tmp_path / "out/_job/runs").iterdir()]
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out/_job/runs").glob("*.json")]
     assert [list(record["damaged_shards"]) for record in records if record["totals"]["generated"] == 1] == [
         ["0"]
     ]
@@ -361,7 +361,7 @@ def test_a_signal_before_dispatch_is_a_stop_like_any_other(
 
 
 def the_record(tmp_path):
-    (path,) = (tmp_path / "out/_job/runs").iterdir()
+    (path,) = (tmp_path / "out/_job/runs").glob("*.json")
     return json.loads(path.read_text())
 
 
