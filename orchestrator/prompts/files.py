@@ -38,6 +38,7 @@ _DECOMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 }
 _MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 LINE_END = re.compile(r"\r\n|\r|\n")
+_BLOCK_BYTES = 8 << 20  # of a text that is read block by block
 _STANDARD_INPUT = "/dev/stdin"
 
 
@@ -101,6 +102,50 @@ class PromptFile:
             raise _unreadable(self.label, error) from error
         return file
 
+    def line_blocks(self) -> Iterator[list[str]]:
+        """The same lines as `lines`, many at a time; one that is not compressed is never in memory as a whole.
+
+        Raises:
+            PromptSourceError: as `text`, once the line is reached.
+        """
+        num_lines = 0
+        for number, raw in enumerate(self._line_bytes()):
+            if number == 0:
+                self._refuse_other_kinds(raw)
+            try:
+                text = raw.decode("utf-8-sig" if number == 0 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(self.label, num_lines, raw[: error.start]) from error
+            lines = LINE_END.split(text)
+            if not lines[-1]:
+                lines.pop()  # what follows the last end of a line begins the next block
+            num_lines += len(lines)
+            yield lines
+
+    def _line_bytes(self) -> Iterator[bytes]:
+        """All bytes, cut behind ends of lines; at least one piece."""
+        with io.BytesIO(self.read()) if self.compression else self.open() as file:
+            rest = b""
+            while True:
+                try:
+                    more = file.read(_BLOCK_BYTES)
+                except Exception as error:  # every file system raises errors of its own kind
+                    raise _unreadable(self.label, error) from error
+                if not more:
+                    break
+                rest += more
+                # A carriage return at the end may be the first half of a Windows line end.
+                cut = max(rest.rfind(b"\n"), rest.rfind(b"\r", 0, -1)) + 1
+                if cut:
+                    yield rest[:cut]
+                    rest = rest[cut:]
+            yield rest
+
+    def _refuse_other_kinds(self, raw: bytes) -> None:
+        for magic, kind in _MAGIC.items():
+            if raw.startswith(magic):
+                raise PromptSourceError(f"{self.label} holds {kind} data, not {self.suffix or 'text'}")
+
     def text(self) -> str:
         """All of it as UTF-8 text, without a byte order mark.
 
@@ -108,14 +153,11 @@ class PromptFile:
             PromptSourceError: as `read`, or it is no UTF-8 text; names the line.
         """
         raw = self.read()
-        for magic, kind in _MAGIC.items():
-            if raw.startswith(magic):
-                raise PromptSourceError(f"{self.label} holds {kind} data, not {self.suffix or 'text'}")
+        self._refuse_other_kinds(raw)
         try:
             return raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            line = len(LINE_END.findall(raw[: error.start].decode("latin-1"))) + 1
-            raise PromptSourceError(f"{self.label}, line {line}: not UTF-8 text") from error
+            raise _not_utf8(self.label, 0, raw[: error.start]) from error
 
     def lines(self) -> list[str]:
         """All of its text, cut at the ends of lines of Unix, Windows and old Macs.
@@ -194,6 +236,12 @@ def _split_compression(path: str) -> tuple[str, str | None]:
     stem, suffix = posixpath.splitext(plain)
     compression = _COMPRESSIONS.get(suffix.lower())
     return (stem, compression) if compression else (plain, None)
+
+
+def _not_utf8(label: str, lines_before: int, raw: bytes) -> PromptSourceError:
+    """Names the line behind `raw`, which comes after `lines_before` others."""
+    line = lines_before + len(LINE_END.findall(raw.decode("latin-1"))) + 1
+    return PromptSourceError(f"{label}, line {line}: not UTF-8 text")
 
 
 def _unreadable(label: str, error: Exception) -> PromptSourceError:

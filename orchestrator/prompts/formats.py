@@ -65,10 +65,8 @@ def format_of(file: PromptFile, wanted: str) -> str:
     return FORMATS[file.suffix]
 
 
-def read_rows(file: PromptFile, kind: str, prompt_column: str, limit: int | None) -> list[Row]:
-    """Read a JSONL, TXT or MJHQ file; see `read_jsonl`, `read_txt` and `read_mjhq`."""
-    if kind == "txt":
-        return read_txt(file, prompt_column, limit)
+def read_rows(file: PromptFile, kind: str, limit: int | None) -> list[Row]:
+    """Read a JSONL or MJHQ file; see `read_jsonl` and `read_mjhq`."""
     return read_jsonl(file, limit) if kind == "jsonl" else read_mjhq(file, limit)
 
 
@@ -242,10 +240,23 @@ def read_jsonl(file: PromptFile, limit: int | None) -> list[Row]:
     return rows
 
 
-def read_txt(file: PromptFile, prompt_column: str, limit: int | None) -> list[Row]:
-    """Read prompts, one per line; blank lines are skipped and spaces around a prompt dropped."""
-    prompts = (line.strip() for line in file.lines())
-    return [{prompt_column: prompt} for prompt in islice(filter(None, prompts), limit)]
+def read_txt(file: PromptFile, prompt_column: str, limit: int | None) -> Iterator[pa.Table]:
+    """Read prompts, one per line; blank lines are skipped and spaces around a prompt dropped.
+
+    Yields:
+        Its rows, some at a time and no further than `limit`; no table where it is empty.
+
+    Raises:
+        PromptSourceError: it is no UTF-8 text as far as it is read; names the line.
+    """
+    rest = limit
+    for lines in file.line_blocks():
+        prompts = [prompt for line in lines if (prompt := line.strip())][:rest]
+        if prompts:
+            yield pa.table({prompt_column: pa.array(prompts, pa.string())})
+        rest = None if rest is None else rest - len(prompts)
+        if rest == 0:
+            return
 
 
 def read_mjhq(file: PromptFile, limit: int | None) -> list[Row]:

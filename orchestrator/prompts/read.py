@@ -23,7 +23,7 @@ from .cells import (
 )
 from .column_types import holds_map
 from .files import PromptFile, find_files, first_line
-from .formats import Row, SourceRows, format_of, parquet_shape, read_csv, read_parquet, read_rows
+from .formats import Row, SourceRows, format_of, parquet_shape, read_csv, read_parquet, read_rows, read_txt
 from .ids import GivenIds
 from .table_spool import TableSpool
 
@@ -64,7 +64,7 @@ class Origins:
 
 
 def read_prompts(spec: PromptSpec) -> TableSpool:
-    """Read all prompts of a source; those of Parquet files some at a time.
+    """Read all prompts of a source; those of Parquet and TXT files some at a time.
 
     Args:
         spec: where they are and which column means what.
@@ -134,7 +134,7 @@ def _label(spec: PromptSpec, column: str) -> str:
 
 
 def _read_source(spec: PromptSpec, origins: Origins) -> Iterator[SourceRows]:
-    """Read the files of a source until `limit` is reached: Parquet some rows at a time, others all at once."""
+    """Read the files of a source until `limit` is reached: Parquet and TXT some rows at a time, others all at once."""
     files = find_files(spec.source)
     kinds = {format_of(file, spec.format): file for file in files}
     if len(kinds) > 1:
@@ -144,6 +144,9 @@ def _read_source(spec: PromptSpec, origins: Origins) -> Iterator[SourceRows]:
     [kind] = kinds
     if kind == "parquet":
         yield from _read_parquet_files(spec, files, origins)
+        return
+    if kind == "txt":
+        yield from _read_texts(spec, files, origins)
         return
     text_columns = [
         spec.prompt_column,
@@ -161,9 +164,20 @@ def _read_source(spec: PromptSpec, origins: Origins) -> Iterator[SourceRows]:
             origins.add(file, tables[-1].num_rows)
         else:
             before = len(rows)
-            rows += read_rows(file, kind, spec.prompt_column, rest)
+            rows += read_rows(file, kind, rest)
             origins.add(file, len(rows) - before)
     yield SourceRows(table=_concat(tables, spec.source)) if tables else SourceRows(rows=rows)
+
+
+def _read_texts(spec: PromptSpec, files: Sequence[PromptFile], origins: Origins) -> Iterator[SourceRows]:
+    """Read text files some rows at a time."""
+    for file in files:
+        rest = None if spec.limit is None else spec.limit - origins.num_rows
+        if rest == 0:
+            break
+        for table in read_txt(file, spec.prompt_column, rest):
+            origins.add(file, table.num_rows)
+            yield SourceRows(table=table)
 
 
 def _read_parquet_files(
