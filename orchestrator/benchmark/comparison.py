@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from toprovar_batch.kernels.ops import Backend
+from toprovar_batch.orchestrator.steps import SILENT, Steps
 from toprovar_batch.worker.errors import ModelSpecError, UserError
 from toprovar_batch.worker.generator import Generator
 from toprovar_batch.worker.pruning.policies.specs import PolicySpec
@@ -64,8 +65,12 @@ class Compared:
     timings: list[CombinationTiming]
 
 
-def compare(asked: Comparison) -> Compared:
+def compare(asked: Comparison, steps: Steps = SILENT) -> Compared:
     """Check, load and time what is asked for; what fails its check is not timed.
+
+    Args:
+        asked: what to compare.
+        steps: is told what goes on.
 
     Raises:
         UserError: a policy that does not fit, or a memory that does not hold all models.
@@ -75,10 +80,13 @@ def compare(asked: Comparison) -> Compared:
     _refuse_misfits(asked)
     device = resolve_device(asked.device)
     models = _resolve_models(asked, device)
-    checks = _check_models(asked, models, device)
+    checks = _check_models(asked, models, device, steps)
     sound = [each for each in asked.combinations if checks[each.model].fault is None]
     dtypes = dict.fromkeys(models[each.model][1] for each in sound)
+    if device.type == "cuda":
+        steps.begin("measuring what the GPU can do")
     ceilings = {dtype: measure_ceilings(dtype, device) for dtype in dtypes if device.type == "cuda"}
+    steps.begin("loading weights")
     generators = _load_generators(asked, models, dict.fromkeys(each.model for each in sound))
     timed = iter(
         time_combinations(
@@ -88,8 +96,10 @@ def compare(asked: Comparison) -> Compared:
             repeats=asked.repeats,
             ceilings=[ceilings.get(models[each.model][1]) for each in sound],
             profiled=asked.profiled,
+            steps=steps,
         )
     )
+    steps.end()
     faults = [checks[each.model].fault for each in asked.combinations]
     return Compared(
         {model: generator.describe() | generator.usage() for model, generator in generators.items()},
@@ -122,7 +132,7 @@ def _resolve_models(asked: Comparison, device: torch.device) -> dict[_Model, tup
 
 
 def _check_models(
-    asked: Comparison, models: dict[_Model, tuple[Backend, torch.dtype]], device: torch.device
+    asked: Comparison, models: dict[_Model, tuple[Backend, torch.dtype]], device: torch.device, steps: Steps
 ) -> dict[_Model, Check]:
     """Check each backend and dtype once, whatever they are called."""
     if not asked.checked:
@@ -131,6 +141,7 @@ def _check_models(
     for (_, named), (backend, dtype) in models.items():
         if (backend.name, dtype) not in found:
             spec = resolve(asked.specs[named])
+            steps.begin(f"checking {_name(dtype)} by {backend.name}")
             found[backend.name, dtype] = check_accuracy(spec, dtype=dtype, backend=backend, device=device)
     return {model: found[backend.name, dtype] for model, (backend, dtype) in models.items()}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from toprovar_batch.orchestrator.steps import SILENT, Steps
 from toprovar_batch.worker.errors import RunFailedError
 from toprovar_batch.worker.generated import GeneratedBatch
 from toprovar_batch.worker.generator import Generator
@@ -86,6 +87,7 @@ def time_combinations(
     repeats: int,
     ceilings: Sequence[Ceilings | None],
     profiled: bool = False,
+    steps: Steps = SILENT,
 ) -> list[CombinationTiming]:
     """Warm each combination, the largest batches first, then time all in turns; each repeat starts with another.
 
@@ -98,6 +100,7 @@ def time_combinations(
         repeats: timed batches of each.
         ceilings: of each combination, for its floors; None where there are none.
         profiled: profile a batch more of each at the end (on a GPU).
+        steps: is told what goes on, a batch a piece.
 
     Raises:
         RunFailedError: a first batch is wrong.
@@ -106,14 +109,19 @@ def time_combinations(
         _Run(generator, combination) for generator, combination in zip(generators, combinations, strict=True)
     ]
     # The largest first: what is kept from batch to batch then grows no more, and nothing warm is lost.
+    steps.begin("warming up", len(runs) * (1 + warmup))
     for place in sorted(range(len(runs)), key=lambda place: -combinations[place].batch):
-        runs[place].warm(warmup, ceilings[place])
+        runs[place].warm(warmup, ceilings[place], steps)
+    steps.begin("timing batches", len(runs) * repeats)
     for repeat in range(repeats):
         for place in rotation(len(runs), repeat):
             runs[place].time_one()
+            steps.advance()
     if profiled:
+        steps.begin("profiling batches", len(runs))
         for run in runs:
             run.profile()
+            steps.advance()
     return [run.finished() for run in runs]
 
 
@@ -132,9 +140,11 @@ class _Run:
         self._timing = CombinationTiming(combination)
         self._scales: list[list[float]] = []
 
-    def warm(self, warmup: int, ceilings: Ceilings | None) -> None:
+    def warm(self, warmup: int, ceilings: Ceilings | None, steps: Steps) -> None:
         """Check a first batch, and make the others that are not timed."""
-        if (made := self._make()) is None:
+        made = self._make()
+        steps.advance()
+        if made is None:
             return
         _check(made)
         self._timing.token_layer_fraction = statistics.fmean(made.fractions)
@@ -142,6 +152,7 @@ class _Run:
             self._timing.floors = self._floors(made, ceilings)
         for _ in range(warmup):
             self._make()
+            steps.advance()
 
     def time_one(self) -> None:
         """Time a batch."""

@@ -11,6 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from toprovar_batch.orchestrator.steps import SILENT, Steps
 from toprovar_batch.worker.generator import Generator, generate_all
 from toprovar_batch.worker.pruning.policies.specs import PolicySpec
 from toprovar_batch.worker.reference.scoring.image_metrics import ssim
@@ -28,6 +29,8 @@ from toprovar_batch.worker.request import GenerationRequest
 
 _STEPS: Final = 5
 """Halvings of the range of strengths: to 3% of it, finer than a sample of some dozen pictures can tell."""
+
+MOST_TRIES: Final = 1 + _STEPS
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,17 @@ Loss = Callable[[Made, Made], tuple[float, float | None]]
 """Of what a policy made, beside what dense made: the loss and its standard error."""
 
 
-def make_sample(generator: Generator, requests: Sequence[GenerationRequest], batch_size: int) -> Made:
-    """Generate the sample under the generator's policy, `batch_size` pictures per batch."""
+def make_sample(
+    generator: Generator, requests: Sequence[GenerationRequest], batch_size: int, steps: Steps = SILENT
+) -> Made:
+    """Generate the sample under the generator's policy, `batch_size` pictures per batch, a piece of the step each."""
     pictures: dict[str, Tensor | None] = {}
     fractions: list[float] = []
     for batch, made in generate_all(generator, requests, batch_size):
         for request, pixels, finite in zip(batch, made.pixels, made.finite, strict=True):
             pictures[request.sample_id] = torch.from_numpy(pixels) if finite else None
         fractions += made.fractions
+        steps.advance()
     ordered = [pictures[request.sample_id] for request in requests]
     return Made(ordered, sum(fractions) / len(fractions))
 

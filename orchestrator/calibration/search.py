@@ -4,9 +4,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, Final
 
-import click
 import pyarrow as pa
 import torch
 
@@ -14,6 +14,7 @@ from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.evaluation.data import read_wanted
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.prompts.cells import python_rows
+from toprovar_batch.orchestrator.steps import SILENT, Steps
 from toprovar_batch.worker.batching import plan_batches
 from toprovar_batch.worker.errors import JobSpecError
 from toprovar_batch.worker.generator import Generator
@@ -41,6 +42,7 @@ from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.words import counted, with_error
 
 from .goal import (
+    MOST_TRIES,
     Candidate,
     Made,
     make_sample,
@@ -84,14 +86,16 @@ class Found:
 class Calibration:
     """A sample of a job on this machine's model, for one calibration."""
 
-    def __init__(self, job: JobSpec, sample: pa.Table, global_layers: float) -> None:
+    def __init__(self, job: JobSpec, sample: pa.Table, global_layers: float, steps: Steps = SILENT) -> None:
         """Load the model.
 
         Args:
             job: whose policy is calibrated.
             sample: rows of its plan.
             global_layers: share of the layers that must run whole, of toprovar.
+            steps: is told what goes on.
         """
+        self._steps = steps
         self._base = job.policy if isinstance(job.policy, ToprovarSpec | DetailSpec) else ToprovarSpec()
         self._rows: list[dict[str, Any]] = python_rows(sample)
         columns = ("sample_id", "prompt", "negative_prompt", "seed", "h_div_w")
@@ -116,6 +120,7 @@ class Calibration:
         if isinstance(self._base, ToprovarSpec):
             check_recordable(self._base)
         expected = self._expectations() if goal.name == "score_loss" else []
+        self._steps.begin("loading the model")
         self._generator.setup()
         try:
             return self._find(goal, expected)
@@ -159,9 +164,11 @@ class Calibration:
             return policies[-1]
 
         batches = plan_batches(self._requests, self._batch_size)
-        with click.progressbar(batches, label="running dense") as bar:
-            for batch in bar:
-                self._generator.observe(batch, make_policy)
+        self._steps.begin("running dense", len(batches))
+        for batch in batches:
+            self._generator.observe(batch, make_policy)
+            self._steps.advance()
+        self._steps.end()
         return [policy.recording for policy in policies]
 
     def _search(self, goal: Goal, expected: list[Expectation]) -> Found:
@@ -171,10 +178,11 @@ class Calibration:
         else:
             loss = ssim_loss
         of_fraction = goal.name == "fraction"
-        dense = None if of_fraction else self._generate(DenseSpec())
+        dense = None if of_fraction else self._generate(DenseSpec(), "making dense pictures")
+        tries = count(1)
 
         def measure(policy: PolicySpec) -> Candidate:
-            made = self._generate(policy)
+            made = self._generate(policy, f"try {next(tries)} of at most {MOST_TRIES}")
             lost, error = (made.fraction, None) if dense is None else loss(made, dense)
             echo(
                 f"tried {made.fraction:.1%} of the token-layers"
@@ -198,8 +206,12 @@ class Calibration:
         attempts = [{"fraction": round(each.fraction, 6), "loss": each.loss} for each in tried]
         return Found(best.policy, best.fraction, {**measured, "tried": attempts})
 
-    def _generate(self, policy: PolicySpec) -> Made:
-        return make_sample(self._generator.with_policy(policy), self._requests, self._batch_size)
+    def _generate(self, policy: PolicySpec, what: str) -> Made:
+        self._steps.begin(what, len(plan_batches(self._requests, self._batch_size)))
+        generator = self._generator.with_policy(policy)
+        made = make_sample(generator, self._requests, self._batch_size, self._steps)
+        self._steps.end()
+        return made
 
     def _candidates(self) -> Callable[[float], PolicySpec]:
         """From a strength between 0 and 1 to a policy that prunes more the greater it is."""

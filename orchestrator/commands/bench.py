@@ -11,6 +11,7 @@ from toprovar_batch import __version__
 from toprovar_batch.orchestrator.benchmark.combinations import combine
 from toprovar_batch.orchestrator.benchmark.commit import describe_commit
 from toprovar_batch.orchestrator.console import echo, echo_json
+from toprovar_batch.orchestrator.steps import ToldSteps
 from toprovar_batch.worker.errors import RunFailedError, UserError
 from toprovar_batch.worker.words import counted
 
@@ -112,7 +113,7 @@ def bench_command(**values: Any) -> None:
     from toprovar_batch.orchestrator.benchmark.report import describe_timings  # noqa: PLC0415 - imports torch
 
     asked = _comparison(options)
-    found = compare(asked)
+    found = compare(asked, ToldSteps())
     if options.as_json:
         echo_json(_record(asked, found, options.price_per_hour))
     else:
@@ -206,10 +207,11 @@ def _report_accuracy(options: _Options) -> None:
     device = resolve_device(options.device)
     backend = resolve_kernels(options.backends[0], device, spec.model.transformer.head_dim)
     dtypes = ("bfloat16", "float32") if options.dtypes == ("auto",) else options.dtypes
-    found = {
-        dtype: measure_accuracy(spec, dtype=getattr(torch, dtype), backend=backend, device=device)
-        for dtype in dtypes
-    }
+    steps, found = ToldSteps(), {}
+    for dtype in dtypes:
+        steps.begin(f"comparing {dtype} with float32")
+        found[dtype] = measure_accuracy(spec, dtype=getattr(torch, dtype), backend=backend, device=device)
+    steps.end()
     if options.as_json:
         scales = {dtype: [asdict(scale) for scale in each] for dtype, each in found.items()}
         echo_json({"backend": backend.name, "commit": describe_commit(), "dtypes": scales})

@@ -21,6 +21,7 @@ from toprovar_batch.orchestrator.job.policy_file import PROVENANCE
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.identity import job_identity
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
+from toprovar_batch.orchestrator.steps import ToldSteps
 from toprovar_batch.worker.errors import JobSpecError, OutputFolderError
 from toprovar_batch.worker.pruning.policies.specs import PolicySpec
 from toprovar_batch.worker.whole_file import write_whole
@@ -110,7 +111,7 @@ def calibrate_command(
     from toprovar_batch.orchestrator.calibration.search import Calibration, Goal  # noqa: PLC0415 - imports torch
 
     goal = Goal(*wished)
-    calibration = Calibration(job, sample, global_layers)
+    calibration = Calibration(job, sample, global_layers, ToldSteps())
     found = calibration.find(goal)
     for line in calibration.report(found):
         echo(line)

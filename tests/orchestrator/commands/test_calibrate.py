@@ -161,6 +161,9 @@ def test_what_prunes_nothing_has_no_pattern_and_is_said(write_job, tmp_path):
     assert result.exit_code == 0, result.output
     assert "that is nothing pruned" in result.output
     assert "--replay: nothing is pruned" in result.output
+    told = ["loading the model", "running dense", "making dense pictures", "try 1 of at most 6"]
+    assert [line for line in result.stderr.splitlines() if line in told] == told
+    assert not set(result.stdout.splitlines()) & set(told)
     assert file.exists()
     assert not replay.exists()
 
