@@ -225,19 +225,31 @@ def read_jsonl(file: PromptFile, limit: int | None) -> list[Row]:
     Raises:
         PromptSourceError: a line is no JSON object, or has a key twice; names the line.
     """
-    rows: list[Row] = []
-    for number, line in enumerate(file.lines(), start=1):
-        if not line.strip():
-            continue
-        row = _parse_json(line, file.label, number)
-        if not isinstance(row, dict):
-            raise PromptSourceError(
-                f"{file.label}, line {number}: expected a JSON object with a prompt, got {describe_json(row)}"
-            )
-        rows.append(row)
-        if len(rows) == limit:
-            break
-    return rows
+    return [row for rows in jsonl_blocks(file, limit) for row in rows]
+
+
+def jsonl_blocks(file: PromptFile, limit: int | None) -> Iterator[list[Row]]:
+    """Read JSON objects as `read_jsonl`, many at a time and no further than `limit`; none of the lists is empty."""
+    number, rest = 0, limit
+    for lines in file.line_blocks():
+        rows: list[Row] = []
+        for line in lines:
+            if rest is not None and len(rows) == rest:
+                break
+            number += 1
+            if not line.strip():
+                continue
+            row = _parse_json(line, file.label, number)
+            if not isinstance(row, dict):
+                raise PromptSourceError(
+                    f"{file.label}, line {number}: expected a JSON object with a prompt, got {describe_json(row)}"
+                )
+            rows.append(row)
+        if rows:
+            yield rows
+        rest = None if rest is None else rest - len(rows)
+        if rest == 0:
+            return
 
 
 def read_txt(file: PromptFile, prompt_column: str, limit: int | None) -> Iterator[pa.Table]:

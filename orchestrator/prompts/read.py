@@ -25,6 +25,7 @@ from .column_types import holds_map
 from .files import PromptFile, find_files, first_line
 from .formats import Row, SourceRows, format_of, parquet_shape, read_csv, read_parquet, read_rows, read_txt
 from .ids import GivenIds
+from .json_lines import plain_rows
 from .table_spool import TableSpool
 
 RESERVED_COLUMNS = (*RESULT_COLUMNS, "prompt_error", "prompt_id", "image_index")
@@ -64,7 +65,7 @@ class Origins:
 
 
 def read_prompts(spec: PromptSpec) -> TableSpool:
-    """Read all prompts of a source; those of Parquet and TXT files some at a time.
+    """Read all prompts of a source; those of Parquet, TXT and plain JSONL files some at a time.
 
     Args:
         spec: where they are and which column means what.
@@ -134,7 +135,7 @@ def _label(spec: PromptSpec, column: str) -> str:
 
 
 def _read_source(spec: PromptSpec, origins: Origins) -> Iterator[SourceRows]:
-    """Read the files of a source until `limit` is reached: Parquet and TXT some rows at a time, others all at once."""
+    """Read the files of a source until `limit` is reached: Parquet, TXT and plain JSONL some rows at a time."""
     files = find_files(spec.source)
     kinds = {format_of(file, spec.format): file for file in files}
     if len(kinds) > 1:
@@ -153,6 +154,14 @@ def _read_source(spec: PromptSpec, origins: Origins) -> Iterator[SourceRows]:
         *_AUTO_IDS,
         *filter(None, [spec.id_column, spec.negative_prompt_column]),
     ]
+    # What a stream gives cannot be read again where its columns are not plain.
+    if kind == "jsonl" and not any(file.is_stream for file in files):
+        plain = plain_rows(files, text_columns, spec.limit)
+        if plain is not None:
+            for file, table in plain:
+                origins.add(file, table.num_rows)
+                yield SourceRows(table=table)
+            return
     tables: list[pa.Table] = []
     rows: list[Row] = []
     for file in files:
