@@ -164,3 +164,13 @@ def test_every_key_of_a_record_is_documented(read):
         key for _, cells in table_rows(read("dataset.md"), "key of a record") for key in keys(cells[0])
     ]
     assert sorted(written) == sorted(record)
+
+
+def test_the_counts_above_the_demos_pictures_are_of_all_its_prompts(pytestconfig):
+    readme = (pytestconfig.rootpath / "README.md").read_text(encoding="utf-8")
+    rows = [cells for _, cells in table_rows(readme, "the demo asks for", "pictures", "right")]
+    prompts = (pytestconfig.rootpath / "jobs/prompts/demo.jsonl").read_text().splitlines()
+    pictures, right = (sum(int(cells[column]) for cells in rows) for column in (1, 2))
+    assert pictures == len(prompts)
+    assert f"passes {right} of these {pictures}:" in readme
+    assert readme.index("passes") < readme.index("docs/images/demo.jpg")
