@@ -10,9 +10,10 @@ import click
 from toprovar_batch import __version__
 from toprovar_batch.orchestrator.benchmark.combinations import combine
 from toprovar_batch.orchestrator.benchmark.commit import describe_commit
+from toprovar_batch.orchestrator.commands.finite_range import FiniteRange
 from toprovar_batch.orchestrator.console import echo, echo_json
 from toprovar_batch.orchestrator.steps import ToldSteps
-from toprovar_batch.worker.errors import RunFailedError, UserError
+from toprovar_batch.worker.errors import ModelSpecError, RunFailedError, UserError
 from toprovar_batch.worker.words import counted
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class _Options:
     help="Also run a batch of each under PyTorch's profiler: busy share and launches of the GPU's phases.",
 )  # fmt: skip
 @click.option(
-    "--price-per-hour", type=click.FloatRange(0, min_open=True), metavar="DOLLARS",
+    "--price-per-hour", type=FiniteRange(0, min_open=True), metavar="DOLLARS",
     help="Of the GPU, for images per dollar.",
 )  # fmt: skip
 @click.option(
@@ -127,8 +128,13 @@ def _engine_specs(options: _Options) -> "dict[str, EngineSpec]":
     from pydantic import ValidationError  # noqa: PLC0415 - only here
 
     from toprovar_batch.orchestrator.job.errors import explain  # noqa: PLC0415 - only here
+    from toprovar_batch.worker.presets import get_preset  # noqa: PLC0415 - only here
     from toprovar_batch.worker.specs import EngineSpec, ImageSpec, ModelSpec  # noqa: PLC0415 - only here
 
+    try:
+        get_preset(options.preset)
+    except ModelSpecError as error:
+        raise UserError(f"--model: {str(error).removeprefix('model.preset: ')}") from error
     model = {"preset": options.preset, "random_weights": options.random_weights}
     try:
         image = ImageSpec.model_validate({"resolution": options.resolution, "h_div_w": options.h_div_w})

@@ -1,7 +1,7 @@
 """The `calibrate` command: from a few prompts of a job to a policy file for a requested amount of work, or of loss."""
 
-import math
 import os
+import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import yaml
 
 from toprovar_batch import __version__
+from toprovar_batch.orchestrator.commands.finite_range import FiniteRange
 from toprovar_batch.orchestrator.commands.local_file import LocalFile
 from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.job.checks import check_job
@@ -30,16 +31,6 @@ if TYPE_CHECKING:
     from toprovar_batch.orchestrator.calibration.search import Found, Goal
 
 
-class _FiniteRange(click.FloatRange):
-    """Refuses what the plain one lets through: not a number, and infinity."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is no finite number; name one", param, ctx)
-        return number
-
-
 _HEADER = """\
 # Found by toprovar-batch calibrate. Use it in a job as
 #   policy: {file: PATH-OF-THIS-FILE}
@@ -51,23 +42,23 @@ _HEADER = """\
 @click.option("--file", "target", type=LocalFile(), required=True, help="Policy file (YAML) to write.")
 @click.option(
     "--fraction",
-    type=_FiniteRange(0, 1, min_open=True, max_open=True),
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
     help="Goal: token-layers over those of the dense model, mean over the prompts; 0.5 where no goal is named.",
 )
 @click.option(
     "--score-loss",
-    type=_FiniteRange(0),
+    type=FiniteRange(0),
     help="Goal: points of score that may be lost; for prompts that say what to expect, like jobs/geneval.yaml's.",
 )
 @click.option(
     "--ssim-loss",
-    type=_FiniteRange(0, 1),
+    type=FiniteRange(0, 1),
     help="Goal: how much less than 1 the mean SSIM to the dense pictures may be.",
 )
 @click.option("--prompts", type=click.IntRange(1), default=32, show_default=True, help="Samples to look at.")
 @click.option(
     "--global-layers",
-    type=_FiniteRange(0, 1, min_open=True, max_open=True),
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
     default=0.06,
     show_default=True,
     help="Share of the layers that must run whole, of toprovar.",
@@ -155,6 +146,8 @@ def _obstacle(path: str) -> str | None:
     )
     if not all(os.access(place, os.W_OK) for place in places):
         return f"{path} may not be written; name another place, or change its permissions"
+    if places[0].is_dir():  # permissions alone do not tell of read-only or special file systems
+        tempfile.TemporaryFile(dir=places[0]).close()
     return None
 
 

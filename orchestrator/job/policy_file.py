@@ -1,5 +1,6 @@
 """A policy by itself: its name, its file, and how both get into a job."""
 
+import re
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,6 +14,9 @@ from .yaml_file import freeze, read_job_file
 
 PROVENANCE = "provenance"
 """The key of a policy file that tells how its settings were found; it is no setting."""
+
+
+_IN_JOB = re.compile(r"\bpolicy\.")
 
 
 class _Policy(FrozenSpec):
@@ -68,15 +72,18 @@ def read_policy(policy: str) -> PolicySpec:
         settings = _settings(policy)
     else:
         settings = {"name": "replay", "preset": policy} if policy == "paper-2b" else {"name": policy}
-    return _validated(settings, policy if is_file else "--policy")
+    if is_file:
+        return _validated(settings, policy)
+    return _validated(settings, "--policy", "; paper-2b and a policy file (.yaml) are taken as well")
 
 
-def _validated(settings: dict[str, Any], source: str) -> PolicySpec:
+def _validated(settings: dict[str, Any], source: str, more: str = "") -> PolicySpec:
     try:
         return _Policy.model_validate(freeze({"policy": settings}), strict=True).policy
     except ValidationError as error:
         _, sentence = explain(error, _Policy)
-        raise JobSpecError(f"{source}: {sentence}") from error
+        # In a file of its own a policy's keys stand at the top.
+        raise JobSpecError(f"{source}: {_IN_JOB.sub('', sentence)}{more}") from error
 
 
 def _settings(path: str) -> dict[str, Any]:

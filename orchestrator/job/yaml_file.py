@@ -70,6 +70,8 @@ def read_job_file(path: str, what: str = "job file") -> dict[str, Any]:
     Raises:
         JobSpecError: the file is missing, unreadable, empty, not UTF-8, not YAML or not a mapping.
     """
+    if not path:
+        raise JobSpecError(f"the name of the {what} is empty; give one")
     try:
         raw = read_bytes(path)
     except FileNotFoundError as error:

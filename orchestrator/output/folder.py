@@ -164,12 +164,14 @@ class OutputFolder:
         """Read the record of the job that owns the folder; None when no job has begun here.
 
         Raises:
-            OutputFolderError: the record is damaged (a DamagedRecordError), or not of this program.
+            OutputFolderError: the record is damaged (a DamagedRecordError), or not of this program, or the folder is a file.
         """
         try:
             record = json.loads(self.filesystem.cat_file(self.inside(*JOB_FILE)))
         except FileNotFoundError:
             return None
+        except NotADirectoryError as error:
+            raise OutputFolderError(f"{self.url}: is a file; name the folder of a dataset") from error
         except ValueError as error:
             mend = (
                 "submit its job again with the same shard_size, which mends it where the parts name that job"
@@ -190,6 +192,8 @@ def locate_output(url: str) -> OutputFolder:
     Raises:
         OutputFolderError: no file system answers to it, or one that only this process could see.
     """
+    if not url:
+        raise OutputFolderError("the name of the output is empty; give one")
     if "\0" in url:
         raise OutputFolderError(f"{url!r}: holds a NUL character, which no path can")
     try:

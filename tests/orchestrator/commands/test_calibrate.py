@@ -229,6 +229,7 @@ def test_a_point_of_score_is_a_hundredth_each_task_counting_the_same():
     [
         (("--file", "no/folder/x.yaml"), "--file: the folder of no/folder/x.yaml does not exist"),
         (("--file", ""), "--file: the name of the file is empty; give one"),
+        (("--file", "/proc/x.yaml"), "Error: --file: /proc/x.yaml "),  # permissions do not tell
         (("--file", "."), "--file: . is a folder; name a file in it"),
         (("--file", "x.yaml", "--replay", "/"), "--replay: / is a folder; name a file in it"),
         (("--file", "x.yaml", "--replay", "./x.yaml"), "--replay: ./x.yaml would replace what --file names"),

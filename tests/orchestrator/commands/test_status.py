@@ -64,6 +64,15 @@ def test_a_driver_that_died_is_called_dead(job):
     assert "running, or dead: process " in CliRunner().invoke(main, ["status", spec.output]).output
 
 
+@pytest.mark.parametrize("command", [["status"], ["fsck"], ["sheet", "--file", "s.png"], ["evaluate"]])
+def test_a_file_or_nothing_is_no_output_and_no_matter_of_time(job, tmp_path, command):
+    file = tmp_path / "job.yaml"
+    said = CliRunner().invoke(main, [*command, str(file)])
+    assert (said.exit_code, said.stderr) == (2, f"Error: {file}: is a file; name the folder of a dataset\n")
+    said = CliRunner().invoke(main, [*command, ""])
+    assert (said.exit_code, said.stderr) == (2, "Error: the name of the output is empty; give one\n")
+
+
 def test_watching_ends_with_the_last_shard(job, monkeypatch):
     spec, plan, schema = job
     looks = []

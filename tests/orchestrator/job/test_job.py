@@ -152,7 +152,7 @@ def test_a_policy_file_stands_for_its_keys_and_what_is_beside_it_wins(load, tmp_
 @pytest.mark.parametrize(
     ("content", "extra", "message"),
     [
-        ("name: toprovar\nbeta: x", "", "mine.yaml: policy.beta must be a number, got the text 'x'"),
+        ("name: toprovar\nbeta: x", "", "mine.yaml: beta must be a number, got the text 'x'"),
         ("name: toprovar", ", beta: x", "job.yaml: policy.beta must be a number, got the text 'x'"),
         ("name: toprovar", ", name: fastvar", "job.yaml: policy.name: fastvar is asked for, but"),
         ("", "", "mine.yaml: the policy file is empty; it needs at least name"),
