@@ -104,6 +104,8 @@ images = {reading_call("path/of/this/folder")}
 images[0]["image"].show()
 ```
 
+pandas and polars take the folder `data`, DuckDB the files `data/*.parquet`. Parquet files elsewhere hold no images.
+
 A row whose `status` is `error` has no image; its `error` says why.
 
 | column | type | meaning |

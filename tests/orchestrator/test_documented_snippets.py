@@ -81,6 +81,10 @@ def test_other_readers_take_the_folder_of_the_parts(dataset):
     page = (ROOT / "docs/dataset.md").read_text()
     [call] = set(re.findall(r"`(pandas\.read_parquet\([^`]*\))`", page))
     assert len(eval(call, {"pandas": pd})) == 2
+    card = (dataset / "README.md").read_text()
+    assert "pandas and polars take the folder `data`, DuckDB the files `data/*.parquet`" in card
+    assert len(pd.read_parquet(dataset / "data")) == 2
+    assert len(duckdb.sql(f"SELECT sample_id FROM '{dataset}/data/*.parquet'").fetchall()) == 2
 
 
 def test_the_card_reads_a_pruning_map_without_this_package(dataset):
