@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +22,7 @@ from .cells import (
     without_surrogates,
 )
 from .column_types import holds_map
+from .csv_blocks import spooled_csv
 from .files import PromptFile, find_files, first_line
 from .formats import Row, SourceRows, format_of, parquet_shape, read_csv, read_parquet, read_rows, read_txt
 from .ids import GivenIds
@@ -135,7 +136,7 @@ def _label(spec: PromptSpec, column: str) -> str:
 
 
 def _read_source(spec: PromptSpec, origins: Origins) -> Iterator[SourceRows]:
-    """Read the files of a source until `limit` is reached: Parquet, TXT and plain JSONL some rows at a time."""
+    """Read the files of a source until `limit` is reached: all but MJHQ some rows at a time where they can be."""
     files = find_files(spec.source)
     kinds = {format_of(file, spec.format): file for file in files}
     if len(kinds) > 1:
@@ -143,25 +144,15 @@ def _read_source(spec: PromptSpec, origins: Origins) -> Iterator[SourceRows]:
             f"{spec.source}: holds files of several formats ({', '.join(kinds)}); name one kind with a glob"
         )
     [kind] = kinds
-    if kind == "parquet":
-        yield from _read_parquet_files(spec, files, origins)
-        return
-    if kind == "txt":
-        yield from _read_texts(spec, files, origins)
-        return
     text_columns = [
         spec.prompt_column,
         *_AUTO_IDS,
         *filter(None, [spec.id_column, spec.negative_prompt_column]),
     ]
-    # What a stream gives cannot be read again where its columns are not plain.
-    if kind == "jsonl" and not any(file.is_stream for file in files):
-        plain = plain_rows(files, text_columns, spec.limit)
-        if plain is not None:
-            for file, table in plain:
-                origins.add(file, table.num_rows)
-                yield SourceRows(table=table)
-            return
+    pieces = _in_pieces(spec, files, kind, text_columns, origins)
+    if pieces is not None:
+        yield from pieces
+        return
     tables: list[pa.Table] = []
     rows: list[Row] = []
     for file in files:
@@ -178,15 +169,64 @@ def _read_source(spec: PromptSpec, origins: Origins) -> Iterator[SourceRows]:
     yield SourceRows(table=_concat(tables, spec.source)) if tables else SourceRows(rows=rows)
 
 
+def _in_pieces(
+    spec: PromptSpec, files: Sequence[PromptFile], kind: str, text_columns: Sequence[str], origins: Origins
+) -> Iterator[SourceRows] | None:
+    """Read files some rows at a time; None where they must be read as a whole."""
+    if kind == "parquet":
+        return _read_parquet_files(spec, files, origins)
+    if kind == "txt":
+        return _read_texts(spec, files, origins)
+    # What a stream gives cannot be read again where its columns are not plain.
+    if any(file.is_stream for file in files):
+        return None
+    if kind == "jsonl":
+        plain = plain_rows(files, text_columns, spec.limit)
+        return None if plain is None else _of_files(plain, origins)
+    spools = _spool_csv(spec, files, text_columns) if kind == "csv" else None
+    return None if spools is None else _in_common(spools, spec, origins)
+
+
+def _of_files(pieces: Iterable[tuple[PromptFile, pa.Table]], origins: Origins) -> Iterator[SourceRows]:
+    for file, table in pieces:
+        origins.add(file, table.num_rows)
+        yield SourceRows(table=table)
+
+
 def _read_texts(spec: PromptSpec, files: Sequence[PromptFile], origins: Origins) -> Iterator[SourceRows]:
     """Read text files some rows at a time."""
     for file in files:
         rest = None if spec.limit is None else spec.limit - origins.num_rows
         if rest == 0:
             break
-        for table in read_txt(file, spec.prompt_column, rest):
-            origins.add(file, table.num_rows)
-            yield SourceRows(table=table)
+        yield from _of_files(((file, table) for table in read_txt(file, spec.prompt_column, rest)), origins)
+
+
+def _spool_csv(
+    spec: PromptSpec, files: Sequence[PromptFile], text_columns: Sequence[str]
+) -> list[tuple[PromptFile, TableSpool]] | None:
+    """Read CSV files through temporary files; None where one must be read as a whole."""
+    spools: list[tuple[PromptFile, TableSpool]] = []
+    num_rows = 0
+    for file in files:
+        if num_rows == spec.limit:
+            break
+        rest = None if spec.limit is None else spec.limit - num_rows
+        spool = None if file.compression else spooled_csv(file, text_columns, rest)
+        if spool is None:
+            return None
+        num_rows += spool.num_rows
+        spools.append((file, spool))
+    return spools
+
+
+def _in_common(
+    spools: Sequence[tuple[PromptFile, TableSpool]], spec: PromptSpec, origins: Origins
+) -> Iterator[SourceRows]:
+    """Give the rows of files with the columns of all of them."""
+    wanted = _concat([spool.schema.empty_table() for _, spool in spools], spec.source)
+    pieces = ((file, table) for file, spool in spools for table in spool.tables())
+    yield from _of_files(((file, _concat([wanted, table], spec.source)) for file, table in pieces), origins)
 
 
 def _read_parquet_files(
