@@ -174,3 +174,26 @@ def test_the_counts_above_the_demos_pictures_are_of_all_its_prompts(pytestconfig
     assert pictures == len(prompts)
     assert f"passes {right} of these {pictures}:" in readme
     assert readme.index("passes") < readme.index("docs/images/demo.jpg")
+
+
+def anchors(markdown):
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", markdown, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
+    return {re.sub(r"[^\w -]", "", title.replace("`", "")).lower().replace(" ", "-") for title in titles}
+
+
+def test_every_link_within_the_documentation_leads_somewhere(pytestconfig):
+    root = pytestconfig.rootpath
+    pages = [path for name in ("*.md", "docs/*.md", "jobs/**/*.md") for path in root.glob(name)]
+    broken = []
+    for page in pages:
+        for link in re.findall(r"\]\(([^()\s]+)\)", page.read_text(encoding="utf-8")):
+            name, _, anchor = link.partition("#")
+            if "://" in link:
+                continue
+            target = (page.parent / name).resolve() if name else page
+            if not target.exists() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+                broken.append(f"{page.relative_to(root)}: {link}")
+    assert not broken, broken

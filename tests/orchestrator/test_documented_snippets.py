@@ -59,6 +59,7 @@ def test_the_languages_of_the_documentations_blocks_are_known():
     assert len(SNIPPETS) >= 6
 
 
+@pytest.mark.slow
 def test_every_snippet_runs_over_a_dataset(dataset):
     part, _ = sorted((dataset / "data").iterdir())
     names: dict[str, object] = {}
@@ -77,6 +78,7 @@ def test_every_snippet_runs_over_a_dataset(dataset):
     assert names["scales"][-1].shape == (16, 16)
 
 
+@pytest.mark.slow
 def test_other_readers_take_the_folder_of_the_parts(dataset):
     page = (ROOT / "docs/dataset.md").read_text()
     [call] = set(re.findall(r"`(pandas\.read_parquet\([^`]*\))`", page))
@@ -87,6 +89,7 @@ def test_other_readers_take_the_folder_of_the_parts(dataset):
     assert len(duckdb.sql(f"SELECT sample_id FROM '{dataset}/data/*.parquet'").fetchall()) == 2
 
 
+@pytest.mark.slow
 def test_the_card_reads_a_pruning_map_without_this_package(dataset):
     card = (dataset / "README.md").read_text()
     names: dict[str, object] = {}
