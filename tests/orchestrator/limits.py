@@ -1,6 +1,6 @@
 """Measures how large a job may be: `python tests/orchestrator/limits.py plan FOLDER`, or `footers FOLDER`.
 
-`plan` writes a Parquet file of prompts, plans them and opens the output. `footers` publishes small parts, and reads
+`plan` writes a file of prompts (`--form`), plans them and opens the output. `footers` publishes small parts, and reads
 what their footers say. Each part runs in a process of its own, whose peak of resident memory is printed.
 """
 
@@ -37,15 +37,28 @@ WORDS = (
 ROWS = 200_000  # of prompts that are made at once
 
 
-def write_prompts(path, count):
-    with pq.ParquetWriter(path, pa.schema({"prompt": pa.string()})) as writer:
-        for start in range(0, count, ROWS):
-            prompts = [
-                f"prompt {index}: a {WORDS[index % 12]} {WORDS[index // 12 % 12]} beside a "
-                f"{WORDS[index // 144 % 12]} {WORDS[index * 7 % 12]} in soft light"
-                for index in range(start, min(count, start + ROWS))
-            ]
-            writer.write_table(pa.table({"prompt": prompts}))
+LINES = {"txt": "{}\n", "csv": '"{}",calm,7\n', "jsonl": '{{"prompt": "{}", "mood": "calm", "n": 7}}\n'}
+
+
+def make_prompts(count):
+    for start in range(0, count, ROWS):
+        yield [
+            f"prompt {index}: a {WORDS[index % 12]} {WORDS[index // 12 % 12]} beside a "
+            f"{WORDS[index // 144 % 12]} {WORDS[index * 7 % 12]} in soft light"
+            for index in range(start, min(count, start + ROWS))
+        ]
+
+
+def write_prompts(path, count, form):
+    if form == "parquet":
+        with pq.ParquetWriter(path, pa.schema({"prompt": pa.string()})) as writer:
+            for prompts in make_prompts(count):
+                writer.write_table(pa.table({"prompt": prompts}))
+        return
+    with Path(path).open("w", encoding="utf-8") as file:
+        file.write("prompt,mood,n\n" if form == "csv" else "")
+        for prompts in make_prompts(count):
+            file.write("".join(map(LINES[form].format, prompts)))
 
 
 def plan(prompts, output, shard_size):
@@ -103,11 +116,13 @@ def alone(function, *arguments):
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--count", default=10_000_000, show_default=True, help="Prompts, or parts.")
 @click.option("--shard-size", default=100, show_default=True)
-def main(what, folder, count, shard_size):
+@click.option("--form", type=click.Choice(["parquet", *LINES]), default="parquet", show_default=True)
+def main(what, folder, count, shard_size, form):
     folder.mkdir(parents=True)
     if what == "plan":
-        alone(write_prompts, str(folder / "prompts.parquet"), count)
-        alone(plan, str(folder / "prompts.parquet"), str(folder / "output"), shard_size)
+        prompts = str(folder / f"prompts.{form}")
+        alone(write_prompts, prompts, count, form)
+        alone(plan, prompts, str(folder / "output"), shard_size)
     else:
         alone(write_parts, str(folder / "output"), count)
         alone(footers, str(folder / "output"), count)
