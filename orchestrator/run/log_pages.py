@@ -60,6 +60,7 @@ class LogPages:
         self._file: FileIO | None = None
         self._lock = threading.Lock()
         self._unsent: dict[int, bytearray] = {}  # remote pages by number; the last one stays and grows
+        self._stored: set[int] = set()
         self._has_grown, self._closed = False, threading.Event()
         self._uploader: threading.Thread | None = None
         if not folder.is_local:
@@ -132,12 +133,15 @@ class LogPages:
         try:
             for number, page in pages.items():
                 filesystem.pipe_file(self._path(number), page)
+                self._stored.add(number)
                 if number < last:  # it is full
                     with self._lock:
                         self._unsent.pop(number, None)
-                    if number + 1 > NUM_PAGES:
-                        with suppress(FileNotFoundError):  # one that the storage has never taken
-                            filesystem.rm_file(self._path(number + 1 - NUM_PAGES))
+            for number in sorted(self._stored):
+                if number <= last - NUM_PAGES:
+                    with suppress(FileNotFoundError):
+                        filesystem.rm_file(self._path(number))
+                    self._stored.discard(number)
         except storage_errors(ValueError) as error:
             self._has_grown = True
             self.trouble = str(error)

@@ -139,17 +139,20 @@ def test_a_store_gets_the_page_under_way_again_only_when_it_has_grown(store, sto
 def test_pages_in_a_store_are_bounded_also_while_it_refuses(store, stored, monkeypatch):
     monkeypatch.setattr(log_pages, "PAGE_BYTES", 100)
     monkeypatch.setattr(log_pages, "NUM_PAGES", 3)
+    stored.add("x" * 100)
+    stored._upload()
+    assert list(store.objects) == [f"b/out/runs/{STEM}.log"]
     store.refusing = True
     for number in range(50):
         stored.add(f"line {number:04d}")
     stored._upload()
-    assert (store.objects, stored.trouble) == ({}, "403")
+    assert (len(store.objects), stored.trouble) == (1, "403")
     store.refusing = False
     for number in range(50, 100):
         stored.add(f"line {number:04d}")
         stored._upload()
-    assert sorted(store.objects) == sorted(f"b/out/runs/{STEM}.{number}.log" for number in (8, 9, 10))
-    assert store.objects[f"b/out/runs/{STEM}.10.log"].startswith(b"line 0090\n")
+    assert sorted(store.objects) == sorted(f"b/out/runs/{STEM}.{number}.log" for number in (9, 10, 11))
+    assert store.objects[f"b/out/runs/{STEM}.11.log"].startswith(b"line 0090\n")
 
 
 def test_a_log_that_cannot_be_written_is_told_once_and_ends_nothing(tmp_path):
