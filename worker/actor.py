@@ -3,11 +3,14 @@
 Nothing here knows Ray; `orchestrator/run/fleet.py` turns the class into an actor and its `run` into a stream.
 """
 
+import gc
 import hashlib
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +20,7 @@ from toprovar_batch.worker.kept_part import DamagedPartError
 from toprovar_batch.worker.pipeline import Beginning, Finished, PendingResults, Pipeline
 from toprovar_batch.worker.request import GenerationRequest
 from toprovar_batch.worker.shard_events import (
+    AwaitingMemory,
     Committed,
     Declined,
     Fetching,
@@ -27,11 +31,14 @@ from toprovar_batch.worker.shard_events import (
 )
 from toprovar_batch.worker.shard_stats import Computation
 from toprovar_batch.worker.shard_work import ShardWork
-from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError, as_one_line
+from toprovar_batch.worker.worker_errors import DeviceFullError, OutputRefusedError, WorkerError, as_one_line
 
 if TYPE_CHECKING:
     from toprovar_batch.worker.resolved import ResolvedSpec
     from toprovar_batch.worker.specs import RuntimeSpec
+
+
+_MEMORY_DELAYS_S = (1, 2, 4, 8, 15, 30, 60)
 
 
 class GenerationEngine(Protocol):
@@ -89,14 +96,18 @@ class GenerationWorker:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._open: list[ShardWork] = []
         self._publishing: ShardWork | None = None
+        self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
         self._last_completed = float("-inf")  # when a shard last had all its rows, on the monotonic clock
         self._at = -1  # the shard that is worked on, to be told with an exception
 
-    def load(self) -> Iterator[Fetching | dict[str, Any]]:
+    def load(self) -> Iterator[Fetching | AwaitingMemory | dict[str, Any]]:
         """Fetch the model's files, and load the engine.
 
+        A GPU whose memory others hold is waited for, two minutes at most: workers of a driver that was killed live on for
+        some seconds.
+
         Yields:
-            What has arrived of the files, while they do, and in the end what `setup` returns.
+            What has arrived of the files, while they do, what is waited for, and in the end what `setup` returns.
 
         Raises:
             UserError, WorkerError: as `setup`, or a file cannot be had.
@@ -104,6 +115,17 @@ class GenerationWorker:
         with as_one_line():
             self._unloaded = self._engine_factory()
             yield from arrivals(self._unloaded.fetch)
+        for wait_s in _MEMORY_DELAYS_S:
+            try:
+                ready = self.setup()
+            except DeviceFullError as error:
+                waiting = AwaitingMemory(str(error), wait_s)
+            else:
+                yield ready
+                return
+            yield waiting
+            gc.collect()  # past the handler, nothing holds what was loaded of the model
+            time.sleep(wait_s)
         yield self.setup()
 
     def setup(self) -> dict[str, Any]:
@@ -116,13 +138,15 @@ class GenerationWorker:
         Raises:
             ModelSpecError: the model cannot be built as described.
             CheckpointError: a weight file does not fit.
+            DeviceFullError: others hold the GPU's memory.
             WorkerError: anything else went wrong.
         """
         with as_one_line():
-            self._engine = self._unloaded or self._engine_factory()
-            self._engine.setup()
-            description = self._engine.describe()
-        self._pipeline = Pipeline(self._engine.begin)
+            engine, self._unloaded = self._unloaded or self._engine_factory(), None
+            engine.setup()
+            description = engine.describe()
+        self._engine = engine
+        self._pipeline = Pipeline(engine.begin)
         self._engine_hash = _digest(description)
         self._computation = Computation.of_engine(description)
         return {"worker": self._name, "engine_hash": self._engine_hash, "engine": self._record_of_engine()}
@@ -130,6 +154,36 @@ class GenerationWorker:
     def _record_of_engine(self) -> dict[str, Any]:
         """Say what the engine is, and what it took so far."""
         return {**self._engine.describe(), **self._engine.usage()}
+
+    def stream(self, tasks: Sequence[ShardTask]) -> Iterator[list[tuple[int, ShardEvent]]]:
+        """Work through shards, one behind the other, see `work`.
+
+        Each answer costs a round trip to the driver, so `Committed` goes along with what is told next. All else is told
+        before the worker goes on: which samples are in its engine must be known at any moment.
+
+        Args:
+            tasks: the shards; none of them finishes what is under way.
+
+        Yields:
+            Events in their order, each with its shard's id.
+
+        Raises:
+            UserError, WorkerError: as `work`; what happened before has been told then.
+        """
+        untold: list[tuple[int, ShardEvent]] = []
+        try:
+            for task in tasks or (None,):
+                for told in self.work(task):
+                    untold.append(told)
+                    if not isinstance(told[1], Committed):
+                        yield untold
+                        untold = []
+        except (UserError, WorkerError):
+            if untold:
+                yield untold
+            raise
+        if untold:
+            yield untold
 
     def run(self, task: ShardTask) -> Iterator[ShardEvent]:
         """Work through one shard and publish its part, see `work`."""
@@ -214,7 +268,7 @@ class GenerationWorker:
         """Let the part of a shard that has all its rows be published; at most one is on the way at a time."""
         yield from self._settle()
         self._at = shard.task.shard_id
-        self._last_completed = shard.complete(since=self._last_completed)
+        self._last_completed = shard.complete(self._last_completed, self._publisher)
         self._publishing = shard
 
     def _settle(self) -> Iterator[tuple[int, ShardEvent]]:

@@ -10,6 +10,7 @@ import torch
 
 from .arrivals import ByteCount
 from .batching import common_h_div_w, cut_equally, plan_batches
+from .device_memory import told_from_others
 from .generated import GeneratedBatch, PhaseTimes
 from .generator import Generator
 from .image_statistics import ImageStatistics
@@ -78,8 +79,11 @@ class Engine:
         Raises:
             ModelSpecError: no such device, kernels that cannot run on it, or a model that cannot be built.
             CheckpointError: a weight file that cannot be had or does not fit.
+            DeviceFullError: other processes hold the GPU's memory.
         """
-        self.generator.setup()
+        torch.cuda.empty_cache()  # of an earlier try
+        with told_from_others():
+            self.generator.setup()
 
     def plan_batches(
         self, requests: Sequence[GenerationRequest], batch_size: int | None = None

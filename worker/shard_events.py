@@ -62,6 +62,19 @@ class Fetching:
 
 
 @dataclass(frozen=True, slots=True)
+class AwaitingMemory:
+    """Others hold memory of the worker's GPU; loading is tried again.
+
+    Attributes:
+        reason: a sentence without a full stop.
+        wait_s: seconds until then.
+    """
+
+    reason: str
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """These samples enter the engine, where those of earlier batches may be; a death from here on may be theirs.
 

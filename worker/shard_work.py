@@ -57,7 +57,6 @@ class ShardWork:
         self._outcomes: Counter[str | None] = Counter()  # by error; None: an image
         self._written: list[str] = []
         self._stack = ExitStack()
-        self._thread: ThreadPoolExecutor | None = None
         self._publication: Future[str | None] | None = None
 
     def open(self) -> Iterator[Alive | Progress]:
@@ -116,11 +115,12 @@ class ShardWork:
         self.stats.add_rows(rows, self._computation)
         self._written += rows["sample_id"].to_pylist()
 
-    def complete(self, since: float) -> float:
-        """Check that all rows are there, and begin to publish the part, in a thread.
+    def complete(self, since: float, thread: ThreadPoolExecutor) -> float:
+        """Check that all rows are there, and begin to publish the part.
 
         Args:
             since: when the worker's last shard had all its rows; the time before was that shard's.
+            thread: publishes it.
 
         Returns:
             When this one had, on the monotonic clock.
@@ -133,8 +133,7 @@ class ShardWork:
         self.stats.wall_s = now - max(self._start, since)
         self.stats.finished = datetime.now(UTC).isoformat(timespec="seconds")
         check_ids(self._written, self.task.samples["sample_id"].to_pylist(), "the shard's rows")
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="publish")
-        self._publication = self._thread.submit(self._seal_and_show)
+        self._publication = thread.submit(self._seal_and_show)
         return now
 
     @property
@@ -150,10 +149,8 @@ class ShardWork:
             OutputRefusedError: it cannot be written, or not be published after all tries.
         """
         assert self._publication is not None
-        assert self._thread is not None
         with self._stack:
             refused = yield from with_signs(self._publication)
-            self._thread.shutdown()
             if refused is not None:
                 yield from publish_again(self._part, refused, self.task.publish_delays_s)
 

@@ -26,6 +26,10 @@ def one_line(error: Exception) -> str:
     return line.encode(errors="backslashreplace").decode()
 
 
+class DeviceFullError(WorkerError):
+    """Others hold memory of the GPU that loading the model needs; they may give it back."""
+
+
 @contextmanager
 def as_one_line() -> Iterator[None]:
     """Raise what the block raises in a form that survives the way to the driver; users' mistakes as they are.

@@ -51,6 +51,7 @@ from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.words import counted
 
 EngineFactory = Callable[[], GenerationEngine]
+_ROWS_TOGETHER = 16  # a worker is given smaller shards several at a time, since each time costs
 
 
 def submit(
@@ -185,7 +186,8 @@ def _dispatch(
             watch = EngineWatch(kept.computed_with)
             parts = PublishedParts(folder, plan.num_shards, schema, published)
             observers = Observers([bar, journal, RunMetrics(str(job.name))])
-            Dispatcher(ledger, fleet, guard, make_task, observers, watch, parts, outcome).run()
+            together = max(1, _ROWS_TOGETHER // plan.shard_size)
+            Dispatcher(ledger, fleet, guard, make_task, observers, watch, parts, outcome, together).run()
 
 
 def _on_gpus(job: JobSpec) -> bool:

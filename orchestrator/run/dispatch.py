@@ -16,13 +16,14 @@ from toprovar_batch.worker.words import counted
 from .breaker import Breaker, Quarantine
 from .engine_watch import EngineWatch
 from .fleet import Fleet
-from .fleet_events import FleetEvent, Loaded, LoadFailed, Lost, Reported, Worker
+from .fleet_events import FleetEvent, Loaded, LoadFailed, Lost, Reported, Waiting, Worker
 from .ledger import Assignment, ShardLedger, Trouble
 from .load_guard import LoadGuard
 from .observer import Observer
 from .stop_signals import StopSignals
 
 _POLL_S = 0.5
+_SHARES = 4  # a worker is given at most this part of what would be left for it, so that all end together
 
 
 class Published(Protocol):
@@ -83,6 +84,7 @@ class Dispatcher:
         watch: tells what the user should know of the engines.
         published: what the output says, whatever a worker said last; None: nobody looks.
         outcome: filled as things happen, so that it is there however the run ends; None makes one.
+        together: most shards that a worker is given at a time; more than one where shards are small.
     """
 
     def __init__(
@@ -95,10 +97,11 @@ class Dispatcher:
         watch: EngineWatch,
         published: Published | None = None,
         outcome: Outcome | None = None,
+        together: int = 1,
     ) -> None:
         self._ledger, self._fleet, self._guard = ledger, fleet, guard
         self._make_task, self._observer, self._watch = make_task, observer, watch
-        self._published = published
+        self._published, self._together = published, together
         self._breaker, self._num_quarantined = Breaker(), 0
         self._told: set[str] = set()
         self._refusing: set[int] = set()  # shards that the output does not take just now
@@ -202,21 +205,32 @@ class Dispatcher:
         """Give idle workers a shard, and busy ones the shard after before they have nothing to do."""
         for workers, fresh in ((self._fleet.in_phase("idle"), False), (self._fleet.ready_for_more(), True)):
             for worker in workers:
-                assignment = self._ledger.take(fresh=fresh)
-                if assignment is not None:
-                    self._fleet.start_shard(worker, self._make_task(assignment))
+                assignments = self._take(fresh=fresh)
+                if assignments:
+                    self._fleet.start_shards(worker, [self._make_task(each) for each in assignments])
+                for assignment in assignments:
                     self._observer.handed_out(worker.name, assignment)
+
+    def _take(self, *, fresh: bool) -> list[Assignment]:
+        """Take the next shard, with those behind it as long as enough are left for all workers."""
+        first = self._ledger.take(fresh=fresh)
+        if first is None or first.attempt > 1:
+            return [first] if first else []
+        share = self._ledger.num_waiting // (_SHARES * max(1, self._fleet.room()))
+        more = (self._ledger.take(fresh=True) for _ in range(min(self._together - 1, share)))
+        return [first, *(assignment for assignment in more if assignment is not None)]
 
     def _handle(self, event: FleetEvent) -> None:
         self._observer.heard(event)
         match event:
             case Loaded(worker, description):
                 self._loaded(worker, description)
+            case Waiting(_, state):
+                self._say_once(
+                    "memory", f"a worker waits for memory of its GPU, for two minutes at most: {state.reason}"
+                )
             case LoadFailed(_, reason, mistake):
-                self._record("load", None, reason)
-                if mistake is not None and not self._guard.ever_loaded:
-                    raise mistake
-                self._load_failed(reason)
+                self._load_failed(reason, mistake)
             case Reported(worker, shard_id, Committed(stats, num_bytes, engine)):
                 self._ledger.commit(shard_id)
                 self._refusing.discard(shard_id)
@@ -243,7 +257,10 @@ class Dispatcher:
         for sentence in self._watch.notice(worker.name, description["engine"]):
             self._observer.say(sentence)
 
-    def _load_failed(self, reason: str) -> None:
+    def _load_failed(self, reason: str, mistake: UserError | None) -> None:
+        self._record("load", None, reason)
+        if mistake is not None and not self._guard.ever_loaded:
+            raise mistake
         self._guard.failed()
         when = f"; the next one is tried in {self._guard.wait_s:.0f} seconds" if self._guard.exhausted else ""
         self._observer.say(f"a worker could not load{when}: {reason}")
@@ -303,6 +320,9 @@ class Dispatcher:
     def _lost(self, event: Lost) -> None:
         """Let ledger and breaker draw their conclusions from a lost attempt."""
         worker, shard_id, in_flight, reason = event.worker.name, event.shard_id, event.in_flight, event.reason
+        if event.innocent and not event.begun:
+            self._ledger.put_back(shard_id)
+            return
         if event.innocent:
             self._refusing.discard(shard_id)
             if not self._believe([shard_id]):

@@ -5,7 +5,7 @@ Every decision is the caller's (`dispatch.py`); this module turns Ray's calls an
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -14,6 +14,7 @@ from toprovar_batch.worker.actor import GenerationEngine, GenerationWorker
 from toprovar_batch.worker.errors import UserError
 from toprovar_batch.worker.shard_events import (
     Alive,
+    AwaitingMemory,
     Committed,
     Declined,
     Fetching,
@@ -26,7 +27,18 @@ from toprovar_batch.worker.shard_events import (
 from toprovar_batch.worker.words import counted
 from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError
 
-from .fleet_events import Arriving, FleetEvent, Loaded, LoadFailed, Lost, Placed, Reported, Starving, Worker
+from .fleet_events import (
+    Arriving,
+    FleetEvent,
+    Loaded,
+    LoadFailed,
+    Lost,
+    Placed,
+    Reported,
+    Starving,
+    Waiting,
+    Worker,
+)
 
 _RESOURCES_EVERY_S = 1.0
 _PATIENCE_S = 20.0  # a worker that finds no node for longer is worth a word to the user
@@ -116,20 +128,26 @@ class Fleet:
         """The workers that can be given a shard while they finish the one before; its batches follow at once."""
         return [worker for worker in self.workers if worker.may_go_on and worker.queued is None]
 
-    def start_shard(self, worker: Worker, task: ShardTask) -> None:
-        """Give an idle worker its next shard, or one that is ready for more the shard after."""
-        self._call(worker, task)
+    def start_shards(self, worker: Worker, tasks: Sequence[ShardTask]) -> None:
+        """Give an idle worker its next shards, or one that is ready for more the shards after.
+
+        Args:
+            worker: who gets them.
+            tasks: one at least; several only of shards that nobody has tried yet.
+        """
+        self._call(worker, tasks)
         if worker.phase == "idle":
             worker.phase, worker.last_sign = "busy", time.monotonic()
-        worker.open[task.shard_id] = ()
+        worker.open |= {task.shard_id: () for task in tasks}
+        worker.unbegun |= {task.shard_id for task in tasks}
         worker.may_go_on = False
-        worker.crosses = task.attempt == 1  # what is tried again has nothing beside it in the engine
+        worker.crosses = tasks[-1].attempt == 1  # what is tried again has nothing beside it in the engine
 
-    def _call(self, worker: Worker, task: ShardTask | None) -> None:
+    def _call(self, worker: Worker, tasks: Sequence[ShardTask]) -> None:
         # Backpressure of one: the worker goes on only when its last event was read, so a death never swallows
         # the event that names the samples in flight.
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 1}
-        stream = worker.actor.work.options(**options).remote(task)
+        stream = worker.actor.stream.options(**options).remote(tasks)
         if worker.source is None:
             worker.source = stream
         else:
@@ -199,13 +217,15 @@ class Fleet:
                 yield Placed(worker)
             elif isinstance(answer, Fetching):
                 yield Arriving(worker, answer)
+            elif isinstance(answer, AwaitingMemory):
+                yield Waiting(worker, answer)
             else:
                 worker.phase, worker.source, worker.name = "idle", None, answer["worker"]
                 yield Loaded(worker, answer)
 
     def _next_event(self, worker: Worker) -> Iterator[FleetEvent]:
         try:
-            shard_id, event = ray.get(next(worker.source))
+            events = ray.get(next(worker.source))
         except StopIteration:
             self._next_stream(worker)
         except RayTaskError as error:
@@ -214,21 +234,16 @@ class Fleet:
         except RayError as error:
             yield from self._bury(worker, _sentence(error))
         else:
-            if _is_last(event):
-                del worker.open[shard_id]
-                if not worker.open:
-                    worker.phase, worker.source, worker.may_go_on = "idle", None, False
-            else:
-                worker.open[shard_id] = _still_in_flight(worker.open[shard_id], event)
-                worker.may_go_on |= isinstance(event, Started) and event.last and worker.crosses
-            yield Reported(worker, shard_id, event)
+            for shard_id, event in events:
+                _follow(worker, shard_id, event)
+                yield Reported(worker, shard_id, event)
 
     def _next_stream(self, worker: Worker) -> None:
         """All batches of a shard have begun: go on with the next one, or finish what is under way."""
         worker.source, worker.queued = worker.queued, None
         if worker.source is None:
             worker.may_go_on = False
-            self._call(worker, None)
+            self._call(worker, ())
 
     def _bury(self, worker: Worker, reason: str, error: RayTaskError | None = None) -> Iterator[FleetEvent]:
         """Forget a worker and tell of each of its shards; `error` is what it raised, None if it died or was killed."""
@@ -240,8 +255,10 @@ class Fleet:
             return
         guilty = getattr(cause, "shard_id", -1)
         busy = [shard_id for shard_id, in_flight in worker.open.items() if in_flight]
+        begun = [shard_id for shard_id in worker.open if shard_id not in worker.unbegun]
+        suspected = {guilty} & worker.open.keys() or busy or begun or list(worker.open)[:1]
         for shard_id, in_flight in worker.open.items():
-            innocent = guilty != shard_id if guilty in worker.open else bool(busy) and shard_id not in busy
+            innocent = shard_id not in suspected
             refused = isinstance(cause, OutputRefusedError) and not innocent
             yield Lost(
                 worker,
@@ -253,7 +270,22 @@ class Fleet:
                 refused,
                 innocent,
                 alone=len(busy) <= 1,
+                begun=shard_id not in worker.unbegun,
             )
+
+
+def _follow(worker: Worker, shard_id: int, event: ShardEvent) -> None:
+    """Note what an event says of a worker."""
+    worker.unbegun.discard(shard_id)
+    if _is_last(event):
+        del worker.open[shard_id]
+        if not worker.open:
+            worker.phase, worker.source, worker.may_go_on = "idle", None, False
+        return
+    worker.open[shard_id] = _still_in_flight(worker.open[shard_id], event)
+    # Nothing follows a shard while another one that the worker was given stands behind it.
+    is_last = isinstance(event, Started) and event.last and not worker.unbegun
+    worker.may_go_on |= is_last and worker.crosses
 
 
 def _is_last(event: ShardEvent) -> bool:

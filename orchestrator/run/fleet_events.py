@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from toprovar_batch.worker.errors import UserError
-from toprovar_batch.worker.shard_events import Fetching, ShardEvent
+from toprovar_batch.worker.shard_events import AwaitingMemory, Fetching, ShardEvent
 
 
 @dataclass(eq=False, slots=True)
@@ -16,9 +16,10 @@ class Worker:
         actor: Ray's handle.
         phase: waiting for a node with room, loading its model, without or with a shard.
         source: what Ray will answer on next: a reference, or the stream of what it works on; None when idle.
-        queued: the stream of the shard that comes after.
-        open: shards that it has begun and not published -> ids of their samples in its engine, of several batches, in
+        queued: the stream of the shards that come after.
+        open: shards that it was given and has not published -> ids of their samples in its engine, of several batches, in
             the order in which they entered.
+        unbegun: of these, those of which nothing was heard yet.
         crosses: its last shard may have another one behind it in the engine.
         may_go_on: all samples of its shards have entered its engine, and another shard may follow them.
         last_sign: when it last answered, on the monotonic clock.
@@ -31,6 +32,7 @@ class Worker:
     phase: Literal["placing", "loading", "idle", "busy"] = "placing"
     queued: Any = None
     open: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    unbegun: set[int] = field(default_factory=set)
     may_go_on: bool = False
     crosses: bool = False
     last_sign: float = field(default_factory=time.monotonic)
@@ -63,6 +65,14 @@ class Arriving:
 
     worker: Worker
     state: Fetching
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The worker waits until others give back the memory of its GPU."""
+
+    worker: Worker
+    state: AwaitingMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +113,8 @@ class Lost:
     mistake: UserError | None = None  # set when the user can mend it
     refused: bool = False  # by the output, which does not take the shard's part
     innocent: bool = False  # it happened over another shard of the worker
+    begun: bool = True  # without it, the worker had not come to the shard
     alone: bool = True  # no other shard had samples in the engine
 
 
-FleetEvent = Placed | Arriving | Loaded | LoadFailed | Reported | Lost
+FleetEvent = Placed | Arriving | Waiting | Loaded | LoadFailed | Reported | Lost

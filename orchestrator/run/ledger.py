@@ -107,6 +107,15 @@ class ShardLedger:
         self._running.remove(shard_id)
         self._waiting.append(shard_id)
 
+    def put_back(self, shard_id: int) -> None:
+        """Take back that a shard was handed out, for nobody has begun it."""
+        self._running.remove(shard_id)
+        self._states[shard_id].attempt -= 1
+        if self._states[shard_id].attempt:
+            self._waiting.append(shard_id)
+        else:
+            self._waiting.appendleft(shard_id)  # the fresh ones stand first
+
     def fail(
         self,
         shard_id: int,

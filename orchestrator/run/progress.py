@@ -13,7 +13,7 @@ from toprovar_batch.orchestrator.console import printable
 from toprovar_batch.worker.shard_events import Fetching
 from toprovar_batch.worker.words import counted
 
-from .fleet_events import Arriving, FleetEvent, Loaded, LoadFailed, Lost, Placed, Worker
+from .fleet_events import Arriving, FleetEvent, Loaded, LoadFailed, Lost, Placed, Waiting, Worker
 from .observer import Observer
 
 _REDRAW_S = 0.2
@@ -61,6 +61,8 @@ class ProgressBar(Observer):
                 self._stages[worker] = "loading the model"
             case Arriving(worker, state):
                 self._stages[worker] = _arrived(state)
+            case Waiting(worker):
+                self._stages[worker] = "waiting for memory of a GPU"
             case Loaded(worker):
                 self._stages[worker] = _WARMING
             case LoadFailed(worker) | Lost(worker):

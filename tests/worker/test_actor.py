@@ -28,7 +28,7 @@ from toprovar_batch.worker.shard_events import (
     Started,
 )
 from toprovar_batch.worker.shard_stats import ShardStats
-from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError
+from toprovar_batch.worker.worker_errors import DeviceFullError, OutputRefusedError, WorkerError
 
 
 class Done:
@@ -359,6 +359,42 @@ def test_any_exception_becomes_one_line_that_can_be_pickled(tmp_path):
         worker.setup()
 
 
+def make_waiting_worker(monkeypatch, full):
+    """A worker whose GPU is full at so many tries to load, and the waits between them."""
+    made, waits = [], []
+
+    class FullEngine(RecordingEngine):
+        def fetch(self, count):
+            made.append(self)
+
+        def setup(self):
+            if len(waits) < full:
+                raise DeviceFullError(
+                    "the model does not fit beside 70.0 GB that other processes hold on the GPU"
+                )
+
+    monkeypatch.setattr("toprovar_batch.worker.actor.time.sleep", waits.append)
+    return GenerationWorker(FullEngine), waits
+
+
+def test_a_gpu_that_others_fill_is_waited_for_and_told(monkeypatch):
+    worker, waits = make_waiting_worker(monkeypatch, 3)
+    *told, ready = worker.load()
+    assert [(state.wait_s, "70.0 GB that other processes hold" in state.reason) for state in told] == [
+        (1, True),
+        (2, True),
+        (4, True),
+    ]
+    assert (waits, ready["engine"]) == ([1, 2, 4], {"device": "none", "batches": 0})
+
+
+def test_a_gpu_that_stays_full_ends_the_waiting(monkeypatch):
+    worker, waits = make_waiting_worker(monkeypatch, 100)
+    with pytest.raises(DeviceFullError, match="other processes hold"):
+        list(worker.load())
+    assert sum(waits) == 120
+
+
 def test_a_mistake_of_the_user_is_raised_as_it_is():
     def fail():
         raise CheckpointError("weights.pth: truncated")
@@ -633,3 +669,51 @@ def test_a_part_that_is_refused_for_good_costs_no_image_of_the_shard_behind_it(t
     ]
     assert isinstance(told[-1][1], Committed)
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def shards_of_one_row(tmp_path, prompts):
+    names = [pa.array([f"s{number}"]) for number in range(len(prompts))]
+    tasks = [
+        make_task(tmp_path, [prompt], shard_id=number, target=str(tmp_path / "data" / f"{number}.parquet"))
+        for number, prompt in enumerate(prompts)
+    ]
+    return [
+        replace(task, samples=task.samples.set_column(0, "sample_id", name))
+        for task, name in zip(tasks, names, strict=True)
+    ]
+
+
+def test_several_shards_go_through_one_stream_which_tells_parts_along_with_what_comes_next(tmp_path):
+    worker, _ = make_worker()
+    tasks = shards_of_one_row(tmp_path, list("abcdef"))
+    answers = [*worker.stream(tasks), *worker.stream([])]
+    # The driver hears of a batch before it enters the engine, and of its end before its rows are written.
+    urgent = [(shard_id, type(event)) for answer in answers for shard_id, event in answer]
+    urgent = [told for told in urgent if told[1] is not Committed]
+    order = [
+        (0, Started),
+        (1, Started),
+        (2, Started),
+        (0, Progress),
+        (3, Started),
+        (1, Progress),
+        (4, Started),
+    ]
+    order += [(2, Progress), (5, Started), (3, Progress), (4, Progress), (5, Progress)]
+    assert urgent == order
+    assert all(isinstance(event, Committed) for answer in answers for _, event in answer[:-1])
+    committed = [shard_id for answer in answers for shard_id, event in answer if isinstance(event, Committed)]
+    assert committed == [0, 1, 2, 3, 4, 5]
+    assert [list(read_rows(task)) for task in tasks] == [[f"s{number}"] for number in range(6)]
+
+
+def test_a_stream_that_raises_has_told_which_parts_are_published(tmp_path):
+    worker, _ = make_worker()
+    tasks = shards_of_one_row(tmp_path, list("abc"))
+    tasks[2] = replace(tasks[2], record=str(tmp_path / "no record"), job="x")
+    answers, told = worker.stream(tasks), []
+    with pytest.raises(OutputFolderError, match="not visible") as caught:
+        told.extend(chain.from_iterable(answers))
+    assert caught.value.shard_id == 2
+    committed = [shard_id for shard_id, event in told if isinstance(event, Committed)]
+    assert committed == [number for number in (0, 1) if (tmp_path / "data" / f"{number}.parquet").exists()]

@@ -5,12 +5,20 @@ import pytest
 
 from toprovar_batch.orchestrator.run.dispatch import Dispatcher, Outcome
 from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
-from toprovar_batch.orchestrator.run.fleet_events import Loaded, LoadFailed, Lost, Reported, Starving, Worker
+from toprovar_batch.orchestrator.run.fleet_events import (
+    Loaded,
+    LoadFailed,
+    Lost,
+    Reported,
+    Starving,
+    Waiting,
+    Worker,
+)
 from toprovar_batch.orchestrator.run.ledger import ShardLedger
 from toprovar_batch.orchestrator.run.load_guard import LoadGuard
 from toprovar_batch.orchestrator.run.observer import Observer
 from toprovar_batch.worker.errors import CheckpointError, OutputFolderError, RunFailedError
-from toprovar_batch.worker.shard_events import Committed, Progress, Refused
+from toprovar_batch.worker.shard_events import AwaitingMemory, Committed, Progress, Refused
 from toprovar_batch.worker.shard_stats import ShardStats
 
 
@@ -27,7 +35,7 @@ class ScriptedFleet:
 
     def __init__(self, room=1, script=None):
         self.workers = []
-        self.started = []
+        self.started, self.given = [], []
         self.most_workers = 0
         self.missing = None
         self.engine = {}
@@ -51,10 +59,11 @@ class ScriptedFleet:
     def in_phase(self, *phases):
         return [worker for worker in self.workers if worker.phase in phases]
 
-    def start_shard(self, worker, task):
+    def start_shards(self, worker, tasks):
         assert worker.phase == "idle"
-        worker.phase, worker.open = "busy", {task.shard_id: ()}
-        self.started.append(task.shard_id)
+        worker.phase, worker.open = "busy", {task.shard_id: () for task in tasks}
+        self.started += worker.open
+        self.given.append(list(worker.open))
 
     def wait(self, timeout_s):
         self._waits += 1
@@ -68,9 +77,10 @@ class ScriptedFleet:
                 self._loaded += 1
                 yield Loaded(worker, {"worker": worker.name, "engine": self.engine, "engine_hash": "h"})
             elif worker.phase == "busy":
-                yield Reported(worker, shard_of(worker), Progress(("s0",), 1))
-                worker.phase = "idle"
-                yield Reported(worker, shard_of(worker), Committed(ShardStats(rows=1, ok=1), 10, {}))
+                for shard_id in worker.open:
+                    yield Reported(worker, shard_id, Progress(("s0",), 1))
+                    worker.phase = "idle"
+                    yield Reported(worker, shard_id, Committed(ShardStats(rows=1, ok=1), 10, {}))
 
     def dismiss_all(self):
         self.workers.clear()
@@ -103,12 +113,19 @@ class Storage:
         return self.ours
 
 
-def make_dispatcher(fleet, num_shards=3, max_load_failures=2, clock=lambda: 0.0, storage=None):
+def make_dispatcher(fleet, num_shards=3, max_load_failures=2, clock=lambda: 0.0, storage=None, together=1):
     ledger = ShardLedger(range(num_shards), max_attempts=2)
     observer = Sayings()
     make_task = lambda assignment: SimpleNamespace(shard_id=assignment.shard_id)  # noqa: E731
     return Dispatcher(
-        ledger, fleet, LoadGuard(max_load_failures, clock), make_task, observer, EngineWatch(), storage
+        ledger,
+        fleet,
+        LoadGuard(max_load_failures, clock),
+        make_task,
+        observer,
+        EngineWatch(),
+        storage,
+        together=together,
     ), observer
 
 
@@ -149,6 +166,37 @@ def test_every_shard_is_published_once_by_a_worker_with_one_shard_at_a_time():
     assert fleet.started == [0, 1, 2, 3, 4]
     assert sorted(outcome.committed) == [0, 1, 2, 3, 4]
     assert (outcome.num_bytes, outcome.num_workers, outcome.stopped_by) == (50, 2, None)
+
+
+def test_small_shards_are_given_several_at_a_time_and_fewer_where_few_are_left():
+    fleet = ScriptedFleet(room=2)
+    outcome = make_dispatcher(fleet, num_shards=80, together=6)[0].run()
+    sizes = [len(shards) for shards in fleet.given]
+    assert (sizes[0], sizes[-1]) == (6, 1)
+    assert sizes == sorted(sizes, reverse=True)
+    assert fleet.started == sorted(outcome.committed) == list(range(80))
+
+
+def test_what_is_tried_again_is_given_alone_and_what_was_not_begun_counts_as_never_tried():
+    def lose_the_second(fleet):
+        worker = fleet.workers.pop()
+        first, second, *others = worker.open
+        yield Reported(worker, first, Committed(ShardStats(rows=1, ok=1), 10, {}))
+        yield Lost(worker, second, ("a", "b"), False, "its process died")
+        for shard_id in others:
+            yield Lost(worker, shard_id, (), False, "its process died", innocent=True, begun=False)
+
+    fleet = ScriptedFleet(script={2: lose_the_second})
+    dispatcher, observer = make_dispatcher(fleet, num_shards=40, together=4)
+    outcome = dispatcher.run()
+    assert fleet.given[0] == [0, 1, 2, 3]
+    assert sorted(fleet.given[1]) == [2, 3, 4, 5]
+    assert fleet.given[-1] == [1]
+    assert [line for line in observer if line[0] == "restarted"] == [("restarted", 1)]
+    assert {
+        shard: state.attempt for shard, state in dispatcher._ledger._states.items() if state.attempt > 1
+    } == {1: 2}
+    assert len(outcome.committed) == 40
 
 
 @pytest.mark.parametrize(("room", "num_shards", "most"), [(8, 3, 3), (2, 3, 2), (1, 1, 1)])
@@ -276,6 +324,22 @@ def test_a_mistake_on_one_node_does_not_end_a_run_that_works_elsewhere():
     fleet = ScriptedFleet(script={2: lose_and_fail, 3: fail_to_load(CheckpointError("no such file"))})
     outcome = make_dispatcher(fleet)[0].run()
     assert sorted(outcome.committed) == [0, 1, 2]
+
+
+def test_waiting_for_a_full_gpu_is_said_once_and_is_no_failure_to_load():
+    def wait(fleet):
+        yield Waiting(fleet.workers[0], AwaitingMemory("the model does not fit", 1))
+
+    fleet = ScriptedFleet(script={1: wait, 2: wait, 3: wait})
+    dispatcher, observer = make_dispatcher(fleet, max_load_failures=1)
+    outcome = dispatcher.run()
+    assert (
+        observer.count(
+            "a worker waits for memory of its GPU, for two minutes at most: the model does not fit"
+        )
+        == 1
+    )
+    assert (sorted(outcome.committed), outcome.incidents) == ([0, 1, 2], [])
 
 
 def test_an_output_that_workers_cannot_see_reaches_the_user_at_once():
@@ -475,15 +539,15 @@ def test_a_worker_that_is_ready_for_more_gets_the_shard_after():
 
     fleet = ScriptedFleet(script={2: ready})
     given = []
-    start = fleet.start_shard
+    start = fleet.start_shards
 
-    def start_shard(worker, task):
-        given.append((task.shard_id, worker.phase))
+    def start_shards(worker, tasks):
+        given.append((tasks[0].shard_id, worker.phase))
         if worker.may_go_on:
             worker.may_go_on, worker.phase, worker.open = False, "idle", {}
-        start(worker, task)
+        start(worker, tasks)
 
-    fleet.start_shard = start_shard
+    fleet.start_shards = start_shards
     dispatcher, _ = make_dispatcher(fleet, num_shards=2)
     dispatcher.run()
     assert given == [(0, "idle"), (1, "busy")]

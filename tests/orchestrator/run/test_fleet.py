@@ -5,8 +5,17 @@ from types import SimpleNamespace
 import pytest
 
 from toprovar_batch.orchestrator.run import fleet as fleet_module
-from toprovar_batch.orchestrator.run.fleet import Arriving, Fleet, Loaded, LoadFailed, Lost, Starving, Worker
-from toprovar_batch.worker.shard_events import Alive, Committed, Fetching, Progress, Started
+from toprovar_batch.orchestrator.run.fleet import (
+    Arriving,
+    Fleet,
+    Loaded,
+    LoadFailed,
+    Lost,
+    Starving,
+    Waiting,
+    Worker,
+)
+from toprovar_batch.worker.shard_events import Alive, AwaitingMemory, Committed, Fetching, Progress, Started
 from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.worker_errors import OutputRefusedError
 
@@ -69,6 +78,17 @@ def test_bytes_that_arrive_are_told_and_do_not_stretch_the_time_to_load(silent_f
     assert (worker.phase, worker.name) == ("idle", "host:1")
 
 
+def test_a_full_gpu_that_a_worker_waits_for_is_told(silent_fleet, monkeypatch):
+    fleet = silent_fleet("loading", 900)
+    [worker] = fleet.workers
+    monkeypatch.setattr(fleet_module.ray, "wait", lambda sources, **_: (sources, []))
+    monkeypatch.setattr(fleet_module.ray, "get", lambda event: event)
+    state = AwaitingMemory("the model does not fit", 4)
+    worker.source = iter([state])
+    assert list(fleet.wait(0)) == [Waiting(worker, state)]
+    assert (worker.phase, worker.loading_since) == ("loading", NOW - 900)
+
+
 def test_a_worker_that_is_silent_over_its_shard_is_replaced(silent_fleet):
     [event] = silent_fleet("busy", 101).wait(0)
     assert isinstance(event, Lost)
@@ -100,7 +120,7 @@ def test_a_worker_whose_event_waits_to_be_read_is_not_silent(silent_fleet, monke
 def test_a_sign_of_life_changes_nothing_in_flight(silent_fleet, monkeypatch):
     fleet = silent_fleet("busy", 101)
     [worker] = fleet.workers
-    worker.open, worker.source = {3: ("a",)}, iter([(3, Alive())])
+    worker.open, worker.source = {3: ("a",)}, iter([[(3, Alive())]])
     monkeypatch.setattr(fleet_module.ray, "wait", lambda sources, **_: (sources, []))
     monkeypatch.setattr(fleet_module.ray, "get", lambda event: event)
     list(fleet.wait(0))
@@ -113,7 +133,7 @@ def test_a_death_names_the_samples_of_every_batch_in_the_engine(silent_fleet, mo
     monkeypatch.setattr(fleet_module.ray, "wait", lambda sources, **_: (sources, []))
     monkeypatch.setattr(fleet_module.ray, "get", lambda event: event)
     events = Started(("a", "b")), Started(("c", "d")), Progress(("a", "b"), 2), Started(("e",))
-    worker.source = iter([(3, event) for event in events])
+    worker.source = iter([[(3, event)] for event in events])
     seen = []
     for _ in events:
         list(fleet.wait(0))
@@ -142,24 +162,30 @@ def crossing_fleet(silent_fleet, monkeypatch):
     [worker] = fleet.workers
     calls = []
 
-    class Work:
+    class Stream:
         def options(self, **_):
             return self
 
-        def remote(self, task):
-            calls.append(task and task.shard_id)
-            return iter(streams.pop(0))
+        def remote(self, tasks):
+            calls.append([task.shard_id for task in tasks])
+            return iter([[told] for told in streams.pop(0)])
 
     streams = []
-    worker.actor, worker.open, worker.source = SimpleNamespace(work=Work()), {}, None
+    worker.actor, worker.open, worker.source = SimpleNamespace(stream=Stream()), {}, None
     monkeypatch.setattr(fleet_module.ray, "wait", lambda sources, **_: (sources, []))
     monkeypatch.setattr(fleet_module.ray, "get", lambda event: event)
 
     def start(shard_id, *events, attempt=1):
         streams.append(events)
-        fleet.start_shard(worker, SimpleNamespace(shard_id=shard_id, attempt=attempt))
+        fleet.start_shards(worker, [SimpleNamespace(shard_id=shard_id, attempt=attempt)])
 
-    return SimpleNamespace(fleet=fleet, worker=worker, calls=calls, streams=streams, start=start)
+    def start_some(shard_ids, *events):
+        streams.append(events)
+        fleet.start_shards(worker, [SimpleNamespace(shard_id=shard_id, attempt=1) for shard_id in shard_ids])
+
+    return SimpleNamespace(
+        fleet=fleet, worker=worker, calls=calls, streams=streams, start=start, start_some=start_some
+    )
 
 
 def committed(shard_id):
@@ -185,7 +211,50 @@ def test_the_shard_after_is_taken_when_the_last_batch_has_begun_and_not_before(c
     crossing_fleet.streams.append([(4, Progress(("c",), 1)), committed(4)])
     for _ in range(3):
         list(fleet.wait(0))
-    assert (crossing_fleet.calls, worker.open, worker.phase) == ([3, 4, None], {}, "idle")
+    assert (crossing_fleet.calls, worker.open, worker.phase) == ([[3], [4], []], {}, "idle")
+
+
+def test_several_shards_go_in_one_call_and_nothing_follows_before_the_last_has_begun(crossing_fleet):
+    fleet, worker = crossing_fleet.fleet, crossing_fleet.worker
+    events = (3, Started(("a",), last=True)), (4, Started(("b",), last=True)), (5, Started(("c",), last=True))
+    crossing_fleet.start_some([3, 4, 5], *events)
+    ready = []
+    for _ in events:
+        list(fleet.wait(0))
+        ready.append(bool(fleet.ready_for_more()))
+    assert (crossing_fleet.calls, ready) == ([[3, 4, 5]], [False, False, True])
+    assert worker.open == {3: ("a",), 4: ("b",), 5: ("c",)}
+
+
+def test_events_that_are_told_together_count_one_after_the_other(crossing_fleet):
+    fleet, worker = crossing_fleet.fleet, crossing_fleet.worker
+    crossing_fleet.start_some([3, 4])
+    worker.source = iter(
+        [[(3, Started(("a",))), (3, Progress(("a",), 1)), committed(3), (4, Started(("b",)))]]
+    )
+    events = list(fleet.wait(0))
+    assert [event.shard_id for event in events] == [3, 3, 3, 4]
+    assert worker.open == {4: ("b",)}
+
+
+@pytest.mark.parametrize(
+    ("told", "guilty", "unbegun"),
+    [
+        ([], [3], [4, 5]),
+        ([(3, Started(("a",)))], [3], [4, 5]),
+        ([(3, Progress(("a",), 1))], [3], [4, 5]),
+        ([(3, Started(("a",))), (4, Started(("b",))), (3, Progress(("a",), 1))], [4], [5]),
+    ],
+)
+def test_a_death_is_not_held_against_shards_that_the_worker_had_not_come_to(
+    crossing_fleet, told, guilty, unbegun
+):
+    crossing_fleet.start_some([3, 4, 5], *told)
+    for _ in told:
+        list(crossing_fleet.fleet.wait(0))
+    lost = list(crossing_fleet.fleet._bury(crossing_fleet.worker, "its process died"))
+    assert [each.shard_id for each in lost if not each.innocent] == guilty
+    assert [each.shard_id for each in lost if not each.begun and each.innocent] == unbegun
 
 
 def test_nothing_follows_a_shard_that_is_tried_again(crossing_fleet):
