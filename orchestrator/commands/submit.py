@@ -27,7 +27,7 @@ from toprovar_batch.orchestrator.output.parts import (
 )
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
 from toprovar_batch.orchestrator.prompts.shard_size import idle_sentence
-from toprovar_batch.orchestrator.run.dispatch import Dispatcher, Outcome
+from toprovar_batch.orchestrator.run.dispatch import Dispatcher
 from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
 from toprovar_batch.orchestrator.run.fleet import Fleet
 from toprovar_batch.orchestrator.run.journal import Journal
@@ -35,6 +35,7 @@ from toprovar_batch.orchestrator.run.ledger import Assignment, ShardLedger
 from toprovar_batch.orchestrator.run.load_guard import LoadGuard
 from toprovar_batch.orchestrator.run.metrics import RunMetrics
 from toprovar_batch.orchestrator.run.observer import Observers
+from toprovar_batch.orchestrator.run.outcome import Outcome
 from toprovar_batch.orchestrator.run.progress import ProgressBar
 from toprovar_batch.orchestrator.run.published import PublishedParts
 from toprovar_batch.orchestrator.run.ray_probe import cluster_address, is_job_server

@@ -3,23 +3,31 @@
 `ledger.py` decides, `fleet.py` talks to Ray; both are dull on purpose.
 """
 
-import signal
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from toprovar_batch.worker.errors import OutputFolderError, RunFailedError, UserError
-from toprovar_batch.worker.shard_events import Committed, Declined, Progress, Refused, ShardTask
+from toprovar_batch.worker.shard_events import (
+    Committed,
+    Declined,
+    Progress,
+    Refused,
+    ShardEvent,
+    ShardTask,
+)
 from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.words import counted
 
+from .attempts import Attempts, Rows
 from .breaker import Breaker, Quarantine
 from .engine_watch import EngineWatch
 from .fleet import Fleet
 from .fleet_events import FleetEvent, Loaded, LoadFailed, Lost, Reported, Waiting, Worker
+from .hiring import Hiring
 from .ledger import Assignment, ShardLedger, Trouble
 from .load_guard import LoadGuard
 from .observer import Observer
+from .outcome import Outcome
 from .stop_signals import StopSignals
 
 _POLL_S = 0.5
@@ -36,42 +44,6 @@ class Published(Protocol):
         """Whether the output still belongs to the job."""
 
 
-@dataclass
-class Outcome:
-    """What a run came to, so far or in the end.
-
-    Attributes:
-        committed: stats of every shard published in this run, by shard id.
-        failed: shard id -> why it was given up.
-        damaged: shard id -> why the part that is there was left alone, when rows of it were to be kept.
-        incidents: every failed attempt and load: what, where and why.
-        engines: worker name -> the description of its engine, as of its last shard.
-        engine_hashes: worker name -> the hash that the footers of its parts carry.
-        stopped_by: the signal that ended the run early, or None.
-        num_bytes: published.
-        num_workers: most workers that were loaded at one time.
-    """
-
-    committed: dict[int, ShardStats] = field(default_factory=dict)
-    failed: dict[int, str] = field(default_factory=dict)
-    damaged: dict[int, str] = field(default_factory=dict)
-    incidents: list[dict[str, Any]] = field(default_factory=list)
-    engines: dict[str, dict[str, Any]] = field(default_factory=dict)
-    engine_hashes: dict[str, str] = field(default_factory=dict)
-    stopped_by: signal.Signals | None = None
-    num_bytes: int = 0
-    num_workers: int = 0
-
-    def without(self, missing: Mapping[int, str]) -> "Outcome":
-        """The same, but for shards that turned out to be not there.
-
-        Args:
-            missing: shard id -> why it counts as given up.
-        """
-        committed = {shard_id: stats for shard_id, stats in self.committed.items() if shard_id not in missing}
-        return replace(self, committed=committed, failed={**self.failed, **missing})
-
-
 class Dispatcher:
     """One run over the shards of a ledger.
 
@@ -85,6 +57,7 @@ class Dispatcher:
         published: what the output says, whatever a worker said last; None: nobody looks.
         outcome: filled as things happen, so that it is there however the run ends; None makes one.
         together: most shards that a worker is given at a time; more than one where shards are small.
+        attempts: knows who is at which shard.
     """
 
     def __init__(
@@ -98,16 +71,18 @@ class Dispatcher:
         published: Published | None = None,
         outcome: Outcome | None = None,
         together: int = 1,
+        attempts: Attempts | None = None,
     ) -> None:
         self._ledger, self._fleet, self._guard = ledger, fleet, guard
         self._make_task, self._observer, self._watch = make_task, observer, watch
         self._published, self._together = published, together
-        self._breaker, self._num_quarantined = Breaker(), 0
+        self._attempts = attempts or Attempts()
+        self._breaker = Breaker()
         self._told: set[str] = set()
         self._refusing: set[int] = set()  # shards that the output does not take just now
         self._refused: str | None = None  # why it took one not at all
-        self._mistake: UserError | None = None  # of a place where the output is not
         self.outcome = outcome or Outcome()
+        self._hiring = Hiring(ledger, fleet, guard, self.outcome, self._say_once)
 
     def run(self) -> Outcome:
         """Work until every shard is published or given up, or the user stops the run.
@@ -127,52 +102,19 @@ class Dispatcher:
                         if not self._drain(signals.draining):
                             break
                     elif not self._refusing:
-                        self._hire()
+                        self._hiring.hire()
                         self._hand_out()
+                        self._help_stragglers()
                     self._observer.tick()
                     for event in self._fleet.wait(_POLL_S):
                         self._handle(event)
             finally:
                 self._fleet.dismiss_all()
-                self._believe(self._ledger.unsettled)
+                self._believe({*self._ledger.unsettled, *self._attempts.tried_again})
         if self._refused is not None:
             raise RunFailedError(f"the output does not take a part: {self._refused}")
         self.outcome.stopped_by = signals.last if self._ledger.num_open else None
         return self.outcome
-
-    def _hire(self) -> None:
-        """Start workers while there is room for them and work that none of the coming ones will take."""
-        workers = self._fleet.workers
-        coming = self._fleet.in_phase("placing", "loading", "idle")
-        room = self._fleet.room() - self._num_quarantined
-        if room <= 0 and not workers:
-            if self._mistake is not None:
-                raise self._mistake
-            raise RunFailedError(f"no worker is left that makes images: {self._last_reason()}")
-        wanted = min(room - len(workers), self._ledger.num_waiting - len(coming))
-        self._tell_of_starving()
-        if self._guard.exhausted and not workers:
-            count = counted(self._guard.failures_in_row, "worker")
-            raise RunFailedError(f"{count} in a row could not load: {self._last_reason()}")
-        for _ in range(self._guard.may_start(wanted, len(self._fleet.in_phase("placing", "loading")))):
-            self._fleet.start_worker()
-
-    def _tell_of_starving(self) -> None:
-        """Say what all workers wait for, each time after twice as long; end the run where it will not come."""
-        starving = self._fleet.starving()
-        if starving is None:
-            return
-        if starving.for_good:
-            raise RunFailedError(f"Ray on this machine has lost its node: there is no {starving.missing}")
-        doubling = int(starving.waited_s).bit_length()
-        self._say_once(
-            f"starving {doubling}",
-            f"still waiting for a {starving.missing}, for {starving.waited_s:.0f} seconds now",
-        )
-
-    def _last_reason(self) -> str:
-        reason: str = self.outcome.incidents[-1]["reason"]
-        return reason
 
     def _quarantine(self, found: Quarantine) -> None:
         """Give the samples of a broken place back, and go on with a worker fewer; end where there is no other place."""
@@ -180,7 +122,7 @@ class Dispatcher:
             raise RunFailedError(
                 f"{counted(found.failures, 'worker')} in a row made no image: {found.reason}"
             )
-        self._num_quarantined += 1
+        self._hiring.places_lost += 1
         self._ledger.give_back(found.shard_ids)
         self.outcome.failed = dict(self._ledger.failed)
         self._observer.say(
@@ -209,7 +151,23 @@ class Dispatcher:
                 if assignments:
                     self._fleet.start_shards(worker, [self._make_task(each) for each in assignments])
                 for assignment in assignments:
+                    plain = assignment.attempt == 1
+                    self._attempts.begin(worker, assignment.shard_id, plain=plain)
                     self._observer.handed_out(worker.name, assignment)
+
+    def _help_stragglers(self) -> None:
+        """Let workers without work try a shard that takes all too long elsewhere; the part that is first counts."""
+        for worker in self._fleet.in_phase("idle") if not self._ledger.num_waiting else ():
+            shard_id = self._attempts.straggler()
+            if shard_id is None:
+                return
+            assignment = self._ledger.take_again(shard_id)
+            self._fleet.start_shards(worker, [self._make_task(assignment)])
+            self._attempts.begin(worker, shard_id, plain=False)
+            self._observer.handed_out(worker.name, assignment)
+            self._observer.say(
+                f"shard {shard_id} takes far longer than the others, so worker {worker.name} tries it, too; the first part counts"
+            )
 
     def _take(self, *, fresh: bool) -> list[Assignment]:
         """Take the next shard, with those behind it as long as enough are left for all workers."""
@@ -231,22 +189,30 @@ class Dispatcher:
                 )
             case LoadFailed(_, reason, mistake):
                 self._load_failed(reason, mistake)
-            case Reported(worker, shard_id, Committed(stats, num_bytes, engine)):
-                self._ledger.commit(shard_id)
-                self._refusing.discard(shard_id)
-                self.outcome.committed[shard_id] = stats
-                self.outcome.num_bytes += num_bytes
-                self.outcome.engines[worker.name] = engine
-            case Reported(worker, shard_id, Progress() as progress):
-                if progress.num_ok:
-                    self._breaker.succeeded(worker.name)
-                self._observer.progress(shard_id, progress.num_ok, progress.num_error)
-            case Reported(_, shard_id, Refused() | Declined() as told):
-                self._unpublished(shard_id, told)
+            case Reported() | Lost() if not self._attempts.runs(event.worker, event.shard_id):
+                pass  # another attempt at the shard was published first
+            case Reported(worker, shard_id, told):
+                self._reported(worker, shard_id, told)
             case Lost(mistake=UserError() as mistake):
                 self._misplaced(event, mistake)
             case Lost():
                 self._lost(event)
+
+    def _reported(self, worker: Worker, shard_id: int, event: ShardEvent) -> None:
+        match event:
+            case Committed(stats, num_bytes, engine):
+                self._settle(worker, shard_id)
+                self.outcome.committed[shard_id] = stats
+                self.outcome.num_bytes += num_bytes
+                self.outcome.engines[worker.name] = engine
+            case Progress():
+                if event.num_ok:
+                    self._breaker.succeeded(worker.name)
+                rows = Rows(event.num_ok, event.num_error)
+                if self._attempts.told(worker, shard_id, rows):
+                    self._show(shard_id, rows)
+            case Refused() | Declined():
+                self._unpublished(worker, shard_id, event)
 
     def _loaded(self, worker: Worker, description: Mapping[str, Any]) -> None:
         self._guard.loaded()
@@ -265,21 +231,36 @@ class Dispatcher:
         when = f"; the next one is tried in {self._guard.wait_s:.0f} seconds" if self._guard.exhausted else ""
         self._observer.say(f"a worker could not load{when}: {reason}")
 
-    def _unpublished(self, shard_id: int, told: Refused | Declined) -> None:
+    def _show(self, shard_id: int, rows: Rows) -> None:
+        if rows != Rows():
+            self._observer.progress(shard_id, rows.num_ok, rows.num_error)
+
+    def _settle(self, worker: Worker, shard_id: int) -> None:
+        """Note that a shard's part is there, and end other attempts at it."""
+        self._ledger.commit(shard_id)
+        self._refusing.discard(shard_id)
+        won = self._attempts.win(worker, shard_id)
+        self._show(shard_id, won.rows)
+        for loser in won.losers:
+            if not any(self._attempts.runs(loser, open_id) for open_id in loser.open):
+                self._fleet.dismiss(loser)  # else its part takes the place of an equal one
+
+    def _unpublished(self, worker: Worker, shard_id: int, told: Refused | Declined) -> None:
         """Take in what keeps a part from being published."""
         if isinstance(told, Refused):
-            self._refuse(shard_id, told.reason, told.tries_left)
+            self._refuse(worker, shard_id, told.reason, told.tries_left)
             return
-        self._ledger.commit(shard_id)  # a part is published, the earlier one
+        self._settle(worker, shard_id)  # a part is published, the earlier one
         self.outcome.damaged[shard_id] = told.reason
         self._observer.say(f"shard {shard_id} is left alone, as {told.path} is damaged: {told.reason}")
 
-    def _refuse(self, shard_id: int, reason: str, tries_left: int) -> None:
+    def _refuse(self, worker: Worker, shard_id: int, reason: str, tries_left: int) -> None:
         """Begin nothing that the output would not take either; the part in question is tried again by its worker."""
         if not tries_left:
             self._record("exception", shard_id, reason)
             self._refusing.discard(shard_id)
-            self._ledger.fail(shard_id, (), "exception", reason)
+            if self._attempts.end(worker, shard_id) is None:
+                self._ledger.fail(shard_id, (), "exception", reason)
             self.outcome.failed = dict(self._ledger.failed)
             self._refused = reason
             return
@@ -298,14 +279,18 @@ class Dispatcher:
             or not self._published.is_ours()
         ):
             raise mistake
-        self._mistake = mistake
-        self._num_quarantined += 1
+        self._hiring.mistake = mistake
+        self._hiring.places_lost += 1
         self._record(
             "place", event.shard_id, event.reason, worker=event.worker.name, in_flight=event.in_flight
         )
         self._refusing.discard(event.shard_id)
-        self._ledger.release(event.shard_id)
-        self._observer.restarted(event.shard_id, event.reason)
+        other = self._attempts.end(event.worker, event.shard_id)
+        if other is None:
+            self._ledger.release(event.shard_id)
+            self._observer.restarted(event.shard_id, event.reason)
+        else:
+            self._show(event.shard_id, other)
         self._observer.say(f"the run goes on with one worker fewer: {mistake}")
 
     def _believe(self, shard_ids: Collection[int]) -> bool:
@@ -320,6 +305,13 @@ class Dispatcher:
     def _lost(self, event: Lost) -> None:
         """Let ledger and breaker draw their conclusions from a lost attempt."""
         worker, shard_id, in_flight, reason = event.worker.name, event.shard_id, event.in_flight, event.reason
+        other = self._attempts.end(event.worker, shard_id)
+        if other is not None:  # nothing is lost while another one is at the shard
+            self._record(
+                "exception" if event.raised else "death", shard_id, reason, worker=worker, in_flight=in_flight
+            )
+            self._show(shard_id, other)
+            return
         if event.innocent and not event.begun:
             self._ledger.put_back(shard_id)
             return

@@ -92,6 +92,12 @@ class ShardLedger:
         state.attempt += 1
         return Assignment(shard_id, state.attempt, tuple(state.suspects), dict(state.poisoned))
 
+    def take_again(self, shard_id: int) -> Assignment:
+        """Hand out a shard that is under way once more, to be tried beside the first attempt."""
+        state = self._states[shard_id]
+        state.attempt += 1
+        return Assignment(shard_id, state.attempt, tuple(state.suspects), dict(state.poisoned))
+
     @property
     def unsettled(self) -> list[int]:
         """Shards that somebody worked on, and that were not noted as published."""

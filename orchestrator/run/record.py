@@ -19,8 +19,8 @@ from toprovar_batch.worker.errors import RunFailedError
 from toprovar_batch.worker.part_identity import recorded_job
 from toprovar_batch.worker.storage import storage_errors
 
-from .dispatch import Outcome
 from .log_pages import newest_pages
+from .outcome import Outcome
 from .summary import RunSummary, stats_record
 
 _SENTENCE_LENGTH = 500  # characters of an error that reach the record

@@ -44,7 +44,7 @@ class FakeEngine:
     """Gives a red pixel for every prompt, and obeys prompts that name a disaster.
 
     `exit`: the process ends at once, every time. `raise`: an exception, every time. `refuse`: an error result.
-    `hang`: it never answers, and says so in `hangs.log`. `kill-once NAME`: SIGKILL, the first time only (a file in `folder` remembers).
+    `hang`: it never answers, and says so in `hangs.log`. `hang-once NAME`: it does not answer the first time. `kill-once NAME`: SIGKILL, the first time only (a file in `folder` remembers).
     `hiccup-once NAME`: an exception, the first time only. `lock`: an exception that cannot be pickled.
     """
 
@@ -135,6 +135,8 @@ class FakeEngine:
         if order == "hang":
             with (self.folder / "hangs.log").open("a") as log:
                 log.write(f"{name}\n")
+            signal.pause()
+        if order == "hang-once" and self._first(name):
             signal.pause()
         if order == "kill-once" and self._first(name):
             os.kill(os.getpid(), signal.SIGKILL)

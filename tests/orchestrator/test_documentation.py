@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from toprovar_batch.orchestrator.job.spec import JobSpec
-from toprovar_batch.orchestrator.run.dispatch import Outcome
+from toprovar_batch.orchestrator.run.outcome import Outcome
 from toprovar_batch.orchestrator.run.record import run_record
 from toprovar_batch.orchestrator.run.summary import RunSummary
 from toprovar_batch.worker.part_file import CHECKSUM, dataset_schema

@@ -16,7 +16,7 @@ from toprovar_batch.orchestrator.evaluation.data import EvaluationData
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.folder import PLAN_COLUMNS, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
-from toprovar_batch.orchestrator.run.dispatch import Outcome
+from toprovar_batch.orchestrator.run.outcome import Outcome
 from toprovar_batch.orchestrator.run.record import RunLog
 from toprovar_batch.orchestrator.run.summary import RunSummary
 from toprovar_batch.worker.errors import OutputFolderError

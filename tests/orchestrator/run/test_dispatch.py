@@ -3,7 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from toprovar_batch.orchestrator.run.dispatch import Dispatcher, Outcome
+from toprovar_batch.orchestrator.run.attempts import Attempts
+from toprovar_batch.orchestrator.run.dispatch import Dispatcher
 from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
 from toprovar_batch.orchestrator.run.fleet_events import (
     Loaded,
@@ -17,6 +18,7 @@ from toprovar_batch.orchestrator.run.fleet_events import (
 from toprovar_batch.orchestrator.run.ledger import ShardLedger
 from toprovar_batch.orchestrator.run.load_guard import LoadGuard
 from toprovar_batch.orchestrator.run.observer import Observer
+from toprovar_batch.orchestrator.run.outcome import Outcome
 from toprovar_batch.worker.errors import CheckpointError, OutputFolderError, RunFailedError
 from toprovar_batch.worker.shard_events import AwaitingMemory, Committed, Progress, Refused
 from toprovar_batch.worker.shard_stats import ShardStats
@@ -82,6 +84,9 @@ class ScriptedFleet:
                     worker.phase = "idle"
                     yield Reported(worker, shard_id, Committed(ShardStats(rows=1, ok=1), 10, {}))
 
+    def dismiss(self, worker):
+        self.workers.remove(worker)
+
     def dismiss_all(self):
         self.workers.clear()
 
@@ -113,7 +118,9 @@ class Storage:
         return self.ours
 
 
-def make_dispatcher(fleet, num_shards=3, max_load_failures=2, clock=lambda: 0.0, storage=None, together=1):
+def make_dispatcher(
+    fleet, num_shards=3, max_load_failures=2, clock=lambda: 0.0, storage=None, together=1, attempts=None
+):
     ledger = ShardLedger(range(num_shards), max_attempts=2)
     observer = Sayings()
     make_task = lambda assignment: SimpleNamespace(shard_id=assignment.shard_id)  # noqa: E731
@@ -126,7 +133,109 @@ def make_dispatcher(fleet, num_shards=3, max_load_failures=2, clock=lambda: 0.0,
         EngineWatch(),
         storage,
         together=together,
+        attempts=attempts,
     ), observer
+
+
+class SlowShard:
+    """Two workers and four shards: 0, 1 and 3 take 20 seconds, and 2 is not finished after 41."""
+
+    def __init__(self, rest):
+        self.now = 0.0
+        self.fleet = ScriptedFleet(
+            room=2, script={2: self.finish_two, 3: self.finish_third, 4: self.wait, **rest}
+        )
+        self.attempts = Attempts(lambda: self.now)
+        self.storage = Storage()
+        self.dispatcher, self.observer = make_dispatcher(
+            self.fleet, num_shards=4, storage=self.storage, attempts=self.attempts
+        )
+
+    def finish_two(self, _fleet):
+        self.now += 20
+        for shard_id, worker in enumerate(self.fleet.workers):
+            worker.phase = "idle"
+            yield Reported(worker, shard_id, Committed(ShardStats(rows=1, ok=1), 10, {}))
+
+    def finish_third(self, _fleet):
+        slow, quick = self.fleet.workers
+        self.now += 20
+        yield Reported(slow, 2, Progress(("a",), 1))
+        quick.phase = "idle"
+        yield Reported(quick, 3, Progress(("b",), 1))
+        yield Reported(quick, 3, Committed(ShardStats(rows=1, ok=1), 10, {}))
+
+    def wait(self, _fleet):
+        self.now += 20
+        assert self.fleet.started == [0, 1, 2, 3]
+        self.now += 1
+        return ()
+
+
+def test_an_idle_worker_tries_the_last_shard_where_another_takes_far_too_long_and_the_first_part_counts():
+    def quick_one_wins(fleet):
+        slow, quick = fleet.workers
+        assert (slow.phase, quick.phase, list(quick.open)) == ("busy", "busy", [2])
+        yield Reported(quick, 2, Progress(("a", "c"), 2))
+        quick.phase = "idle"
+        yield Reported(quick, 2, Committed(ShardStats(rows=2, ok=2, worker="quick"), 10, {}))
+        left.extend(fleet.workers)
+        yield Reported(slow, 2, Committed(ShardStats(rows=2, ok=2, worker="slow"), 10, {}))
+
+    left = []
+    scene = SlowShard({5: quick_one_wins})
+    outcome = scene.dispatcher.run()
+    assert scene.fleet.started == [0, 1, 2, 3, 2]
+    assert [worker.phase for worker in left] == ["idle"]  # the slow one is ended
+    assert (sorted(outcome.committed), outcome.committed[2].worker) == ([0, 1, 2, 3], "quick")
+    assert (outcome.num_bytes, outcome.failed, outcome.incidents) == (40, {}, [])
+    said = "shard 2 takes far longer than the others, so worker host:1 tries it, too; the first part counts"
+    assert scene.observer.count(said) == 1
+    assert 2 in scene.storage.asked[-1]  # what is there in the end, the output tells
+
+
+def test_a_second_attempt_that_is_lost_changes_nothing_for_the_first():
+    def lose_the_second(fleet):
+        quick = fleet.workers.pop()
+        yield Lost(quick, 2, ("a",), False, "its process died")
+
+    def slow_one_wins(fleet):
+        [slow] = fleet.workers
+        slow.phase = "idle"
+        yield Reported(slow, 2, Committed(ShardStats(rows=1, ok=1, worker="slow"), 10, {}))
+
+    scene = SlowShard({5: lose_the_second, 6: slow_one_wins})
+    outcome = scene.dispatcher.run()
+    assert scene.fleet.started == [0, 1, 2, 3, 2]
+    assert (outcome.committed[2].worker, outcome.failed) == ("slow", {})
+    assert [incident["kind"] for incident in outcome.incidents] == ["death"]
+    assert ("restarted", 2) not in scene.observer
+
+
+def test_a_slow_shard_that_both_attempts_lose_is_tried_again_and_counts_one_failure():
+    def lose_both(fleet):
+        for worker in list(fleet.workers):
+            yield Lost(worker, 2, ("a",), False, "its process died")
+        fleet.workers.clear()
+
+    scene = SlowShard({5: lose_both})
+    outcome = scene.dispatcher.run()
+    assert scene.fleet.started == [0, 1, 2, 3, 2, 2]
+    assert (sorted(outcome.committed), outcome.failed) == ([0, 1, 2, 3], {})
+    assert scene.dispatcher._ledger.num_failures == 1
+
+
+def test_a_worker_that_is_at_another_shard_too_is_not_ended_over_the_one_it_lost():
+    def quick_one_wins(fleet):
+        slow, quick = fleet.workers
+        slow.open = {2: ("a",), 7: ("b",)}
+        scene.attempts.begin(slow, 7, plain=True)
+        quick.phase = "idle"
+        yield Reported(quick, 2, Committed(ShardStats(rows=1, ok=1, worker="quick"), 10, {}))
+        assert slow in fleet.workers
+
+    scene = SlowShard({5: quick_one_wins})
+    assert scene.dispatcher.run().committed[2].worker == "quick"
 
 
 def fail_to_load(mistake=None):
@@ -558,6 +667,7 @@ def test_a_part_without_tries_left_ends_the_run_once_its_worker_has_finished_the
         [worker] = fleet.workers
         [shard_id] = worker.open
         dispatcher._ledger.take(fresh=True)
+        dispatcher._attempts.begin(worker, 1, plain=True)
         worker.open = {1: ()}
         yield Reported(worker, shard_id, Refused("PermissionError: 403", 0))
 

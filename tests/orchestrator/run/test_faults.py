@@ -18,7 +18,7 @@ from datasets import load_dataset
 from toprovar_batch.orchestrator.commands.submit import submit
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
-from toprovar_batch.orchestrator.run import fleet
+from toprovar_batch.orchestrator.run import attempts, fleet
 
 NUM_PROMPTS = 200
 
@@ -183,4 +183,16 @@ def test_a_signal_drains_and_a_second_run_goes_on(write_job, tmp_path, start_dri
     driver = start_driver(job)
     assert driver.finish() == 0, driver.said
     assert count_generated(tmp_path) == 60
+    check_dataset(job, tmp_path / "out")
+
+
+def test_a_shard_that_hangs_is_made_by_an_idle_worker_long_before_its_own_is_given_up(
+    write_job, tmp_path, make_engine_factory, monkeypatch
+):
+    monkeypatch.setattr(attempts, "_LEAST_S", 0.5)  # seconds
+    prompts = [f"prompt {index}" for index in range(14)]
+    prompts[12] = "hang-once x"
+    job = write_job(prompts, shard_size=2, stall_timeout_s=3600)
+    summary = submit(job, engine_factory=make_engine_factory())
+    assert (summary.is_complete, summary.failed, summary.num_lost) == (True, {}, 0)
     check_dataset(job, tmp_path / "out")

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from toprovar_batch.orchestrator.run.dispatch import Outcome
+from toprovar_batch.orchestrator.run.outcome import Outcome
 from toprovar_batch.orchestrator.run.record import run_record
 from toprovar_batch.orchestrator.run.summary import RunSummary
 from toprovar_batch.worker.shard_stats import ShardStats
