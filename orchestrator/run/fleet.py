@@ -5,24 +5,18 @@ Every decision is the caller's (`dispatch.py`); this module turns Ray's calls an
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import ray
+from ray._private.state import state
 from ray.exceptions import RayError, RayTaskError
 
 from toprovar_batch.worker.actor import GenerationEngine, GenerationWorker
 from toprovar_batch.worker.errors import UserError
 from toprovar_batch.worker.shard_events import (
-    Alive,
     AwaitingMemory,
-    Committed,
-    Declined,
     Fetching,
-    Progress,
-    Refused,
-    ShardEvent,
     ShardTask,
-    Started,
 )
 from toprovar_batch.worker.words import counted
 from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError
@@ -38,6 +32,7 @@ from .fleet_events import (
     Starving,
     Waiting,
     Worker,
+    follow,
 )
 
 _RESOURCES_EVERY_S = 1.0
@@ -80,6 +75,7 @@ class Fleet:
         self._stall_timeout_s = stall_timeout_s
         self._load_timeout_s = load_timeout_s
         self._room, self._room_known = 0, float("-inf")
+        self._draining_known = float("-inf")
         self._listened = time.monotonic()
         # Attempts are counted by the ledger, so Ray must not restart or retry anything on its own.
         self._actor_class = ray.remote(GenerationWorker).options(
@@ -103,7 +99,24 @@ class Fleet:
     def start_worker(self) -> None:
         """Start one more worker; it answers with `Loaded` or `LoadFailed`."""
         actor = self._actor_class.remote(self._factory)
-        self.workers.append(Worker(actor, actor.__ray_ready__.remote()))
+        self.workers.append(Worker(actor, actor.__ray_call__.remote(_node_of)))
+
+    def leave_nodes(self) -> list[Worker]:
+        """Give up nodes that are about to be taken away: workers without a shard end, others get no further one.
+
+        Returns:
+            The workers of such nodes that were not known before.
+        """
+        found = []
+        if time.monotonic() - self._draining_known > _RESOURCES_EVERY_S:
+            self._draining_known = time.monotonic()
+            draining = _draining_nodes()
+            found = [worker for worker in self.workers if worker.node in draining and not worker.leaving]
+        for worker in found:
+            worker.leaving = True
+        for worker in [worker for worker in self.workers if worker.leaving and worker.phase != "busy"]:
+            self.dismiss(worker)
+        return found
 
     def starving(self) -> Starving | None:
         """What every worker has been waiting for all too long; None when one of them has it."""
@@ -126,7 +139,8 @@ class Fleet:
 
     def ready_for_more(self) -> list[Worker]:
         """The workers that can be given a shard while they finish the one before; its batches follow at once."""
-        return [worker for worker in self.workers if worker.may_go_on and worker.queued is None]
+        ready = [worker for worker in self.workers if worker.may_go_on and worker.queued is None]
+        return [worker for worker in ready if not worker.leaving]
 
     def start_shards(self, worker: Worker, tasks: Sequence[ShardTask]) -> None:
         """Give an idle worker its next shards, or one that is ready for more the shards after.
@@ -212,7 +226,7 @@ class Fleet:
             yield from self._bury(worker, _sentence(error))
         else:
             if worker.phase == "placing":
-                worker.phase, worker.loading_since = "loading", time.monotonic()
+                worker.phase, worker.loading_since, worker.node = "loading", time.monotonic(), answer
                 worker.source = worker.actor.load.options(num_returns="streaming").remote()
                 yield Placed(worker)
             elif isinstance(answer, Fetching):
@@ -235,7 +249,7 @@ class Fleet:
             yield from self._bury(worker, _sentence(error))
         else:
             for shard_id, event in events:
-                _follow(worker, shard_id, event)
+                follow(worker, shard_id, event)
                 yield Reported(worker, shard_id, event)
 
     def _next_stream(self, worker: Worker) -> None:
@@ -274,37 +288,18 @@ class Fleet:
             )
 
 
-def _follow(worker: Worker, shard_id: int, event: ShardEvent) -> None:
-    """Note what an event says of a worker."""
-    worker.unbegun.discard(shard_id)
-    if _is_last(event):
-        del worker.open[shard_id]
-        if not worker.open:
-            worker.phase, worker.source, worker.may_go_on = "idle", None, False
-        return
-    worker.open[shard_id] = _still_in_flight(worker.open[shard_id], event)
-    # Nothing follows a shard while another one that the worker was given stands behind it.
-    is_last = isinstance(event, Started) and event.last and not worker.unbegun
-    worker.may_go_on |= is_last and worker.crosses
+def _node_of(_worker: GenerationWorker) -> str:
+    """Ray's id of the node of the actor that runs this."""
+    return ray.get_runtime_context().get_node_id()
 
 
-def _is_last(event: ShardEvent) -> bool:
-    """Whether nothing more will be heard of a shard after an event of it."""
-    return isinstance(event, Committed | Declined) or (isinstance(event, Refused) and not event.tries_left)
+def _draining_nodes() -> Collection[str]:
+    """Ids of the nodes that Ray was told to empty, as before a spot node is taken away.
 
-
-def _still_in_flight(before: tuple[str, ...], event: ShardEvent) -> tuple[str, ...]:
-    """The samples of a shard that are in an engine after an event of it."""
-    match event:
-        case Started(sample_ids):
-            return (*before, *sample_ids)
-        case Progress(sample_ids):
-            done = frozenset(sample_ids)
-            return tuple(sample_id for sample_id in before if sample_id not in done)
-        case Alive():
-            return before
-        case Refused() | Committed() | Declined():
-            return ()
+    Ray has no public call for it; its own libraries for training and data use this one.
+    """
+    ask = getattr(state, "get_draining_nodes", None)
+    return ask() if ask is not None else ()
 
 
 def _sentence(error: RayError) -> str:

@@ -5,7 +5,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from toprovar_batch.worker.errors import UserError
-from toprovar_batch.worker.shard_events import AwaitingMemory, Fetching, ShardEvent
+from toprovar_batch.worker.shard_events import (
+    Alive,
+    AwaitingMemory,
+    Committed,
+    Declined,
+    Fetching,
+    Progress,
+    Refused,
+    ShardEvent,
+    Started,
+)
 
 
 @dataclass(eq=False, slots=True)
@@ -25,6 +35,8 @@ class Worker:
         last_sign: when it last answered, on the monotonic clock.
         loading_since: when it was told to load, on the same clock.
         name: host:pid, once it has loaded.
+        node: Ray's id of its node, once it has one.
+        leaving: its node is about to be taken away, so it gets no shard any more.
     """
 
     actor: Any
@@ -38,6 +50,8 @@ class Worker:
     last_sign: float = field(default_factory=time.monotonic)
     loading_since: float = field(default_factory=time.monotonic)
     name: str = ""
+    node: str = ""
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,3 +132,36 @@ class Lost:
 
 
 FleetEvent = Placed | Arriving | Waiting | Loaded | LoadFailed | Reported | Lost
+
+
+def follow(worker: Worker, shard_id: int, event: ShardEvent) -> None:
+    """Note what an event says of a worker."""
+    worker.unbegun.discard(shard_id)
+    if _is_last(event):
+        del worker.open[shard_id]
+        if not worker.open:
+            worker.phase, worker.source, worker.may_go_on = "idle", None, False
+        return
+    worker.open[shard_id] = _still_in_flight(worker.open[shard_id], event)
+    # Nothing follows a shard while another one that the worker was given stands behind it.
+    is_last = isinstance(event, Started) and event.last and not worker.unbegun
+    worker.may_go_on |= is_last and worker.crosses
+
+
+def _is_last(event: ShardEvent) -> bool:
+    """Whether nothing more will be heard of a shard after an event of it."""
+    return isinstance(event, Committed | Declined) or (isinstance(event, Refused) and not event.tries_left)
+
+
+def _still_in_flight(before: tuple[str, ...], event: ShardEvent) -> tuple[str, ...]:
+    """The samples of a shard that are in an engine after an event of it."""
+    match event:
+        case Started(sample_ids):
+            return (*before, *sample_ids)
+        case Progress(sample_ids):
+            done = frozenset(sample_ids)
+            return tuple(sample_id for sample_id in before if sample_id not in done)
+        case Alive():
+            return before
+        case Refused() | Committed() | Declined():
+            return ()

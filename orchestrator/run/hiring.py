@@ -46,6 +46,12 @@ class Hiring:
             UserError: no place is left where the output is.
             RunFailedError: no worker is left and none will come.
         """
+        for worker in self._fleet.leave_nodes():
+            self._say_once(
+                f"leaving {worker.node}",
+                f"the node of worker {worker.name or 'that was loading'} is about to leave: what is begun there is finished, "
+                "and no more is given to it",
+            )
         workers = self._fleet.workers
         coming = self._fleet.in_phase("placing", "loading", "idle")
         room = self._fleet.room() - self.places_lost
@@ -53,7 +59,8 @@ class Hiring:
             if self.mistake is not None:
                 raise self.mistake
             raise RunFailedError(f"no worker is left that makes images: {self._last_reason()}")
-        wanted = min(room - len(workers), self._ledger.num_waiting - len(coming))
+        staying = sum(not worker.leaving for worker in workers)
+        wanted = min(room - staying, self._ledger.num_waiting - len(coming))
         self._tell_of_starving()
         if self._guard.exhausted and not workers:
             count = counted(self._guard.failures_in_row, "worker")

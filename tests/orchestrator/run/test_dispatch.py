@@ -40,6 +40,7 @@ class ScriptedFleet:
         self.started, self.given = [], []
         self.most_workers = 0
         self.missing = None
+        self.leaving = []  # workers whose node Ray begins to drain
         self.engine = {}
         self._room = room
         self._script = script or {}
@@ -83,6 +84,13 @@ class ScriptedFleet:
                     yield Reported(worker, shard_id, Progress(("s0",), 1))
                     worker.phase = "idle"
                     yield Reported(worker, shard_id, Committed(ShardStats(rows=1, ok=1), 10, {}))
+
+    def leave_nodes(self):
+        found, self.leaving = self.leaving, []
+        for worker in found:
+            worker.leaving = True
+        self.workers = [worker for worker in self.workers if not worker.leaving or worker.phase == "busy"]
+        return found
 
     def dismiss(self, worker):
         self.workers.remove(worker)
@@ -322,6 +330,24 @@ def test_nodes_that_join_get_workers():
     fleet = ScriptedFleet(room=1, script={2: grow})
     make_dispatcher(fleet, num_shards=9)[0].run()
     assert fleet.most_workers == 3
+
+
+def test_a_worker_whose_node_leaves_gets_no_further_shard_and_is_replaced():
+    def leave(fleet):
+        [worker] = fleet.workers
+        worker.node, fleet.leaving = "n", [worker]
+        return ()
+
+    seen = []
+    script = {2: leave, 3: lambda fleet: seen.append([worker.phase for worker in fleet.workers]) or ()}
+    fleet = ScriptedFleet(script=script)
+    dispatcher, observer = make_dispatcher(fleet)
+    outcome = dispatcher.run()
+    assert seen == [["busy", "loading"]]
+    assert (sorted(outcome.committed), fleet.started, fleet.most_workers) == ([0, 1, 2], [0, 1, 2], 2)
+    assert outcome.committed.keys() == {0, 1, 2}
+    said = "the node of worker host:0 is about to leave: what is begun there is finished, and no more is given to it"
+    assert observer.count(said) == 1
 
 
 def test_waiting_for_a_node_is_said_again_after_twice_as_long():

@@ -89,6 +89,28 @@ def test_a_full_gpu_that_a_worker_waits_for_is_told(silent_fleet, monkeypatch):
     assert (worker.phase, worker.loading_since) == ("loading", NOW - 900)
 
 
+@pytest.mark.parametrize(("phase", "left"), [("loading", 0), ("idle", 0), ("busy", 1)])
+def test_workers_of_a_node_that_ray_drains_end_once_they_have_no_shard(
+    silent_fleet, monkeypatch, phase, left
+):
+    monkeypatch.setattr(fleet_module, "_draining_nodes", lambda: {"spot": 0})
+    fleet = silent_fleet(phase, 0)
+    [worker] = fleet.workers
+    worker.node, worker.may_go_on = "spot", True
+    other = Worker(None, "another source", phase, node="stays", may_go_on=True)
+    fleet.workers.append(other)
+    assert fleet.leave_nodes() == [worker]
+    assert (len(fleet.workers), fleet.ready_for_more()) == (1 + left, [other])
+    assert fleet.leave_nodes() == []
+    worker.phase = "idle"
+    fleet.leave_nodes()
+    assert fleet.workers == [other]
+
+
+def test_ray_tells_which_nodes_it_drains(ray_cluster):
+    assert list(fleet_module._draining_nodes()) == []
+
+
 def test_a_worker_that_is_silent_over_its_shard_is_replaced(silent_fleet):
     [event] = silent_fleet("busy", 101).wait(0)
     assert isinstance(event, Lost)
