@@ -1,5 +1,6 @@
 """Decides which shard goes next, how, and when to give up. No Ray, no files, no clock."""
 
+import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ Proof = Literal["worker", "run", "nobody"]
 # Alone in the engine this often at a death, a sample is the cause; a death may also come from outside (a node
 # that leaves), an exception hardly, so one is enough there if its worker has been seen to make images.
 _STRIKES = 2
+_SINGLED_OUT = 8  # suspects that run one by one
 _WHOLE_ATTEMPTS = 2  # most deaths come from outside, so a shard is repeated whole before it is searched
 
 Group = tuple[str, ...]
@@ -49,10 +51,10 @@ class ShardLedger:
     """What is to do, under way, done and given up.
 
     A shard that failed goes to the end of the line, and is repeated whole. From its second failure on, the samples
-    that were in the engine are suspects. They run in two halves with nothing beside them, and a half that fails is
-    halved again. All others go on in batches. A sample that failed alone is poisoned and becomes an error row.
+    that were in the engine are suspects. They run in pieces with nothing beside them, and the samples of a piece that fails
+    run alone. All others go on in batches. A sample that failed alone is poisoned and becomes an error row.
 
-    A failure that halves a group or strikes a sample tells something. A shard fails for good after `max_attempts`
+    A failure that cuts a group or strikes a sample tells something. A shard fails for good after `max_attempts`
     others in which no poisoned sample was found. So any number of poisoned samples in one shard is found in the end.
 
     Args:
@@ -153,7 +155,7 @@ class ShardLedger:
         elif not (group and _narrow(state.suspects, group)):
             state.fruitless += 1
             if group and state.failures >= _WHOLE_ATTEMPTS:
-                state.suspects += _halves(group)
+                state.suspects += _pieces(group)
         if state.fruitless >= self._max_attempts:
             self.failed[shard_id] = (
                 f"{counted(state.fruitless, 'attempt')} failed, the last one because {reason}"
@@ -191,16 +193,21 @@ def _narrow(suspects: list[Group], in_flight: Group) -> bool:
     """Draw the conclusions from samples in flight at a failure; False where they were not of one group.
 
     The groups before theirs came through. The groups after it did not run; they go first next time, for a worker that
-    has made images has been seen to work. Of their own group only the samples in flight are halved.
+    has made images has been seen to work. Of their own group only the samples in flight are cut.
     """
     for index, group in enumerate(suspects):
         if set(in_flight) <= set(group):
             others = tuple(sample_id for sample_id in group if sample_id not in in_flight)
-            suspects[:] = [*suspects[index + 1 :], *([others] if others else []), *_halves(in_flight)]
+            suspects[:] = [*suspects[index + 1 :], *([others] if others else []), *_pieces(in_flight)]
             return True
     return False
 
 
-def _halves(group: Group) -> list[Group]:
-    middle = (len(group) + 1) // 2
-    return [half for half in (group[:middle], group[middle:]) if half]
+def _pieces(group: Group) -> list[Group]:
+    """Cut a group: a death names the piece at fault however many there are, so few deaths are as cheap as many pieces allow.
+
+    A death costs the loading of a model, and a piece that its images are made apart from others. So some tens of samples
+    become pieces of about the square root of their number, and a batch or less single samples.
+    """
+    size = 1 if len(group) <= _SINGLED_OUT else math.isqrt(len(group))
+    return [group[start : start + size] for start in range(0, len(group), size)]

@@ -160,7 +160,7 @@ def test_a_hang_becomes_a_row_and_costs_nothing_else(write_job, tmp_path, make_e
     # A second worker would be killed too, for the clock says that it is silent for as long.
     job = write_job(prompts, shard_size=10, num_workers=1, stall_timeout_s=3)
     summary = submit(job, engine_factory=make_engine_factory())
-    assert (summary.is_complete, summary.num_lost) == (True, 6)  # twice whole, in halves, then twice alone
+    assert (summary.is_complete, summary.num_lost) == (True, 4)  # twice whole, then twice alone
     rows = check_dataset(job, tmp_path / "out", num_errors=1)
     assert rows["hang"]["error"] == (
         "killed its worker twice when generated alone: it gave no sign of life for 3 seconds"

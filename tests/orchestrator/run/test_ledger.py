@@ -39,17 +39,37 @@ def test_a_shard_that_killed_its_worker_goes_last_and_whole():
     assert not ledger.failed
 
 
-def test_from_the_second_death_on_its_samples_run_in_halves_and_no_others():
+def test_from_the_second_death_on_its_samples_run_in_pieces_and_no_others():
     ledger = ShardLedger([0], max_attempts=3)
-    taken = run(ledger, [("death", list("abcdefgh")), ("death", list("cdefgh")), ("death", list("cde"))])
-    assert [item.suspects for item in taken] == [(), (), (tuple("cde"), tuple("fgh"))]
+    taken = run(
+        ledger, [("death", list("abcdefghijkl")), ("death", list("cdefghijkl")), ("death", list("fgh"))]
+    )
+    assert [item.suspects for item in taken] == [
+        (),
+        (),
+        (tuple("cde"), tuple("fgh"), tuple("ijk"), tuple("l")),
+    ]
     # Those that did not run go first: the worker that then takes the suspects has made images.
-    assert run(ledger, [("death", list("cd"))])[0].suspects == (tuple("fgh"), tuple("cd"), tuple("e"))
+    assert run(ledger, [("death", list("f"))])[0].suspects == (
+        tuple("ijk"),
+        tuple("l"),
+        tuple("f"),
+        tuple("g"),
+        tuple("h"),
+    )
     # What came through is no suspect any more.
-    assert run(ledger, [("death", ["c"])])[0].suspects == (tuple("e"), tuple("c"), tuple("d"))
-    taken = run(ledger, [("death", ["c"]), "ok"])
-    assert [item.suspects for item in taken] == [(("d",), ("c",)), ()]
-    assert list(taken[-1].poisoned) == ["c"]
+    taken = run(ledger, [("death", ["f"]), "ok"])
+    assert [item.suspects for item in taken] == [(("g",), ("h",), ("f",)), ()]
+    assert list(taken[-1].poisoned) == ["f"]
+
+
+def test_a_batch_of_suspects_runs_one_by_one():
+    ledger = ShardLedger([0], max_attempts=3)
+    taken = run(
+        ledger, [("death", list("abcdefgh")), ("death", list("cdefgh")), ("death", ["e"]), ("death", ["e"])]
+    )
+    assert taken[2].suspects == tuple((sample,) for sample in "cdefgh")
+    assert list(ledger.take().poisoned) == ["e"]
 
 
 def test_a_poisoned_sample_of_many_is_found_however_few_attempts_there_are():
@@ -60,7 +80,7 @@ def test_a_poisoned_sample_of_many_is_found_however_few_attempts_there_are():
         groups = assignment.suspects or (in_flight,)
         ledger.fail(0, next(group for group in groups if "s17" in group), "death", "it died")
         deaths += 1
-    assert deaths == 2 + 4 + 2  # whole, in halves of 24 to 3, alone
+    assert deaths == 2 + 1 + 2  # whole, in pieces of 6, alone
     assert not ledger.failed
 
 
