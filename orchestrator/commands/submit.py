@@ -27,7 +27,7 @@ from toprovar_batch.orchestrator.output.parts import (
 )
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
 from toprovar_batch.orchestrator.prompts.shard_size import idle_sentence
-from toprovar_batch.orchestrator.run.dispatch import Dispatcher
+from toprovar_batch.orchestrator.run.dispatch import Dispatcher, shards_together
 from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
 from toprovar_batch.orchestrator.run.fleet import Fleet
 from toprovar_batch.orchestrator.run.journal import Journal
@@ -52,7 +52,6 @@ from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.words import counted
 
 EngineFactory = Callable[[], GenerationEngine]
-_ROWS_TOGETHER = 16  # a worker is given smaller shards several at a time, since each time costs
 
 
 def submit(
@@ -187,7 +186,7 @@ def _dispatch(
             watch = EngineWatch(kept.computed_with)
             parts = PublishedParts(folder, plan.num_shards, schema, published)
             observers = Observers([bar, journal, RunMetrics(str(job.name))])
-            together = max(1, _ROWS_TOGETHER // plan.shard_size)
+            together = shards_together(plan.shard_size)
             Dispatcher(ledger, fleet, guard, make_task, observers, watch, parts, outcome, together).run()
 
 

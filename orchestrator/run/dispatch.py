@@ -31,6 +31,7 @@ from .outcome import Outcome
 from .stop_signals import StopSignals
 
 _POLL_S = 0.5
+_ROWS_TOGETHER = 16  # a worker is given smaller shards several at a time, since each time costs
 _SHARES = 4  # a worker is given at most this part of what would be left for it, so that all end together
 
 
@@ -338,3 +339,8 @@ class Dispatcher:
 
     def _record(self, kind: str, shard_id: int | None, reason: str, **more: Any) -> None:
         self.outcome.incidents.append({"kind": kind, "shard_id": shard_id, "reason": reason, **more})
+
+
+def shards_together(shard_size: int) -> int:
+    """Most shards of so many samples that a worker is given at a time."""
+    return max(1, _ROWS_TOGETHER // shard_size)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
-import pyarrow.parquet as pq
+import pyarrow as pa
 import ray
 
 from toprovar_batch.orchestrator.commands.submit import submit
@@ -169,8 +169,9 @@ def floor(folder, count):
         print(f"{calls:,} calls of {answers:,} answers: {1e3 * seconds / calls / answers:.2f} ms an answer")
     ray.shutdown()
     schema = dataset_schema([])
+    sample = {"sample_id": ["a"], "prompt": ["b"], "negative_prompt": [""], "seed": [1], "h_div_w": [1.0]}
     rows = result_rows(
-        pq.read_table(pq_plan(folder)),
+        pa.table(sample),
         [{"image": {"bytes": b"x" * 70, "path": "x.png"}, "status": "ok"}],
         schema,
     )
@@ -189,19 +190,6 @@ def floor(folder, count):
             os.fsync(file.fileno())
 
     print(f"a file on disk: {1e3 * timed(lambda: [sync() for _ in range(count)]) / count:.2f} ms")
-
-
-def pq_plan(folder):
-    import pyarrow as pa
-
-    path = folder / "sample.parquet"
-    pq.write_table(
-        pa.table(
-            {"sample_id": ["a"], "prompt": ["b"], "negative_prompt": [""], "seed": [1], "h_div_w": [1.0]}
-        ),
-        path,
-    )
-    return path
 
 
 def timed(work):
