@@ -304,7 +304,9 @@ def _parse_json(text: str, label: str, line: int | None = None) -> Any:
     """Parse one JSON value; `label` names its file in errors, and `line` where in it the value begins, if not at 1."""
     where = label if line is None else f"{label}, line {line}"
     try:
-        return json.loads(text, object_pairs_hook=_refuse_repeats)
+        if text.startswith("\ufeff"):
+            return json.loads(text)  # which says what is wrong
+        return _DECODER.decode(text)
     except _RepeatedKeyError as error:
         key, lines_before = _first_repeated_key(text)
         raise PromptSourceError(
@@ -323,6 +325,9 @@ def _refuse_repeats(pairs: list[tuple[str, Any]]) -> Row:
     if len(row) < len(pairs):
         raise _RepeatedKeyError
     return row
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_refuse_repeats)  # json.loads would make one for each line
 
 
 def _first_repeated_key(text: str) -> tuple[str, int]:
