@@ -24,6 +24,7 @@ from toprovar_batch.worker.shard_events import (
     Committed,
     Declined,
     Fetching,
+    Proven,
     Refused,
     ShardEvent,
     ShardTask,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 
 _MEMORY_DELAYS_S = (1, 2, 4, 8, 15, 30, 60)
+# What every engine can draw; of no job, and dropped.
+_PROBE = GenerationRequest("probe", "a red ball", None, 0)
 
 
 class GenerationEngine(Protocol):
@@ -99,6 +102,7 @@ class GenerationWorker:
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
         self._last_completed = float("-inf")  # when a shard last had all its rows, on the monotonic clock
         self._at = -1  # the shard that is worked on, to be told with an exception
+        self._has_made = False  # an image, in the engine's life
 
     def load(self) -> Iterator[Fetching | AwaitingMemory | dict[str, Any]]:
         """Fetch the model's files, and load the engine.
@@ -201,7 +205,8 @@ class GenerationWorker:
                 nothing beside it: all that is under way is finished and published before.
 
         Yields:
-            A shard's id, with its events. `Started` comes before a batch enters the engine, `Progress` once it has its
+            A shard's id, with its events. `Proven` comes last where the engine raised before its first image and makes one
+            of another prompt: the samples are guilty then, and not the place. `Started` comes before a batch enters the engine, `Progress` once it has its
             results, and `Committed` once the part is visible. `Refused` tells that the part is kept to be published
             later, or given up where no try is left and other shards are under way. `Alive` tells that storage takes long. `Declined` comes alone where an earlier part to keep rows of is
             damaged. Up to three batches are in the engine: two on the device and one that is encoded. Of suspects
@@ -224,6 +229,12 @@ class GenerationWorker:
             error.shard_id = self._at  # travels with the exception
             with suppress(WorkerError, UserError), as_one_line():
                 yield from self._settle()  # a part that is on its way has no part in this
+            if (
+                not isinstance(error, UserError | OutputRefusedError)
+                and not self._has_made
+                and self._can_make()
+            ):
+                yield error.shard_id, Proven()
             for shard in self._open:
                 shard.close()
             raise
@@ -257,6 +268,7 @@ class GenerationWorker:
                 yield shard_id, Started(tuple(request.sample_id for request in batch), last)
             case Finished(batch, results):
                 progress = shard.take(batch, results)
+                self._has_made |= progress.num_ok > 0
                 yield shard_id, progress  # before writing: a full disk is not the samples' fault
                 shard.write(results)
                 if shard.batches_left == 0:
@@ -291,6 +303,14 @@ class GenerationWorker:
             return
         self._open.remove(shard)
         yield shard_id, Committed(shard.stats, shard.num_bytes, self._record_of_engine(), shard.write_s)
+
+    def _can_make(self) -> bool:
+        """Whether the engine makes an image of a prompt that nobody doubts, after it raised over others."""
+        with suppress(Exception):
+            pending = self._engine.begin([_PROBE])
+            pending.wait_until_made()
+            return pending.results()[0].status == "ok"
+        return False
 
     def _finish_all(self) -> Iterator[tuple[int, ShardEvent]]:
         for step in self._pipeline.drain():

@@ -115,6 +115,11 @@ class Alive:
 
 
 @dataclass(frozen=True, slots=True)
+class Proven:
+    """The engine has raised before its first image, and has made one since that belongs to nobody: the samples are guilty."""
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The output did not take the shard's part, which is kept and tried again; without tries left it is given up."""
 
@@ -142,4 +147,4 @@ class Declined:
     reason: str
 
 
-ShardEvent = Started | Progress | Alive | Refused | Committed | Declined
+ShardEvent = Started | Progress | Alive | Proven | Refused | Committed | Declined

@@ -11,6 +11,7 @@ from toprovar_batch.worker.shard_events import (
     Committed,
     Declined,
     Progress,
+    Proven,
     Refused,
     ShardEvent,
     ShardTask,
@@ -212,6 +213,8 @@ class Dispatcher:
                 rows = Rows(event.num_ok, event.num_error)
                 if self._attempts.told(worker, shard_id, rows):
                     self._show(shard_id, rows)
+            case Proven():
+                self._breaker.succeeded(worker.name)
             case Refused() | Declined():
                 self._unpublished(worker, shard_id, event)
 

@@ -12,6 +12,7 @@ from toprovar_batch.worker.shard_events import (
     Declined,
     Fetching,
     Progress,
+    Proven,
     Refused,
     ShardEvent,
     Started,
@@ -161,7 +162,7 @@ def _still_in_flight(before: tuple[str, ...], event: ShardEvent) -> tuple[str, .
         case Progress(sample_ids):
             done = frozenset(sample_ids)
             return tuple(sample_id for sample_id in before if sample_id not in done)
-        case Alive():
+        case Alive() | Proven():
             return before
         case Refused() | Committed() | Declined():
             return ()

@@ -145,7 +145,7 @@ def retry_errors_kill(scene):
     scene.finish(scene.start(), 0)
     scene.obedient = False
     driver = scene.start("--retry-errors")
-    scene.wait_until_made(driver, scene.rng.randrange(1, 5))
+    scene.wait_until_made(driver, scene.rng.randrange(1, 3))  # of six
     if scene.rng.random() < 0.5:
         scene.strike([driver.process.pid])
         driver.process.wait()

@@ -23,6 +23,7 @@ from toprovar_batch.worker.shard_events import (
     Committed,
     Declined,
     Progress,
+    Proven,
     Refused,
     ShardTask,
     Started,
@@ -644,6 +645,31 @@ def test_an_exception_names_its_shard_and_the_part_on_its_way_is_published(tmp_p
     assert pickle.loads(pickle.dumps(caught.value)).shard_id == 1
     assert list(read_rows(first)) == ["s0", "s1"]
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def _told_until_it_raises(worker, task):
+    told = []
+    with pytest.raises(WorkerError, match="no such colour"):
+        told.extend(worker.run(task))
+    return told
+
+
+@pytest.mark.parametrize(
+    ("guilty", "proves"), [("bad", True), ("", False), ("d", False)], ids=["samples", "place", "later"]
+)
+def test_an_engine_that_raised_before_its_first_image_tries_another_prompt(tmp_path, guilty, proves):
+    worker, engine = make_worker()
+    generate = engine.generate
+
+    def fail(batch):
+        if any(guilty in request.prompt for request in batch):
+            raise ValueError("no such colour")
+        return generate(batch)
+
+    engine.generate = fail
+    told = _told_until_it_raises(worker, make_task(tmp_path, ["bad" if proves else "a", "b", "c", "d"]))
+    assert [event for event in told if isinstance(event, Proven)] == [Proven()] * proves
+    assert engine.batches == {"bad": [["a red ball"]], "": [], "d": [["a", "b"]]}[guilty]
 
 
 def test_the_time_of_a_shard_is_not_counted_twice(tmp_path, monkeypatch):

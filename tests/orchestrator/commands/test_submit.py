@@ -179,7 +179,9 @@ def test_the_run_is_on_record(write_job, tmp_path, make_engine_factory):
         "ValueError: no such colour",
         "HoldsALockError: many lines",
     }
-    assert [incident["kind"] for incident in record["incidents"]] == ["exception"] * 4  # twice whole, then one by one
+    assert [incident["kind"] for incident in record["incidents"]] == [
+        "exception"
+    ] * 4  # twice whole, then one by one
     assert all(engine["device"] == "fake" for engine in record["engines"].values())
     assert record["images_per_second"] > 0
     hashes = {engine["hash"] for engine in record["engines"].values()}

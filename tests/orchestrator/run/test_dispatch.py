@@ -20,7 +20,7 @@ from toprovar_batch.orchestrator.run.load_guard import LoadGuard
 from toprovar_batch.orchestrator.run.observer import Observer
 from toprovar_batch.orchestrator.run.outcome import Outcome
 from toprovar_batch.worker.errors import CheckpointError, OutputFolderError, RunFailedError
-from toprovar_batch.worker.shard_events import AwaitingMemory, Committed, Progress, Refused
+from toprovar_batch.worker.shard_events import AwaitingMemory, Committed, Progress, Proven, Refused, Started
 from toprovar_batch.worker.shard_stats import ShardStats
 
 
@@ -601,6 +601,26 @@ def test_a_place_where_nobody_succeeds_is_left_and_its_samples_are_given_back():
     assert any("in a row made no image on bad, so the run goes on" in line for line in observer)
     assert sorted(outcome.committed) == [0, 1, 2, 3, 4, 5]
     assert outcome.failed == {}
+
+
+def test_workers_that_make_another_image_after_they_raised_leave_the_samples_guilty():
+    def prove_and_raise(sample):
+        def action(fleet):
+            worker = fleet.workers[-1]
+            yield Reported(worker, shard_of(worker), Started((sample,)))
+            yield Reported(worker, shard_of(worker), Proven())
+            yield from raise_over(sample)(fleet)
+
+        return action
+
+    def in_turn(samples):
+        return {2 * number: prove_and_raise(sample) for number, sample in enumerate(samples, 1)}
+
+    fleet = ScriptedFleet(script=in_turn("abcd"))
+    dispatcher, observer = make_dispatcher(fleet, num_shards=4)
+    outcome = dispatcher.run()
+    assert not any("made no image" in line for line in observer)
+    assert sorted(outcome.committed) == [0, 1, 2, 3]
 
 
 def test_a_run_in_which_nobody_succeeds_ends_and_names_the_exception():
