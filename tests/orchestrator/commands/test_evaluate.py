@@ -163,8 +163,8 @@ def test_each_row_group_with_pictures_is_read_once_whatever_the_order(made, tmp_
     reads = Counter()
     read = pq.ParquetFile.read_row_group
 
-    def counted(part, group, columns=None):
-        table = read(part, group, columns=columns)
+    def counted(part, group, columns=None, **options):
+        table = read(part, group, columns=columns, **options)
         if "image" in columns:
             reads[tuple(table["sample_id"].to_pylist()), table["seed"][0].as_py() < 10] += 1
         return table
