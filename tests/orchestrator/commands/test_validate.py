@@ -353,8 +353,9 @@ def test_an_output_that_lacks_a_package_names_the_extra(validate, monkeypatch):
 def test_a_cluster_that_cannot_be_joined_is_refused_as_a_run_refuses_it(
     validate, monkeypatch, address, sentence, as_variable
 ):
-    # Another test may have begun a Ray in this process.
+    # Another test may have begun a Ray in this process, and others need it after this one.
     monkeypatch.setattr("toprovar_batch.orchestrator.run.ray_session.ray.is_initialized", lambda: False)
+    monkeypatch.setattr("toprovar_batch.orchestrator.run.ray_session.ray.shutdown", lambda: None)
     monkeypatch.setattr(ray_probe, "_REFUSALS_S", 0.0)
     monkeypatch.setattr(ray_probe.wait_for_ray, "__defaults__", (1.0, 0.0))
     if as_variable:
