@@ -23,6 +23,7 @@ from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError
 
 from .fleet_events import (
     Arriving,
+    Dismissed,
     FleetEvent,
     Loaded,
     LoadFailed,
@@ -68,6 +69,7 @@ class Fleet:
         may_grow: bool = True,
     ) -> None:
         self.workers: list[Worker] = []
+        self._dismissed: list[Worker] = []  # of whose end nobody was told yet
         self._factory = engine_factory
         self._num_workers = num_workers
         self._on_gpus, self._may_grow = on_gpus, may_grow
@@ -168,8 +170,10 @@ class Fleet:
             worker.queued = stream
 
     def wait(self, timeout_s: float) -> Iterator[FleetEvent]:
-        """Give the events that are there within `timeout_s`, and those of workers that fell silent."""
+        """Give the events that are there within `timeout_s`, and those of workers that fell silent or were dismissed."""
         self._forgive_pause()
+        dismissed, self._dismissed = self._dismissed, []
+        yield from map(Dismissed, dismissed)
         waiting = sorted(self.workers, key=lambda worker: worker.last_sign)  # who was heard longest ago first
         sources = {worker.source: worker for worker in waiting if worker.source is not None}
         if not sources:
@@ -205,14 +209,18 @@ class Fleet:
         return not ray.wait([worker.source], timeout=0, fetch_local=False)[0]
 
     def dismiss(self, worker: Worker) -> None:
-        """Kill a worker and forget it."""
-        self.workers.remove(worker)
-        ray.kill(worker.actor)
+        """Kill a worker and forget it; the next `wait` tells of it."""
+        self._dismissed.append(worker)
+        self._end(worker)
 
     def dismiss_all(self) -> None:
         """Kill every worker, at once."""
         for worker in list(self.workers):
             self.dismiss(worker)
+
+    def _end(self, worker: Worker) -> None:
+        self.workers.remove(worker)
+        ray.kill(worker.actor)
 
     def _next_phase(self, worker: Worker) -> Iterator[FleetEvent]:
         """Follow a worker from its place on a node over its loading to its first shard."""
@@ -261,7 +269,9 @@ class Fleet:
 
     def _bury(self, worker: Worker, reason: str, error: RayTaskError | None = None) -> Iterator[FleetEvent]:
         """Forget a worker and tell of each of its shards; `error` is what it raised, None if it died or was killed."""
-        self.dismiss(worker)
+        if worker not in self.workers:  # dismissed by who has just heard of another one
+            return
+        self._end(worker)
         cause = None if error is None else error.cause
         mistake = cause if isinstance(cause, UserError) else None
         if worker.phase != "busy":

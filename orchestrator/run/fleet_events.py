@@ -132,7 +132,14 @@ class Lost:
     alone: bool = True  # no other shard had samples in the engine
 
 
-FleetEvent = Placed | Arriving | Waiting | Loaded | LoadFailed | Reported | Lost
+@dataclass(frozen=True, slots=True)
+class Dismissed:
+    """The worker was ended, and no attempt was lost with it: another one was first, or its node is to leave."""
+
+    worker: Worker
+
+
+FleetEvent = Placed | Arriving | Waiting | Loaded | LoadFailed | Reported | Lost | Dismissed
 
 
 def follow(worker: Worker, shard_id: int, event: ShardEvent) -> None:

@@ -12,7 +12,7 @@ from toprovar_batch.orchestrator.output.names import RUNS_FOLDER
 from toprovar_batch.worker.shard_events import Committed, Declined, Progress, Refused, Started
 from toprovar_batch.worker.words import counted
 
-from .fleet_events import FleetEvent, Loaded, LoadFailed, Lost, Reported
+from .fleet_events import Dismissed, FleetEvent, Loaded, LoadFailed, Lost, Reported
 from .ledger import Assignment
 from .log_pages import LogPages
 from .observer import Observer
@@ -91,6 +91,10 @@ class Journal(Observer):
                     what,
                     event.reason,
                     _ids(event.in_flight),
+                )
+            case Dismissed(worker):
+                self._log.info(
+                    "%s is ended, and no shard is lost with it", worker.name or "a worker that was loading"
                 )
             case Reported(worker, shard_id):
                 self._reported(worker.name, shard_id, event)

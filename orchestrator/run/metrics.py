@@ -14,7 +14,7 @@ from ray.util.metrics import Counter, Gauge
 from toprovar_batch.worker.credentials import redact
 from toprovar_batch.worker.shard_events import Committed, Progress
 
-from .fleet_events import FleetEvent, Loaded, Lost, Reported
+from .fleet_events import Dismissed, FleetEvent, Loaded, Lost, Reported
 from .observer import Observer
 
 EXPORT_PREFIX = "ray_"  # Ray puts it before the names of all metrics
@@ -87,9 +87,10 @@ class RunMetrics(Observer):
             case Loaded(worker):
                 self._loaded.add(worker.name)
                 self._set("toprovar_workers", len(self._loaded))
-            case Lost(worker, shard_id):
+            case Lost(worker):
                 self._add("toprovar_lost_attempts_total", 0 if event.innocent else 1, worker.name)
-                self._device_s.pop((worker.name, shard_id), None)
+                self._forget(worker.name)
+            case Dismissed(worker):
                 self._forget(worker.name)
             case Reported(worker, shard_id, Progress() as progress):
                 self._progressed(worker.name, shard_id, progress)
@@ -105,7 +106,9 @@ class RunMetrics(Observer):
                 self._set(name, value, worker)
 
     def _forget(self, worker: str) -> None:
-        """Let the gauges of a lost worker end; Ray forgets them."""
+        """Let the gauges of a worker that is gone end; Ray forgets them."""
+        for key in [key for key in self._device_s if key[0] == worker]:
+            del self._device_s[key]
         self._gauges = {key: value for key, value in self._gauges.items() if key[1] != worker}
         self._loaded.discard(worker)
         self._set("toprovar_workers", len(self._loaded))

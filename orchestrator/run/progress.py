@@ -13,7 +13,7 @@ from toprovar_batch.orchestrator.console import printable
 from toprovar_batch.worker.shard_events import Fetching
 from toprovar_batch.worker.words import counted
 
-from .fleet_events import Arriving, FleetEvent, Loaded, LoadFailed, Lost, Placed, Waiting, Worker
+from .fleet_events import Arriving, Dismissed, FleetEvent, Loaded, LoadFailed, Lost, Placed, Waiting, Worker
 from .observer import Observer
 
 _REDRAW_S = 0.2
@@ -65,7 +65,7 @@ class ProgressBar(Observer):
                 self._stages[worker] = "waiting for memory of a GPU"
             case Loaded(worker):
                 self._stages[worker] = _WARMING
-            case LoadFailed(worker) | Lost(worker):
+            case LoadFailed(worker) | Lost(worker) | Dismissed(worker):
                 self._stages.pop(worker, None)
             case _:
                 return

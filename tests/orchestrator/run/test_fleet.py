@@ -7,6 +7,7 @@ import pytest
 from toprovar_batch.orchestrator.run import fleet as fleet_module
 from toprovar_batch.orchestrator.run.fleet import (
     Arriving,
+    Dismissed,
     Fleet,
     Loaded,
     LoadFailed,
@@ -25,7 +26,9 @@ NOW = 50_000.0  # seconds, on a clock that stands
 @pytest.fixture
 def silent_fleet(monkeypatch):
     """A fleet with one worker in a given phase that last answered some seconds ago."""
-    monkeypatch.setattr(fleet_module, "time", SimpleNamespace(monotonic=lambda: NOW))
+    monkeypatch.setattr(
+        fleet_module, "time", SimpleNamespace(monotonic=lambda: NOW, sleep=lambda _seconds: None)
+    )
     monkeypatch.setattr(fleet_module.ray, "wait", lambda sources, **_: ([], sources))
     monkeypatch.setattr(fleet_module.ray, "kill", lambda _actor: None)
 
@@ -105,6 +108,42 @@ def test_workers_of_a_node_that_ray_drains_end_once_they_have_no_shard(
     worker.phase = "idle"
     fleet.leave_nodes()
     assert fleet.workers == [other]
+
+
+def test_workers_that_are_dismissed_are_told_of_once_even_where_none_is_left(silent_fleet):
+    fleet = silent_fleet("idle", 0)
+    [worker] = fleet.workers
+    fleet.dismiss(worker)
+    assert list(fleet.wait(0)) == [Dismissed(worker)]
+    assert list(fleet.wait(0)) == []
+
+
+def test_a_node_that_is_left_tells_of_its_idle_workers(silent_fleet, monkeypatch):
+    monkeypatch.setattr(fleet_module, "_draining_nodes", lambda: {"spot": 0})
+    fleet = silent_fleet("idle", 0)
+    [worker] = fleet.workers
+    worker.node = "spot"
+    fleet.leave_nodes()
+    assert list(fleet.wait(0)) == [Dismissed(worker)]
+
+
+def test_a_worker_that_is_dismissed_while_others_are_heard_is_not_lost_as_well(silent_fleet, monkeypatch):
+    def dies(_source):
+        raise fleet_module.RayError("its process died")
+
+    monkeypatch.setattr(fleet_module.ray, "wait", lambda sources, **_: (sources, []))
+    monkeypatch.setattr(fleet_module.ray, "get", dies)
+    fleet = silent_fleet("busy", 0)
+    [first] = fleet.workers
+    second = Worker(None, iter([None]), "busy", open={3: ()})
+    first.source = iter([None])
+    fleet.workers.append(second)
+    events = fleet.wait(0)
+    lost = next(events)
+    loser = second if lost.worker is first else first
+    fleet.dismiss(loser)
+    assert list(events) == []
+    assert list(fleet.wait(0)) == [Dismissed(loser)]
 
 
 def test_ray_tells_which_nodes_it_drains(ray_cluster):

@@ -10,7 +10,7 @@ from toprovar_batch.orchestrator.commands.submit import submit
 from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
 from toprovar_batch.orchestrator.output.names import RUNS_FOLDER
 from toprovar_batch.orchestrator.run import log_pages
-from toprovar_batch.orchestrator.run.fleet_events import Lost, Reported, Worker
+from toprovar_batch.orchestrator.run.fleet_events import Dismissed, Lost, Reported, Worker
 from toprovar_batch.orchestrator.run.journal import Journal
 from toprovar_batch.orchestrator.run.ledger import Assignment
 from toprovar_batch.orchestrator.run.log_pages import LogPages, newest_pages
@@ -81,6 +81,16 @@ def test_a_run_tells_of_each_shard_and_each_error_row(write_job, tmp_path, make_
     assert f"log of the last run: {log}" in status.splitlines()
     status = CliRunner().invoke(main, ["status", str(tmp_path / "out"), "--json"]).output
     assert json.loads(status)["log"] == [str(log)]
+
+
+def test_the_log_tells_of_workers_that_are_ended_without_a_loss(tmp_path):
+    with Journal(locate_output(str(tmp_path)), STEM, "job x") as journal:
+        journal.heard(Dismissed(Worker(actor=None, source=None, name="host:1")))
+        journal.heard(Dismissed(Worker(actor=None, source=None)))
+    assert lines(tmp_path)[1:3] == [
+        "INFO host:1 is ended, and no shard is lost with it",
+        "INFO a worker that was loading is ended, and no shard is lost with it",
+    ]
 
 
 def test_an_entry_is_a_line_without_credentials_or_controls(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from toprovar_batch.orchestrator.commands.submit import submit
-from toprovar_batch.orchestrator.run.fleet_events import Loaded, Lost, Reported, Worker
+from toprovar_batch.orchestrator.run.fleet_events import Dismissed, Loaded, Lost, Reported, Worker
 from toprovar_batch.orchestrator.run.metrics import EXPORT_PREFIX, METRICS, RunMetrics
 from toprovar_batch.worker.shard_events import Committed, Progress
 from toprovar_batch.worker.shard_stats import ShardStats
@@ -106,6 +106,26 @@ def test_gauges_are_set_again_before_ray_forgets_them_but_not_those_of_a_lost_wo
         ("toprovar_workers", "demo"): 1,
         ("toprovar_token_layer_ratio", "demo", "host:2"): 0.5,
     }
+
+
+def test_a_dismissed_worker_is_counted_no_more_and_has_lost_no_attempt(registry):
+    now = [0.0]
+    metrics = make_metrics(registry, clock=lambda: now[0])
+    events = [loaded("host:1"), loaded("host:2")]
+    for event in events:
+        metrics.heard(event)
+        metrics.heard(Reported(event.worker, 0, Progress(("a",), 1, {}, {"sample_ms": 5.0}, (0.5,))))
+    metrics.heard(Dismissed(events[0].worker))
+    assert registry["toprovar_workers", "demo"] == 1
+    registry.clear()
+    now[0] = 5.0
+    metrics.tick()
+    assert registry == {
+        ("toprovar_workers", "demo"): 1,
+        ("toprovar_token_layer_ratio", "demo", "host:2"): 0.5,
+    }
+    metrics.heard(Dismissed(Worker(actor=None, source=None)))  # it was loading
+    assert registry["toprovar_workers", "demo"] == 1
 
 
 def test_a_run_counts_what_its_dataset_holds(write_job, make_engine_factory, registry, monkeypatch):

@@ -6,7 +6,14 @@ from types import SimpleNamespace
 import pytest
 
 from toprovar_batch.orchestrator.run import progress
-from toprovar_batch.orchestrator.run.fleet_events import Arriving, Loaded, LoadFailed, Placed, Worker
+from toprovar_batch.orchestrator.run.fleet_events import (
+    Arriving,
+    Dismissed,
+    Loaded,
+    LoadFailed,
+    Placed,
+    Worker,
+)
 from toprovar_batch.orchestrator.run.progress import ProgressBar
 from toprovar_batch.worker.shard_events import Fetching
 
@@ -98,6 +105,16 @@ def test_what_comes_before_the_first_row_is_told_and_is_no_bar_at_zero(clock):
     bar.progress(0, 1, 0)
     bar.heard(Loaded(second, {}))  # images are made by now
     assert len(log.getvalue().splitlines()) == 7
+
+
+def test_a_worker_that_was_dismissed_while_it_loaded_is_told_of_no_more():
+    log = io.StringIO()
+    bar = ProgressBar(total=10, done=0, errors=0, stream=log)
+    first, second = loading_worker(), loading_worker()
+    for worker in (first, second):
+        bar.heard(Placed(worker))
+    bar.heard(Dismissed(first))
+    assert log.getvalue().splitlines()[-1] == "1 worker loading the model"
 
 
 def test_a_terminal_shows_no_percentage_before_the_first_row():
