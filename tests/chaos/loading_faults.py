@@ -84,7 +84,7 @@ def loading_error(scene):
 def nan_weights(scene):
     """A number of the VAE's weights is none: nothing is made with it, and its output is free for the job without it."""
     weights = load_file(fetch(PRESETS["tiny"].vae_file))
-    tensor = weights[scene.rng.choice(sorted(weights))].view(-1)
+    tensor = weights[scene.rng.choice(drawn_with(weights))].view(-1)
     tensor[scene.rng.randrange(len(tensor))] = float(scene.rng.choice(["nan", "inf", "-inf"]))
     place = scene.folder / "vae.safetensors"
     save_file(weights, place)
@@ -98,6 +98,11 @@ def nan_weights(scene):
     scene.engine, scene.model, scene.image = engine, model, image
     scene.complete()
     return scene.verdict()
+
+
+def drawn_with(weights):
+    """Names of a VAE's weights that decide pictures; a job reads the others in no way."""
+    return sorted(name for name in weights if not name.startswith("encoder."))
 
 
 def raylet_and_worker_kill(scene):
