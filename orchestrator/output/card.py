@@ -122,12 +122,17 @@ def _lines(schema: pa.Schema) -> Iterator[str]:
             meaning = measured[field.name]["meaning"] + (f" ({unit})" if unit else "")
         else:
             meaning = _MEANINGS.get(field.name, "from the prompt source, as it was there")
-        yield f"| `{field.name}` | {field.type} | {meaning} |\n"
+        yield f"| {_in_code(field.name)} | {_in_markdown(str(field.type))} | {meaning} |\n"
 
 
 def _in_markdown(text: str) -> str:
     """A text of a user as plain words of one line: neither markup nor HTML."""
     return re.sub(r"[^\w\s.,:;()/=-]", lambda match: f"&#{ord(match[0])};", printable(text))
+
+
+def _in_code(name: str) -> str:
+    """A column's name as code of one cell; the prompt source gives names of any characters."""
+    return f"`{name}`" if re.fullmatch(r"[\w .:-]+", name) else f"<code>{_in_markdown(name)}</code>"
 
 
 def mended_card(card: str) -> str:

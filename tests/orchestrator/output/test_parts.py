@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from types import SimpleNamespace
 
@@ -223,6 +224,17 @@ def test_the_card_explains_every_column(write_job):
     assert own == ["category"]
     assert "np.frombuffer" not in card
     assert "np.frombuffer" in lines("policy={name: toprovar, pruning_map: true}")[1]
+
+
+@pytest.mark.parametrize("name", ["a`b | <script>\n# head\x1b[31m", "http://u:S3cret@h/x", "back\\slash"])
+def test_a_column_of_any_name_is_one_row_of_the_card(write_job, name):
+    kind = pa.struct([(name, pa.int64())])
+    card = dataset_card(load_job(write_job()), dataset_schema([pa.field(name, kind)]), 8)
+    (line,) = [line for line in card.splitlines() if "from the prompt source" in line]
+    assert line.startswith("| <code>")
+    assert line.count("|") == 4
+    assert "\x1b" not in card
+    assert not {"<script", "`", "\\", "S3cret"} & set(re.findall(r"<script|`|\\|S3cret", line))
 
 
 def test_the_lines_of_the_card_read_the_last_scale_of_a_pruning_map(write_job):
