@@ -20,7 +20,6 @@ MAY_USE_RAY = {
     "orchestrator/run/job_server.py",
     "orchestrator/run/metrics.py",
     "orchestrator/run/ray_session.py",
-    "orchestrator/commands/submit.py",
 }
 
 

@@ -5,12 +5,9 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from functools import partial
 
 import click
-import pyarrow as pa
-import ray
 
 from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.job.checks import check_job
@@ -26,32 +23,17 @@ from toprovar_batch.orchestrator.output.parts import (
     read_footers,
 )
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
-from toprovar_batch.orchestrator.prompts.shard_size import idle_sentence
-from toprovar_batch.orchestrator.run.dispatch import Dispatcher, shards_together
-from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
-from toprovar_batch.orchestrator.run.fleet import Fleet
-from toprovar_batch.orchestrator.run.journal import Journal
-from toprovar_batch.orchestrator.run.ledger import Assignment, ShardLedger
-from toprovar_batch.orchestrator.run.load_guard import LoadGuard
-from toprovar_batch.orchestrator.run.metrics import RunMetrics
-from toprovar_batch.orchestrator.run.observer import Observers
 from toprovar_batch.orchestrator.run.outcome import Outcome
-from toprovar_batch.orchestrator.run.progress import ProgressBar
-from toprovar_batch.orchestrator.run.published import PublishedParts
+from toprovar_batch.orchestrator.run.production import EngineFactory, make_shards
 from toprovar_batch.orchestrator.run.ray_probe import cluster_address, is_job_server
-from toprovar_batch.orchestrator.run.ray_session import ray_session
 from toprovar_batch.orchestrator.run.record import RunLog
 from toprovar_batch.orchestrator.run.shards_to_do import hopeless_shards, shards_to_do
 from toprovar_batch.orchestrator.run.stop_signals import signal_of
 from toprovar_batch.orchestrator.run.summary import RunSummary, total
-from toprovar_batch.worker.actor import GenerationEngine, build_engine
 from toprovar_batch.worker.errors import JobSpecError, RunFailedError
 from toprovar_batch.worker.part_file import dataset_schema
-from toprovar_batch.worker.shard_events import ShardTask
 from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.words import counted
-
-EngineFactory = Callable[[], GenerationEngine]
 
 
 def submit(
@@ -108,7 +90,7 @@ def submit(
             return summarise(outcome, 0.0, None)
         log, error = RunLog(folder, summarise), None
         try:
-            _dispatch(job, plan, schema, folder, todo, parts.good, engine_factory, outcome, log.stem)
+            make_shards(job, plan, schema, folder, todo, parts.good, engine_factory, outcome, log.stem)
             outcome = outcome.without(missing_parts(folder, outcome.committed, plan.num_shards))
         except KeyboardInterrupt as stop:  # before the dispatcher listened for it
             outcome.stopped_by = signal_of(stop)
@@ -120,94 +102,6 @@ def submit(
                 on_failure(summary)
             raise summary.error
     return summary
-
-
-def _dispatch(
-    job: JobSpec,
-    plan: SamplePlan,
-    schema: pa.Schema,
-    folder: OutputFolder,
-    todo: Sequence[int],
-    published: dict[int, ShardStats],
-    engine_factory: EngineFactory | None,
-    outcome: Outcome,
-    stem: str,
-) -> None:
-    """Run shards over Ray workers, with a progress bar and the log `stem`; `outcome` is filled as things happen."""
-    runtime = job.runtime
-    labels = {"model": job.model.preset, "policy": job.policy.name}
-
-    def make_task(assignment: Assignment) -> ShardTask:
-        shard_id = assignment.shard_id
-        target = folder.part_url(shard_id, plan.num_shards)
-        return ShardTask(
-            shard_id=shard_id,
-            samples=plan.shard(shard_id),
-            schema=schema,
-            target=target,
-            scratch=folder.scratch,
-            labels=labels,
-            attempt=assignment.attempt,
-            suspects=assignment.suspects,
-            poisoned=assignment.poisoned,
-            kept=target if shard_id in published else None,
-            job=folder.job,
-            record=folder.job_url,
-        )
-
-    kept = total(published.values())
-    errors_again = total(stats for shard_id, stats in published.items() if shard_id in set(todo)).errors
-    done = kept.rows - errors_again
-    address = cluster_address(runtime)
-    begin = f"job {job.name}: {counted(len(todo), 'shard')} to do of {plan.num_shards}"
-    with (
-        closing(ProgressBar(plan.num_samples, done, kept.errors - errors_again)) as bar,
-        Journal(folder, stem, begin, bar.say) as journal,
-    ):
-        bar.starts(f"joining Ray at {address}" if address else "starting Ray")
-        with ray_session(runtime):
-            on_gpus = _on_gpus(job)
-            fleet = Fleet(
-                engine_factory or _engine_factory(job, on_gpus=on_gpus),
-                on_gpus=on_gpus,
-                num_workers=runtime.num_workers,
-                cpus_per_worker=runtime.cpus_per_worker,
-                stall_timeout_s=runtime.stall_timeout_s,
-                load_timeout_s=runtime.load_timeout_s,
-                may_grow=cluster_address(runtime) is not None,
-            )
-            if (
-                len(todo) == plan.num_shards
-            ):  # what is left of a dataset may be too little for all, and nothing is to mend
-                idle = idle_sentence(plan.num_samples, plan.shard_size, fleet.room())
-                bar.say(f"Warning: {idle}") if idle else None
-            ledger = ShardLedger(todo, runtime.max_shard_attempts)
-            guard = LoadGuard(runtime.max_load_failures)
-            watch = EngineWatch(kept.computed_with)
-            parts = PublishedParts(folder, plan.num_shards, schema, published)
-            observers = Observers([bar, journal, RunMetrics(str(job.name))])
-            together = shards_together(plan.shard_size)
-            Dispatcher(ledger, fleet, guard, make_task, observers, watch, parts, outcome, together).run()
-
-
-def _on_gpus(job: JobSpec) -> bool:
-    """Decide between GPU and CPU workers, once Ray is there.
-
-    Raises:
-        JobSpecError: the job wants GPUs and the local machine has none. (A cluster may still grow some.)
-    """
-    num_gpus = ray.cluster_resources().get("GPU", 0)
-    if job.runtime.device == "cuda" and not num_gpus and not cluster_address(job.runtime):
-        raise JobSpecError(
-            "runtime.device: cuda is asked for, but Ray finds no GPU on this machine; use auto or cpu"
-        )
-    return job.runtime.device == "cuda" or (job.runtime.device == "auto" and num_gpus > 0)
-
-
-def _engine_factory(job: JobSpec, *, on_gpus: bool) -> EngineFactory:
-    # "auto" is settled here, for all workers alike: a worker with a GPU must not fall back to its CPU unseen.
-    runtime = job.runtime.model_copy(update={"device": "cuda" if on_gpus else "cpu"})
-    return partial(build_engine, job.resolved, runtime, job.runtime.cpus_per_worker)
 
 
 def _summarise(

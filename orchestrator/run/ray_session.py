@@ -55,6 +55,20 @@ def ray_session(runtime: RuntimeJobSpec) -> Iterator[None]:
             ray.shutdown()
 
 
+def uses_gpus(runtime: RuntimeJobSpec) -> bool:
+    """Decide between GPU and CPU workers, once Ray is there.
+
+    Raises:
+        JobSpecError: the job wants GPUs and the local machine has none. (A cluster may still grow some.)
+    """
+    num_gpus = ray.cluster_resources().get("GPU", 0)
+    if runtime.device == "cuda" and not num_gpus and not cluster_address(runtime):
+        raise JobSpecError(
+            "runtime.device: cuda is asked for, but Ray finds no GPU on this machine; use auto or cpu"
+        )
+    return runtime.device == "cuda" or (runtime.device == "auto" and num_gpus > 0)
+
+
 def _start(settings: Mapping[str, Any], address: str | None) -> None:
     try:
         if address:

@@ -14,20 +14,20 @@ def main():
     def get_command(context, name):
         """The command, imported; from then on `submit` makes engines that obey."""
         command = original(context, name)
-        submit = sys.modules.get("toprovar_batch.orchestrator.commands.submit")
-        if submit is not None and not hasattr(submit, "engines_obey"):
-            obey(submit)
+        production = sys.modules.get("toprovar_batch.orchestrator.run.production")
+        if production is not None and not hasattr(production, "engines_obey"):
+            obey(production)
         return command
 
-    def obey(submit):
+    def obey(production):
         import ray
 
         sys.path.insert(0, str(Path(__file__).parent))
         import engine as engines
 
         ray.cloudpickle.register_pickle_by_value(engines)
-        model_factory = submit._engine_factory
-        task = submit.ShardTask
+        model_factory = production.engine_of
+        task = production.ShardTask
 
         def factory(job, *, on_gpus):
             make = engines.DrawnEngine if engine == "drawn" else model_factory(job, on_gpus=on_gpus)
@@ -35,10 +35,10 @@ def main():
                 engines.OrderedEngine, make, folder, float(pace_s), obedient=orders == "obey"
             )
 
-        submit._engine_factory = factory
+        production.engine_of = factory
         # The two minutes in which a refused part is tried again, as some seconds.
-        submit.ShardTask = functools.partial(task, publish_delays_s=(1, 2, 4, 8))
-        submit.engines_obey = True
+        production.ShardTask = functools.partial(task, publish_delays_s=(1, 2, 4, 8))
+        production.engines_obey = True
 
     cli.main.get_command = get_command
     cli.main(arguments, prog_name="toprovar-batch")

@@ -12,15 +12,16 @@ import ray
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_engine
 
-from toprovar_batch.orchestrator.commands.submit import _engine_factory, finish, resume_command, submit
+from toprovar_batch.orchestrator.commands.submit import finish, resume_command, submit
 from toprovar_batch.orchestrator.job.load import load_job
+from toprovar_batch.orchestrator.run.production import engine_of
 from toprovar_batch.worker.errors import ToprovarError
 
 if __name__ == "__main__":
     job, folder, own, engine = sys.argv[1:]
     ray.cloudpickle.register_pickle_by_value(fake_engine)
     if engine == "real":
-        make = _engine_factory(load_job(job), on_gpus=False)
+        make = engine_of(load_job(job), on_gpus=False)
     else:
         make = functools.partial(fake_engine.FakeEngine, folder)
     factory = functools.partial(fake_engine.PermittedEngine, make, own)

@@ -193,7 +193,7 @@ def test_an_output_that_refuses_a_part_ends_the_run_and_keeps_what_is_published(
     write_job, tmp_path, make_engine_factory, monkeypatch
 ):
     impatient = functools.partial(ShardTask, publish_delays_s=(0, 0))
-    monkeypatch.setattr("toprovar_batch.orchestrator.commands.submit.ShardTask", impatient)
+    monkeypatch.setattr("toprovar_batch.orchestrator.run.production.ShardTask", impatient)
     factory = make_engine_factory(in_the_way=tmp_path / "out/data/part-00001-of-00004.parquet")
     job = write_job([f"prompt {index}" for index in range(16)], num_workers=1)
     with pytest.raises(RunFailedError, match="the output does not take a part: IsADirectoryError"):
@@ -353,8 +353,8 @@ def test_a_dataset_with_nothing_but_errors_fails_the_run(write_job, tmp_path, ma
 def test_a_signal_before_dispatch_is_a_stop_like_any_other(
     write_job, tmp_path, run_cli, monkeypatch, number, code
 ):
-    module = "toprovar_batch.orchestrator.commands.submit"
-    monkeypatch.setattr(f"{module}._on_gpus", lambda _job: signal.raise_signal(number))
+    module = "toprovar_batch.orchestrator.run.production"
+    monkeypatch.setattr(f"{module}.uses_gpus", lambda _job: signal.raise_signal(number))
     result = run_cli("submit", write_job())
     assert (result.exit_code, result.stderr) == (code, "starting Ray\n")
     assert f"stopped by {number.name}; what is finished stays" in result.stdout

@@ -130,7 +130,7 @@ def test_a_dismissed_worker_is_counted_no_more_and_has_lost_no_attempt(registry)
 
 def test_a_run_counts_what_its_dataset_holds(write_job, make_engine_factory, registry, monkeypatch):
     monkeypatch.setattr(
-        "toprovar_batch.orchestrator.commands.submit.RunMetrics",
+        "toprovar_batch.orchestrator.run.production.RunMetrics",
         lambda job_name: make_metrics(registry, job_name),
     )
     job = write_job(["a cat", "refuse", "a dog", "a cube"], shard_size=2)
