@@ -14,7 +14,8 @@ from toprovar_batch.worker.words import counted
 
 ANSWER_S = 60.0  # a head that is busy or far away may take long
 _REFUSALS_S = 5.0  # a port that nobody listens at is an answer, unless the head is just being started
-_NAMES = ("auto", "local")
+AUTO = "auto"  # the cluster that runs on this machine
+_LOCAL = "local"  # Ray's own word for none
 _ADDRESS = re.compile(r"(?:ray://)?\[?([^/\]]+?)\]?:(\d+)/?")
 # How gRPC begins: the preface of HTTP/2 with empty settings, which a server answers with its own.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -23,7 +24,8 @@ _SETTINGS = 4  # type of a frame, its fourth byte
 
 def cluster_address(runtime: RuntimeJobSpec) -> str | None:
     """Address of the cluster that a job must run on; None: this machine."""
-    return runtime.ray_address or os.environ.get("RAY_ADDRESS")
+    address = runtime.ray_address or os.environ.get("RAY_ADDRESS")
+    return None if address in ("", _LOCAL) else address
 
 
 def is_job_server(address: str) -> bool:
@@ -42,7 +44,7 @@ def refuse_address(address: str) -> None:
             f"runtime.ray_address: {address} is of Ray Jobs; send the job there with submit --address {address}, or name the "
             "cluster's own address, such as head:6379"
         )
-    if address not in _NAMES and "://" not in address and _ADDRESS.fullmatch(address) is None:
+    if address != AUTO and "://" not in address and _ADDRESS.fullmatch(address) is None:
         raise JobSpecError(
             f"runtime.ray_address: {address} is no address; name host:port, ray://host:port or auto"
         )
@@ -91,7 +93,7 @@ def wait_for_ray(address: str, limit_s: float = ANSWER_S, refusals_s: float = _R
     """Wait until something that speaks Ray's protocol answers.
 
     Args:
-        address: host:port or ray://host:port; others ("auto", "local") are left to Ray.
+        address: host:port or ray://host:port; "auto" is left to Ray.
         limit_s: most seconds to wait for an answer.
         refusals_s: most seconds to wait where the host is unknown or nobody listens.
 

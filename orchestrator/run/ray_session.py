@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 
 from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.job.spec import RuntimeJobSpec
 from toprovar_batch.worker.errors import JobSpecError
 
-from .ray_probe import cluster_address, core_warning, no_answer, refuse_address, wait_for_ray
+from .ray_probe import AUTO, cluster_address, core_warning, no_answer, refuse_address, wait_for_ray
 from .stop_signals import undisturbed_start
 
 _OBJECT_STORE_BYTES = 256 << 20  # events and prompts only: images never pass through it
@@ -47,7 +47,7 @@ def ray_session(runtime: RuntimeJobSpec) -> Iterator[None]:
             return
         logging.getLogger("ray").setLevel(logging.ERROR)
         address = cluster_address(runtime)
-        settings = {"address": address} if address else _local_settings(runtime)
+        settings = {} if address else _local_settings(runtime)
         try:
             _start(settings, address)
             yield
@@ -73,7 +73,7 @@ def _start(settings: Mapping[str, Any], address: str | None) -> None:
     try:
         if address:
             refuse_address(address)
-            wait_for_ray(address)
+            settings = {**settings, "address": _reachable(address)}
         with undisturbed_start(), contextlib.nullcontext() if address else _loopback_alone():
             ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
     except _REFUSED_TOKEN as error:
@@ -90,6 +90,22 @@ def _start(settings: Mapping[str, Any], address: str | None) -> None:
         if address is not None:
             raise
         raise _cannot_start(str(error).split("\n", maxsplit=1)[0]) from error
+
+
+def _reachable(address: str) -> str:
+    """Wait until a cluster answers; gives its address, which "auto" leaves to the machine.
+
+    Raises:
+        ConnectionError: none answers.
+    """
+    # Ray asks 20 times, for 40 seconds each where nobody answers, and hears of no signal meanwhile. Once is enough for
+    # one that has just answered; "auto" may name one that is gone.
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
+    found: str | None = services.canonicalize_bootstrap_address(address) if address == AUTO else address
+    if found is None:
+        raise ConnectionError("none runs on this machine")
+    wait_for_ray(found)
+    return found
 
 
 @contextlib.contextmanager

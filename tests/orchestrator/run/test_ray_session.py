@@ -18,7 +18,14 @@ def start(monkeypatch):
     monkeypatch.setattr("toprovar_batch.orchestrator.run.ray_session.ray.is_initialized", lambda: False)
     monkeypatch.setattr("toprovar_batch.orchestrator.run.ray_session.ray.shutdown", lambda: None)
     monkeypatch.setattr("toprovar_batch.orchestrator.run.ray_session.wait_for_ray", lambda _: None)
-    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+    for name in (
+        "RAY_ADDRESS",
+        "RAY_TMPDIR",
+        "RAY_AUTH_TOKEN",
+        "RAY_AUTH_TOKEN_PATH",
+        "RAY_AUTH_MODE",
+        "RAY_gcs_server_port_wait_time_s",
+    ):
         monkeypatch.setenv(name, "")  # so that it is restored afterwards, whoever sets it
         monkeypatch.delenv(name)
 
@@ -80,6 +87,37 @@ def test_a_refused_token_is_told_as_such(start):
 def test_a_ray_that_cannot_start_is_one_sentence(start, error):
     with pytest.raises(JobSpecError, match=r"^Ray cannot start on this machine: no room; RAY_TMPDIR"):
         start(error)
+
+
+def test_the_cluster_that_auto_means_must_answer_as_any_other(start, monkeypatch):
+    """Ray remembers its last cluster in a file, which stays when that is killed."""
+    asked = []
+    monkeypatch.setattr(ray_session.services, "find_gcs_addresses", set)
+    monkeypatch.setattr(ray_session.services, "find_bootstrap_address", lambda _: "127.0.0.1:1")
+    monkeypatch.setattr("toprovar_batch.orchestrator.run.ray_session.wait_for_ray", asked.append)
+    assert start(ray_address="auto")["address"] == asked[0]
+    assert asked[0].endswith(":1")
+    monkeypatch.setattr(ray_session.services, "find_bootstrap_address", lambda _: None)
+    with pytest.raises(JobSpecError, match="no Ray cluster answers at auto: Could not find any running Ray"):
+        start(ray_address="auto")
+
+
+@pytest.mark.parametrize("name", ["RAY_ADDRESS", "runtime.ray_address"])
+def test_the_address_local_is_a_ray_of_ones_own(start, monkeypatch, name):
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "local" if name == "RAY_ADDRESS" else "head:6379")
+    given = start() if name == "RAY_ADDRESS" else start(ray_address="local")
+    assert given["address"] == "local"
+    assert given["include_dashboard"] is False
+    assert given["in_clusters"] is False
+
+
+def test_a_cluster_that_dies_while_it_is_joined_is_asked_once(start, monkeypatch):
+    monkeypatch.delenv("RAY_gcs_server_port_wait_time_s", raising=False)
+    start()
+    assert "RAY_gcs_server_port_wait_time_s" not in os.environ
+    start(ray_address="head:6379")
+    assert os.environ.get("RAY_gcs_server_port_wait_time_s") == "1"  # noqa: SIM112 - as Ray has it
 
 
 LISTENERS = """
