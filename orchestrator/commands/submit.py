@@ -13,7 +13,7 @@ from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.job.checks import check_job
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.spec import JobSpec
-from toprovar_batch.orchestrator.output.check import as_in_output, plan_in_output
+from toprovar_batch.orchestrator.output.check import as_in_output, is_begun, plan_in_output
 from toprovar_batch.orchestrator.output.folder import PLAN_COLUMNS, OutputFolder, open_output
 from toprovar_batch.orchestrator.output.parts import (
     Findings,
@@ -26,11 +26,12 @@ from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
 from toprovar_batch.orchestrator.run.outcome import Outcome
 from toprovar_batch.orchestrator.run.production import EngineFactory, make_shards
 from toprovar_batch.orchestrator.run.ray_probe import cluster_address, is_job_server
+from toprovar_batch.orchestrator.run.ray_session import refuse_dead_cluster
 from toprovar_batch.orchestrator.run.record import RunLog
 from toprovar_batch.orchestrator.run.shards_to_do import hopeless_shards, shards_to_do
 from toprovar_batch.orchestrator.run.stop_signals import signal_of
 from toprovar_batch.orchestrator.run.summary import RunSummary, total
-from toprovar_batch.worker.errors import JobSpecError, RunFailedError
+from toprovar_batch.worker.errors import JobSpecError, RunFailedError, UserError
 from toprovar_batch.worker.part_file import dataset_schema
 from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.words import counted
@@ -63,10 +64,7 @@ def submit(
         RunFailedError: no worker could be started, or the output could not be written at the end.
     """
     job = as_in_output(load_job(job_path, overrides, output=output))
-    if engine_factory is None and not cluster_address(job.runtime):
-        check_job(
-            job
-        )  # says in a second what a worker would say in twenty; in a cluster only workers can tell
+    _check(job, engine_factory)
     plan = plan_in_output(job, plan_job(job))
     for warning in plan.warnings:
         echo(f"Warning: {warning}", err=True)
@@ -96,12 +94,26 @@ def submit(
             outcome.stopped_by = signal_of(stop)
         except BaseException as raised:  # noqa: BLE001 - it is raised again once it is on record
             error = raised
+        if folder.is_new and isinstance(error, UserError) and not outcome.begun:
+            raise error  # nothing ran, so nothing is left: a record would keep the folder
         summary = log.close(outcome, error)
         if summary.error is not None:
             if on_failure is not None:
                 on_failure(summary)
             raise summary.error
     return summary
+
+
+def _check(job: JobSpec, engine_factory: EngineFactory | None) -> None:
+    """Find out in a second what a worker would say in twenty, and before anything is written.
+
+    In a cluster only workers can tell of the model; whether it answers is asked for an output that is to be begun.
+    """
+    if not cluster_address(job.runtime):
+        if engine_factory is None:
+            check_job(job)
+    elif not is_begun(job):
+        refuse_dead_cluster(job.runtime)
 
 
 def _summarise(

@@ -79,6 +79,15 @@ def plan_in_output(job: JobSpec, plan: SamplePlan) -> SamplePlan:
     return replace(plan, shard_size=size) if isinstance(size, int) and size > 0 else plan
 
 
+def is_begun(job: JobSpec) -> bool:
+    """Whether the job's output holds the record of a job.
+
+    Raises:
+        OutputFolderError: no file system answers to the address, or the record there is not of this program.
+    """
+    return _record_in_output(job) is not None
+
+
 def _record_in_output(job: JobSpec) -> dict[str, Any] | None:
     """The record of the job that owns the output; None where there is none, or it cannot be read."""
     try:

@@ -25,6 +25,7 @@ from toprovar_batch.worker.part_file import publish_bytes
 from toprovar_batch.worker.part_identity import identity_hash
 from toprovar_batch.worker.storage import explain_storage, locate, storage_errors
 
+from .beginning import Beginning
 from .card import dataset_card, mended_card
 from .frozen import freeze_samples, is_plan_whole, job_record, parts_confirm
 from .names import JOB_FILE, JOB_FOLDER, LOCK_FILE, RUN_TIME, RUNS_FOLDER, SAMPLES_FILE
@@ -59,12 +60,14 @@ class OutputFolder:
         filesystem: behind it.
         path: of the folder within `filesystem`.
         job: hash of the identity of the job that owns it, see `owned_by`; empty where nobody has asked.
+        is_new: begun just now, so that `open_output` removes it where an exception comes before a run's record.
     """
 
     url: str
     filesystem: fsspec.AbstractFileSystem
     path: str
     job: str = ""
+    is_new: bool = False
 
     @property
     def is_local(self) -> bool:
@@ -211,7 +214,8 @@ def locate_output(url: str) -> OutputFolder:
 def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[OutputFolder]:
     """Begin a job's output folder, or continue it. One of another job that made no part there is taken over.
 
-    While the block runs, no other driver gets the same folder, if its file system has locks.
+    While the block runs, no other driver gets the same folder, if its file system has locks. A new folder with a lock
+    goes again where an exception ends the block before a run has left its record there.
 
     Args:
         job: names the folder.
@@ -226,14 +230,19 @@ def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[O
     """
     folder = locate_output(job.output)
     lock = None
+    is_new = False
     with ExitStack() as held:
         try:
             check_place(folder)
             identity = job_identity(job, plan)
             refuse_strangers(folder, plan.num_shards, identity)
             if folder.is_local:
+                beginning = Beginning(folder)
                 Path(folder.inside(JOB_FOLDER)).mkdir(parents=True, exist_ok=True)
                 lock = held.enter_context(RunLock(Path(folder.inside(*LOCK_FILE))))
+                is_new = beginning.is_new and lock.held
+                if is_new:
+                    held.enter_context(beginning)
             record = _whole_record(folder, job, plan, identity)
             is_alone = lock is None or lock.held
             if record and is_alone and may_take_over(folder, record, identity):
@@ -250,7 +259,7 @@ def open_output(job: JobSpec, plan: SamplePlan, schema: pa.Schema) -> Iterator[O
                 _sweep(folder.scratch)
         except storage_errors() as error:
             raise OutputFolderError(f"{job.output}: cannot be used: {explain_storage(error)}") from error
-        yield folder.owned_by(claimed)
+        yield replace(folder.owned_by(claimed), is_new=is_new)
 
 
 def _write_card(folder: OutputFolder, card: str) -> None:

@@ -97,6 +97,7 @@ class Dispatcher:
             RunFailedError: no worker can load the model, for any other reason, or be placed, or none makes an image; or the output
                 does not take a part. The shards under way have been finished then.
         """
+        self.outcome.begun = True
         with StopSignals() as signals:
             try:
                 while self._ledger.num_open and not signals.stopping:

@@ -22,6 +22,7 @@ class Outcome:
         stopped_by: the signal that ended the run early, or None.
         num_bytes: published.
         num_workers: most workers that were loaded at one time.
+        begun: whether workers were asked for; without it, nothing has run.
     """
 
     committed: dict[int, ShardStats] = field(default_factory=dict)
@@ -33,6 +34,7 @@ class Outcome:
     stopped_by: signal.Signals | None = None
     num_bytes: int = 0
     num_workers: int = 0
+    begun: bool = False
 
     def without(self, missing: Mapping[int, str]) -> "Outcome":
         """The same, but for shards that turned out to be not there.

@@ -87,13 +87,10 @@ def make_shards(
     done = kept.rows - errors_again
     address = cluster_address(runtime)
     begin = f"job {job.name}: {counted(len(todo), 'shard')} to do of {plan.num_shards}"
-    with (
-        closing(ProgressBar(plan.num_samples, done, kept.errors - errors_again)) as bar,
-        Journal(folder, stem, begin, bar.say) as journal,
-    ):
+    with closing(ProgressBar(plan.num_samples, done, kept.errors - errors_again)) as bar:
         bar.starts(f"joining Ray at {address}" if address else "starting Ray")
         with ray_session(runtime):
-            on_gpus = uses_gpus(job.runtime)
+            on_gpus = uses_gpus(runtime)
             fleet = Fleet(
                 engine_factory or engine_of(job, on_gpus=on_gpus),
                 on_gpus=on_gpus,
@@ -101,20 +98,20 @@ def make_shards(
                 cpus_per_worker=runtime.cpus_per_worker,
                 stall_timeout_s=runtime.stall_timeout_s,
                 load_timeout_s=runtime.load_timeout_s,
-                may_grow=cluster_address(runtime) is not None,
+                may_grow=address is not None,
             )
-            if (
-                len(todo) == plan.num_shards
-            ):  # what is left of a dataset may be too little for all, and nothing is to mend
+            # What is left of a dataset may be too little for all, and nothing is to mend.
+            if len(todo) == plan.num_shards:
                 idle = idle_sentence(plan.num_samples, plan.shard_size, fleet.room())
                 bar.say(f"Warning: {idle}") if idle else None
             ledger = ShardLedger(todo, runtime.max_shard_attempts)
             guard = LoadGuard(runtime.max_load_failures)
             watch = EngineWatch(kept.computed_with)
             parts = PublishedParts(folder, plan.num_shards, schema, published)
-            observers = Observers([bar, journal, RunMetrics(str(job.name))])
             together = shards_together(plan.shard_size)
-            Dispatcher(ledger, fleet, guard, make_task, observers, watch, parts, outcome, together).run()
+            with Journal(folder, stem, begin, bar.say) as journal:
+                observers = Observers([bar, journal, RunMetrics(str(job.name))])
+                Dispatcher(ledger, fleet, guard, make_task, observers, watch, parts, outcome, together).run()
 
 
 def engine_of(job: JobSpec, *, on_gpus: bool) -> EngineFactory:

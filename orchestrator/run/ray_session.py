@@ -69,6 +69,22 @@ def uses_gpus(runtime: RuntimeJobSpec) -> bool:
     return runtime.device == "cuda" or (runtime.device == "auto" and num_gpus > 0)
 
 
+def refuse_dead_cluster(runtime: RuntimeJobSpec) -> None:
+    """Ask the cluster of a job, where it has one, whether it is there; joins nothing.
+
+    Raises:
+        JobSpecError: no cluster answers at the address.
+    """
+    address = cluster_address(runtime)
+    if not address or ray.is_initialized():
+        return
+    refuse_address(address)
+    try:
+        wait_for_ray(address)
+    except ConnectionError as error:
+        raise no_answer(address, str(error)) from error
+
+
 def _start(settings: Mapping[str, Any], address: str | None) -> None:
     try:
         if address:

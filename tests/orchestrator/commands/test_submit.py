@@ -394,11 +394,73 @@ def test_a_run_that_ends_early_is_on_record_and_summed_up(write_job, tmp_path, m
     assert "ended by 2 workers in a row could not load: its process died" in status.stdout
 
 
-def test_a_mistake_before_the_first_worker_is_on_record(write_job, tmp_path, run_cli):
+def test_a_mistake_before_the_first_worker_is_on_record_where_something_was_made_before(
+    write_job, tmp_path, run_cli, make_engine_factory
+):
+    submit(write_job(), engine_factory=make_engine_factory())
+    (tmp_path / "out/data/part-00000-of-00002.parquet").unlink()
+    [before] = (tmp_path / "out/_job/runs").glob("*.json")
     result = run_cli("submit", write_job(device="cuda"))
     assert (result.exit_code, result.stderr.count("Error: ")) == (2, 1)
-    assert "0 of 2 shards" in result.stdout
+    assert "1 of 2 shards" in result.stdout
+    before.unlink()
     assert the_record(tmp_path)["failure"]["type"] == "JobSpecError"
+
+
+def everything(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_run_that_is_refused_before_its_first_worker_leaves_nothing(write_job, tmp_path, run_cli, is_there):
+    output = tmp_path / "not/yet/there"
+    if is_there:
+        output.mkdir(parents=True)
+    job = write_job(device="cuda", output=output)
+    before = everything(tmp_path)
+    result = run_cli("submit", job)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1].startswith("Error: runtime.device: cuda is asked for")
+    assert everything(tmp_path) == before
+
+
+def test_a_ray_that_cannot_start_leaves_no_output(write_job, tmp_path, monkeypatch):
+    def init(**_settings):
+        raise OSError("no room")
+
+    for name, stand_in in (("is_initialized", lambda: False), ("shutdown", lambda: None), ("init", init)):
+        monkeypatch.setattr(f"toprovar_batch.orchestrator.run.ray_session.ray.{name}", stand_in)
+    job = write_job()
+    before = everything(tmp_path)
+    with pytest.raises(JobSpecError, match="Ray cannot start on this machine: no room"):
+        submit(job)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_cluster_that_is_not_there_is_asked_for_before_an_output_is_begun(
+    write_job, tmp_path, monkeypatch, make_engine_factory, begun
+):
+    if begun:  # nothing is to do, so nobody is asked
+        submit(write_job(), engine_factory=make_engine_factory())
+    asked = []
+
+    def wait_for_ray(address):
+        asked.append((address, (tmp_path / "out").exists()))
+        raise ConnectionError("refused")
+
+    module = "toprovar_batch.orchestrator.run.ray_session"
+    monkeypatch.setattr(f"{module}.wait_for_ray", wait_for_ray)
+    monkeypatch.setattr(f"{module}.ray.is_initialized", lambda: False)
+    monkeypatch.setattr(f"{module}.ray.shutdown", lambda: None)
+    result = CliRunner().invoke(main, ["submit", write_job(), "--address", "head:6379"])
+    if begun:
+        assert (result.exit_code, asked) == (0, [])
+        return
+    sentence = "Error: runtime.ray_address: no Ray cluster answers at head:6379: refused\n"
+    assert (result.exit_code, result.stderr) == (2, sentence)
+    assert asked == [("head:6379", False)]
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_cannot_be_listed_at_the_end_leaves_a_record(

@@ -39,6 +39,41 @@ def test_a_new_folder_gets_job_plan_and_card(write_job, tmp_path):
     assert (tmp_path / "out/README.md").read_text().startswith("---\n")
 
 
+def refused(path, *, is_new, error=OutputFolderError, left=None):
+    """A run that ends before its first worker, in whose time somebody has `left` a file."""
+    with opened(path) as folder:
+        assert folder.is_new is is_new
+        if left is not None:
+            left.parent.mkdir(parents=True, exist_ok=True)
+            left.write_text("there")
+        raise error
+
+
+@pytest.mark.parametrize("error", [OutputFolderError, OSError, KeyboardInterrupt])
+def test_a_new_folder_in_which_nothing_ran_goes_again(write_job, tmp_path, error):
+    path = write_job(output=tmp_path / "deep/out")
+    with pytest.raises(error):
+        refused(path, is_new=True, error=error)
+    assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize("left", ["_job/runs/20261129T210000Z-7.json", "_job/runs/x.log", "mine.txt"])
+def test_a_new_folder_stays_where_a_run_or_a_person_has_left_something(write_job, tmp_path, left):
+    with pytest.raises(OutputFolderError):
+        refused(write_job(), is_new=True, left=tmp_path / "out" / left)
+    assert (tmp_path / "out" / left).read_text() == "there"
+    assert (tmp_path / "out/_job/job.json").exists() is left.startswith("_job")
+
+
+def test_a_folder_that_was_there_before_stays_as_it_was(write_job, tmp_path):
+    path = write_job()
+    with opened(path):
+        pass
+    with pytest.raises(OutputFolderError):
+        refused(path, is_new=False)
+    assert (tmp_path / "out/_job/job.json").exists()
+
+
 def test_the_same_job_continues(write_job, tmp_path):
     path = write_job()
     with opened(path):
