@@ -148,9 +148,7 @@ def _cells(output: str, width: int, limit: int, selection: Selection, font: Capt
     """The cells of a sheet; of no more than their row groups are the pictures read."""
     folder = locate_output(output)
     try:
-        job = folder.read_job()
-        if job is None:
-            raise OutputFolderError(f"{output}: no dataset of a job is here (no _job/job.json)")
+        job = folder.need_job()
         folder = folder.owned_by(job)
         owner = PartOwner(folder.job, planned_schema(folder))
         candidates = _candidates(folder, owner, job["num_shards"], selection)

@@ -55,9 +55,7 @@ def read_status(output: str, *, verify: bool = False) -> dict[str, Any]:
     """
     folder = locate_output(output)
     try:
-        job = folder.read_job()
-        if job is None:
-            raise OutputFolderError(f"{output}: no dataset of a job is here (no _job/job.json)")
+        job = folder.need_job()
         folder = folder.owned_by(job)
         num_shards = job["num_shards"]
         finished = folder.finished(num_shards)

@@ -8,13 +8,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.job.spec import JobSpec
@@ -49,6 +49,15 @@ class JobRecord(BaseModel):
     num_samples: int
     num_shards: int
     identity: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> Self:
+        size = self.identity.get("shard_size")  # earlier versions lack it
+        if isinstance(size, int) and size > 0 and -(-self.num_samples // size) != self.num_shards:
+            raise ValueError(
+                f"{self.num_samples} samples in shards of {size} are not {self.num_shards} shards"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -171,22 +180,40 @@ class OutputFolder:
         """
         try:
             record = json.loads(self.filesystem.cat_file(self.inside(*JOB_FILE)))
+            JobRecord.model_validate(record, strict=True)
         except FileNotFoundError:
             return None
         except NotADirectoryError as error:
             raise OutputFolderError(f"{self.url}: is a file; name the folder of a dataset") from error
-        except ValueError as error:
-            mend = (
-                "submit its job again with the same shard_size, which mends it where the parts name that job"
-            )
-            raise DamagedRecordError(f"{self.url}: _job/job.json is damaged; {mend}") from error
-        try:
-            JobRecord.model_validate(record, strict=True)
         except ValidationError as error:
+            if any(_PART_NAME.fullmatch(posixpath.basename(name)) for name in self._data()):
+                raise self._damaged("damaged", "mends") from error
             raise OutputFolderError(
                 f"{self.url}: _job/job.json is not of this program; use another folder"
             ) from error
+        except ValueError as error:
+            raise self._damaged("damaged", "mends") from error
         return dict(record)
+
+    def need_job(self) -> dict[str, Any]:
+        """As `read_job`, for commands that need a job's output.
+
+        Raises:
+            OutputFolderError: no job has begun here, or its record is lost or damaged.
+        """
+        job = self.read_job()
+        if job is not None:
+            return job
+        if self.has_data():
+            raise self._damaged("lost", "writes")
+        raise OutputFolderError(f"{self.url}: no dataset of a job is here (no {'/'.join(JOB_FILE)})")
+
+    def _damaged(self, state: str, mends: str) -> DamagedRecordError:
+        """The error of a record that is not what it was, and what sets it right."""
+        mend = (
+            f"submit its job again with the same shard_size, which {mends} it where the parts name that job"
+        )
+        return DamagedRecordError(f"{self.url}: _job/job.json is {state}; {mend}")
 
 
 def locate_output(url: str) -> OutputFolder:

@@ -79,9 +79,7 @@ def examine(output: str, *, repair: bool = False) -> Examination:
         refuse_read_only(output)
     folder = locate_output(output)
     try:
-        job = folder.read_job()
-        if job is None:
-            raise OutputFolderError(f"{output}: no dataset of a job is here (no {'/'.join(JOB_FILE)})")
+        job = folder.need_job()
         with _locked(folder, repair=repair) as is_alone:
             return _Inspector(folder.owned_by(job), job, repair=repair).examine(sweep=is_alone)
     except storage_errors() as error:

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from toprovar_batch.orchestrator.cli import main
+from toprovar_batch.orchestrator.commands.sheet import make_sheet
 from toprovar_batch.orchestrator.commands.status import read_status
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.check import as_in_output, check_output
@@ -257,7 +258,25 @@ def _clipped(path):
     path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("damage", [_emptied, _clipped, Path.unlink])
+def _changed(**keys):
+    def change(path):
+        path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+    return change
+
+
+RECORD_DAMAGES = [
+    _emptied,
+    _clipped,
+    Path.unlink,
+    _changed(num_shards=4),
+    _changed(num_samples=3),
+    _changed(identity="x"),
+    lambda path: path.write_text("[]"),
+]
+
+
+@pytest.mark.parametrize("damage", RECORD_DAMAGES)
 def test_a_job_writes_its_record_again_where_the_parts_are_its_own(output, job_path, damage):
     record = output / "_job/job.json"
     before, parts = json.loads(record.read_text()), files(output / "data")
@@ -265,6 +284,9 @@ def test_a_job_writes_its_record_again_where_the_parts_are_its_own(output, job_p
     result = run(output)
     assert result.exit_code == 2
     assert "job.json" in result.output
+    for read in (examine, read_status, make_sheet):
+        with pytest.raises(OutputFolderError, match=r"submit its job again with the same shard_size"):
+            read(str(output))
     job = load_job(job_path)
     plan = plan_job(as_in_output(job))
     assert "a run writes it" in check_output(job, plan).replace("its lost _job/job.json", "it")
