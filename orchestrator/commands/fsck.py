@@ -8,7 +8,7 @@ import click
 
 from toprovar_batch.orchestrator.console import echo, echo_json
 from toprovar_batch.orchestrator.output.fsck import Examination, examine
-from toprovar_batch.orchestrator.run.summary import error_lines, stats_record, total
+from toprovar_batch.orchestrator.run.summary import error_lines, hopeless_sentence, stats_record, total
 from toprovar_batch.worker.errors import RunFailedError
 from toprovar_batch.worker.words import counted
 
@@ -24,6 +24,7 @@ def fsck_record(examination: Examination) -> dict[str, Any]:
         "shards_good": len(examination.good),
         "missing": examination.missing,
         "failed_rows": totals.errors,
+        "hopeless_rows": examination.num_hopeless,
         "error_kinds": stats_record(totals)["error_kinds"],
         "compared_with_plan": examination.has_plan,
         "findings": [asdict(finding) for finding in examination.findings],
@@ -63,10 +64,22 @@ def _lines(examination: Examination) -> Iterator[str]:
             "submit the job again, which makes them"
         )
     if totals.errors:
-        yield f"failed: {counted(totals.errors, 'row')}; submit --retry-errors makes them again"
+        yield f"failed: {counted(totals.errors, 'row')}; {_advice(totals.errors, examination.num_hopeless)}"
         yield from error_lines(totals)
     if not examination.has_plan:
         yield "samples and seeds were not compared: there is no whole plan, and the next submit writes a lost one"
+
+
+def _advice(num_errors: int, num_hopeless: int | None) -> str:
+    """Say what helps failed rows: another try, or other prompts."""
+    if num_hopeless is None:
+        return "submit --retry-errors makes those again whose prompts can be used"
+    if not num_hopeless:
+        return "submit --retry-errors makes them again"
+    if num_hopeless >= num_errors:
+        return hopeless_sentence("them")
+    again = f"submit --retry-errors makes {num_errors - num_hopeless:,} of them again"
+    return f"{again}; {hopeless_sentence(f'the other {num_hopeless:,}')}"
 
 
 def _ranges(numbers: Iterable[int]) -> str:

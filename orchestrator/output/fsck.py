@@ -1,12 +1,16 @@
 """What is wrong in an output folder, and setting it right: what is damaged goes aside, and the next run makes it again."""
 
 import posixpath
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_reader import DAMAGE, UnreachableError, first_words, open_parquet
@@ -55,6 +59,7 @@ class Examination:
         missing: ids of the shards without a part, after what was repaired; ascending.
         findings: all that is wrong with what is there.
         has_plan: whether the samples and seeds of the parts could be compared with the plan.
+        num_hopeless: error rows of the good parts that no try mends, as their prompts cannot be used; None without a plan.
     """
 
     job: dict[str, Any]
@@ -62,6 +67,7 @@ class Examination:
     missing: list[int]
     findings: list[Finding]
     has_plan: bool
+    num_hopeless: int | None = None
 
 
 def examine(output: str, *, repair: bool = False) -> Examination:
@@ -112,6 +118,7 @@ class _Inspector:
         self._folder, self._job, self._repair = folder, job, repair
         self._num_shards: int = job["num_shards"]
         self._findings: list[Finding] = []
+        self._bad_prompts: Counter[int] = Counter()  # by shard
 
     def examine(self, *, sweep: bool) -> Examination:
         folder, num_shards = self._folder, self._num_shards
@@ -143,6 +150,7 @@ class _Inspector:
             missing=[shard_id for shard_id in range(num_shards) if shard_id not in there],
             findings=self._findings,
             has_plan=has_plan,
+            num_hopeless=sum(self._bad_prompts[shard_id] for shard_id in whole.good) if has_plan else None,
         )
 
     def _plan_is_whole(self) -> bool:
@@ -152,8 +160,11 @@ class _Inspector:
             return False
         try:
             with open_parquet(folder.filesystem, path) as plan:
+                num_read = 0
                 for group in range(plan.num_row_groups):
-                    plan.read_row_group(group)
+                    rows = plan.read_row_group(group)
+                    self._note_bad_prompts(rows, num_read)
+                    num_read += rows.num_rows
                 if plan.metadata.num_rows != self._job["num_samples"]:
                     raise ValueError(
                         f"it has {counted(plan.metadata.num_rows, 'sample')} "
@@ -167,6 +178,14 @@ class _Inspector:
         else:
             return True
         return False
+
+    def _note_bad_prompts(self, rows: pa.Table, first: int) -> None:
+        """Count the prompts that cannot be used among rows of the plan, of which `first` come before."""
+        shard_size = self._job["identity"].get("shard_size")
+        if not isinstance(shard_size, int) or shard_size < 1:
+            return
+        bad = pc.indices_nonzero(pc.is_valid(rows["prompt_error"])).to_pylist()
+        self._bad_prompts.update((first + index) // shard_size for index in bad)
 
     def _doubtful(self, good: dict[int, ShardStats], damaged: dict[int, str]) -> set[int]:
         """Shards whose parts all name one other job, where no part names the record's: that may be what was changed."""

@@ -10,6 +10,11 @@ from toprovar_batch.worker.shard_stats import NO_PRUNING, ShardStats
 from toprovar_batch.worker.words import counted
 
 
+def hopeless_sentence(which: str) -> str:
+    """Say of failed rows that only other prompts help."""
+    return f"no try mends {which}, as their prompts cannot be used; put mended prompts into a job with another output"
+
+
 def total(stats: Iterable[ShardStats]) -> ShardStats:
     """Add the stats of shards up."""
     sums = ShardStats()
@@ -108,8 +113,10 @@ class RunSummary:
             yield f"go on with: {go_on}{' --retry-errors' if self.retry_errors else ''}"
         elif self.dataset.errors > self.num_hopeless:
             yield f"try the failed samples again with: {go_on} --retry-errors"
+            if self.num_hopeless:
+                yield hopeless_sentence(f"{self.num_hopeless:,} of them")
         elif self.dataset.errors:
-            yield "no try will mend the failed samples, as their prompts cannot be used; put mended ones into a job with another output"
+            yield hopeless_sentence("the failed samples")
 
     def _speed_lines(self) -> Iterator[str]:
         run = self.this_run

@@ -165,8 +165,19 @@ def test_another_try_is_advised_where_it_may_help(
     finish(summary, "again")
     said = capsys.readouterr().out
     assert ("try the failed samples again with: again --retry-errors" in said) is advised
-    assert ("no try will mend the failed samples" in said) is not advised
+    assert ("no try mends the failed samples, as their prompts cannot be used" in said) is not advised
     assert "this run: 2 images in" in said
+
+
+def test_failed_samples_of_which_some_can_never_work_are_told_apart(
+    write_job, tmp_path, make_engine_factory, capsys
+):
+    source = tmp_path / "prompts.jsonl"
+    job = write_job()
+    source.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("a", "refuse", "", "")))
+    finish(submit(job, engine_factory=make_engine_factory(), overrides=[f"prompts.source={source}"]), "again")
+    said = capsys.readouterr().out
+    assert "try the failed samples again with: again --retry-errors\nno try mends 2 of them, as their" in said
 
 
 def test_the_run_is_on_record(write_job, tmp_path, make_engine_factory):

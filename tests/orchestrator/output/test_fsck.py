@@ -35,8 +35,8 @@ sys.stdin.read()
 """
 
 
-def make(job_path, output, *, seed=0, shards=(0, 1, 2), twice=()):
-    """Make parts of a job of three shards of four samples, the last of one with an error; gives the folder."""
+def make(job_path, output, *, seed=0, shards=(0, 1, 2), twice=(), failing=(8,)):
+    """Make parts of a job of three shards of four samples, of which the `failing` ones are errors; gives the folder."""
     job = load_job(job_path, [f"sampling.seed={seed}"], output=str(output))
     plan = plan_job(job)
     schema = dataset_schema(field for field in plan.schema if field.name not in PLAN_COLUMNS)
@@ -46,8 +46,9 @@ def make(job_path, output, *, seed=0, shards=(0, 1, 2), twice=()):
             if shard_id in twice:
                 samples = pa.concat_tables([samples, samples])
             results = [{"status": "ok", "image": {"bytes": PICTURE, "path": "x.png"}}] * samples.num_rows
-            if shard_id == 2:
-                results[0] = {"status": "error", "error": "it failed"}
+            for index in failing:
+                if index // 4 == shard_id:
+                    results[index % 4] = {"status": "error", "error": "it failed"}
             rows = result_rows(samples, results, schema)
             stats = ShardStats(job=folder.job)
             stats.add_rows(rows)
@@ -229,6 +230,41 @@ def test_a_record_that_no_part_confirms_costs_no_part(output):
     assert (output / FIRST).exists()
     assert (output / LAST).exists()
     assert not (output / SECOND).exists()
+
+
+@pytest.mark.parametrize(
+    ("failing", "advice", "hopeless"),
+    [
+        ((3, 8), "failed: 2 rows; submit --retry-errors makes them again", 0),
+        (
+            (3, 5, 6),
+            "makes 1 of them again; no try mends the other 2, as their prompts cannot be used; put",
+            2,
+        ),
+        ((5, 6), "failed: 2 rows; no try mends them, as their prompts cannot be used; put mended prompts", 2),
+    ],
+)
+@pytest.mark.parametrize("groups", ["a shard each", "of many shards"])
+def test_another_try_is_recommended_for_rows_that_it_may_mend(
+    write_job, tmp_path, monkeypatch, failing, advice, hopeless, groups
+):
+    if groups == "of many shards":
+        monkeypatch.setattr("toprovar_batch.orchestrator.output.frozen._MOST_ROW_GROUPS", 1)
+        monkeypatch.setattr("toprovar_batch.orchestrator.output.frozen._FEW_ROW_GROUPS", 2)
+    bad = {5, 6} if hopeless else set()
+    source = tmp_path / "prompts.jsonl"
+    texts = ("" if index in bad else f"prompt {index}" for index in range(12))
+    source.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    path = Path(write_job())
+    path.write_text(path.read_text().replace("prompts.txt", "prompts.jsonl"))
+    output = make(str(path), tmp_path / "out", failing=failing)
+    said = run(output).output
+    assert advice in said
+    assert ("--retry-errors" in said) is (len(failing) > hopeless)
+    assert json.loads(run(output, "--json").output)["hopeless_rows"] == hopeless
+    (output / "_job/samples.parquet").unlink()
+    assert "--retry-errors makes those again whose prompts can be used" in run(output).output
+    assert json.loads(run(output, "--json").output)["hopeless_rows"] is None
 
 
 def test_a_run_that_lives_is_not_disturbed(output, job_path):
