@@ -1,7 +1,9 @@
 """Files that are written aside before they are published, and the locks that tell whether their process lives."""
 
 import fcntl
+import hashlib
 import os
+import socket
 import tempfile
 import uuid
 from contextlib import suppress
@@ -37,32 +39,40 @@ def lock_file(descriptor: int, *, wait: bool = False) -> bool:
 class FileAside:
     """An empty file of a name that nobody else has; leaving the block removes it if it is still there.
 
-    A killed process leaves its file behind. In a folder of the output, the next run sweeps it. In the system's
-    temporary folder, the next file aside sweeps it: a file there is locked as long as its process lives.
+    A killed process leaves its file behind. In a folder of the output, the next run sweeps it. In a folder that is
+    nobody's alone, the next file aside sweeps it: a file there is locked as long as its process lives.
 
     Args:
         name: of the file that it becomes.
         scratch: folder of the file, made if it is missing; None for the system's temporary folder.
+        beside: the folder is the target's own, which is there, and whoever may read the target may read the file.
     """
 
-    def __init__(self, name: str, scratch: str | None) -> None:
-        self._name, self._scratch = name, scratch
+    def __init__(self, name: str, scratch: str | None, *, beside: bool = False) -> None:
+        self._name, self._scratch, self._beside = name, scratch, beside
         self._descriptor: int | None = None
 
     def __enter__(self) -> Path:
-        name = f"{self._name}.{uuid.uuid4().hex}{_SUFFIX}"
-        if self._scratch is not None:
-            folder = Path(self._scratch)
-            folder.mkdir(parents=True, exist_ok=True)
-            self._path = folder / name
-            self._path.touch(exist_ok=False)  # readable by whoever may read the folder
-            return self._path
-        folder = Path(tempfile.gettempdir())
-        sweep_orphans(folder)
-        self._path = folder / f"{_PREFIX}{name}"
+        unique = f"{uuid.uuid4().hex}{_SUFFIX}"
+        if self._beside and self._scratch is not None:
+            # A short name: the target's may be as long as the file system takes.
+            return self._locked(Path(self._scratch), f".{_PREFIX}{_machine()}-", unique, 0o666)
+        name = f"{self._name}.{unique}"
+        if self._scratch is None:
+            return self._locked(Path(tempfile.gettempdir()), _PREFIX, name, 0o600)
+        folder = Path(self._scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / name
+        self._path.touch(exist_ok=False)  # readable by whoever may read the folder
+        return self._path
+
+    def _locked(self, folder: Path, prefix: str, name: str, mode: int) -> Path:
+        """Make the file with a lock, and remove those of a name with this prefix that have none any more."""
+        sweep_orphans(folder, prefix)
+        self._path = folder / f"{prefix}{name}"
         # The file takes the name that is swept only once it is locked.
         unlocked = self._path.with_suffix(".new")
-        self._descriptor = os.open(unlocked, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._descriptor = os.open(unlocked, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, mode)
         lock_file(self._descriptor)
         unlocked.rename(self._path)
         return self._path
@@ -75,15 +85,21 @@ class FileAside:
             os.close(self._descriptor)
 
 
-def sweep_orphans(folder: Path) -> None:
+def sweep_orphans(folder: Path, prefix: str = _PREFIX) -> None:
     """Remove this user's files aside whose process is gone; all others stay.
 
     Args:
         folder: shared by processes and users, such as the system's temporary folder.
+        prefix: of their names.
     """
-    for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+    for path in folder.glob(f"{prefix}*{_SUFFIX}"):
         with suppress(OSError):  # in use, or just removed by another process, or not ours to open
             _remove_orphan(path)
+
+
+def _machine() -> str:
+    """Of this machine's name: a folder may be seen by others, and not each file system tells them of locks."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def _remove_orphan(path: Path) -> None:

@@ -17,7 +17,8 @@ def whole_file(target: Path) -> Iterator[Path]:
     """Give a path to write at; what is there when the block ends takes the target's place in one step.
 
     When the block raises, the target stays as it was, or stays missing. A link stays a link, and a file keeps its
-    mode. What is no file, such as /dev/stdout, is written itself.
+    mode. What is no file, such as /dev/stdout, is written itself. What a killed process left beside a file is removed by
+    the next that writes there.
 
     Args:
         target: the file to write; its folder must be there.
@@ -33,8 +34,7 @@ def whole_file(target: Path) -> Iterator[Path]:
         raise FileNotFoundError(2, "No such folder", str(place.parent))
     if place.exists() and not os.access(place, os.W_OK):
         raise PermissionError(13, "Permission denied", str(place))
-    # A short name: the target's may be as long as the file system takes.
-    with FileAside(".toprovar-batch", str(place.parent)) as aside:
+    with FileAside(place.name, str(place.parent), beside=True) as aside:
         yield aside
         if place.exists():
             shutil.copymode(place, aside)

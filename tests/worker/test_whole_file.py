@@ -1,5 +1,8 @@
 import os
+import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,40 @@ def test_a_file_appears_whole_and_nothing_stays_beside_it(tmp_path):
         path.write_text("whole")
     assert target.read_text() == "whole"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.fixture
+def orphan(tmp_path):
+    """What a process that was killed while it wrote has left beside its target."""
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from toprovar_batch.worker.whole_file import whole_file\n"
+        "with whole_file(Path(sys.argv[1])) as path: path.write_text('half') and os.kill(os.getpid(), 9)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "killed.txt")]
+    assert subprocess.run(command, check=False).returncode == -9
+    (path,) = tmp_path.iterdir()
+    return path
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp_path, orphan):
+    write_whole(tmp_path / "new.txt", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["new.txt"]
+
+
+def test_what_living_processes_write_stays(tmp_path):
+    with whole_file(tmp_path / "slow.txt") as path:
+        path.write_text("slow")
+        write_whole(tmp_path / "quick.txt", "quick")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["quick.txt", "slow.txt"]
+    assert (tmp_path / "slow.txt").read_text() == "slow"
+
+
+def test_what_another_machine_left_stays(tmp_path, orphan, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "another")
+    write_whole(tmp_path / "new.txt", "new")
+    assert orphan.exists()
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
