@@ -3,7 +3,8 @@
 import codecs
 import csv
 import io
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +16,6 @@ from .files import PromptFile
 from .table_spool import TableSpool
 
 _BLOCK_BYTES = 8 << 20
-_LONGEST_FIELD = 2**31 - 1
 
 
 def spooled_csv(file: PromptFile, text_columns: Sequence[str], limit: int | None) -> TableSpool | None:
@@ -74,13 +74,30 @@ def _is_sound(file: PromptFile) -> bool:
         return False
     if not has_text or not has_quotes:
         return has_text
-    before = csv.field_size_limit(_LONGEST_FIELD)
     try:
         with io.TextIOWrapper(file.open(), "utf-8-sig", newline="") as text:
-            for _ in csv.reader(text, strict=True):
-                pass
-    except (csv.Error, UnicodeDecodeError):
+            return unclosed_quote(text) is None
+    except UnicodeDecodeError:
         return False
+
+
+def unclosed_quote(text: Iterable[str]) -> int | None:
+    """Find a quotation mark that Arrow's reader would take for the begin of a field that swallows the rows after it.
+
+    Args:
+        text: lines of CSV with their ends as they are; a field may be of any length.
+
+    Returns:
+        The line where the row with the quote begins, from 1; None where all are closed at the end of their field.
+    """
+    reader = csv.reader(text, strict=True)
+    line = 1
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        for _ in reader:
+            line = reader.line_num + 1
+    except csv.Error:
+        return line
     finally:
         csv.field_size_limit(before)
-    return True
+    return None

@@ -1,6 +1,5 @@
 """The prompt formats: each reader takes one file and gives its rows."""
 
-import csv
 import io
 import json
 import re
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from toprovar_batch.worker.errors import PromptSourceError
 from toprovar_batch.worker.words import counted
 
+from .csv_blocks import unclosed_quote
 from .files import FORMATS, LINE_END, PromptFile, describe_json, first_line
 
 Row = dict[str, Any]
@@ -204,19 +204,12 @@ def _check_quotes(text: str, label: str) -> None:
     """
     if '"' not in text:
         return
-    limit = csv.field_size_limit(len(text) + 1)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    line = 1
-    try:
-        for _ in reader:
-            line = reader.line_num + 1
-    except csv.Error as error:
+    line = unclosed_quote(io.StringIO(text, newline=""))
+    if line is not None:
         raise PromptSourceError(
             f"{label}, line {line}: a quotation mark is not closed at the end of its field; "
             'write a quote inside "quoted text" twice'
-        ) from error
-    finally:
-        csv.field_size_limit(limit)
+        )
 
 
 def read_jsonl(file: PromptFile, limit: int | None) -> list[Row]:

@@ -1,7 +1,11 @@
+import csv
+import io
+
 import pytest
 
 from toprovar_batch.orchestrator.job.spec import PromptSpec
 from toprovar_batch.orchestrator.prompts import csv_blocks, files, read
+from toprovar_batch.orchestrator.prompts.csv_blocks import unclosed_quote
 from toprovar_batch.orchestrator.prompts.files import find_files
 from toprovar_batch.worker.errors import PromptSourceError
 
@@ -87,3 +91,14 @@ def test_plain_columns_are_read_in_blocks_and_others_as_a_whole(tmp_path, monkey
     (tmp_path / "a.csv").write_bytes(CASES[case].encode())
     [file] = find_files(str(tmp_path / "a.csv"))
     assert (csv_blocks.spooled_csv(file, ["prompt", "id"], None) is not None) == (case in PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [('a,b\n"x","y"\n', None), ('a,b\nc,d\n"x\ny","z\n', 3), ('a\n"b"c\n', 2), ("", None)],
+)
+def test_an_open_quote_is_found_and_the_limit_of_others_stays(text, line):
+    before = csv.field_size_limit()
+    assert unclosed_quote(io.StringIO(text, newline="")) == line
+    assert unclosed_quote(io.StringIO('"' + "x" * (before + 1) + '"')) is None
+    assert csv.field_size_limit() == before
