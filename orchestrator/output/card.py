@@ -29,10 +29,14 @@ _PLAIN = (
     pa.types.is_large_string,
     pa.types.is_binary,
 )
-# What cards of earlier versions had, and what stands in its place. The block makes `datasets` give stale rows.
+_GOOD_ROWS = 'good = images.filter(lambda status: status == "ok", input_columns="status")'
+# What cards of earlier versions had, and what stands in its place. The block makes `datasets` give stale rows, and the first
+# row may have no image.
 _EARLIER = {
     "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*.parquet\n": "",
     'load_dataset("path/of/this/folder", split="train")': reading_call("path/of/this/folder"),
+    'images[0]["image"].show()': f'{_GOOD_ROWS}\ngood[0]["image"].show()',
+    "row = images[0]\nheight": "row = good[0]\nheight",
 }
 _MEANINGS = {
     "sample_id": "key of the sample",
@@ -60,7 +64,7 @@ In how many layers each token of the last scale ran, as an array:
 ```python
 import numpy as np
 
-row = images[0]
+row = good[0]
 height, width = row["image"].height // 16, row["image"].width // 16
 layers = np.frombuffer(row["pruning_map"], np.uint8)[-height * width :].reshape(height, width)
 ```
@@ -101,7 +105,8 @@ The folder fills shard by shard; `toprovar-batch status` on it says how far it i
 from datasets import load_dataset
 
 images = {reading_call("path/of/this/folder")}
-images[0]["image"].show()
+{_GOOD_ROWS}
+good[0]["image"].show()
 ```
 
 pandas and polars take the folder `data`, DuckDB the files `data/*.parquet`. Parquet files elsewhere hold no images.
@@ -136,7 +141,7 @@ def _in_code(name: str) -> str:
 
 
 def mended_card(card: str) -> str:
-    """Give a card without what made `datasets` read stale rows; one that has none of it comes back as it is."""
+    """Give a card without what made `datasets` read stale rows, or fail at an error row; one that has none of it comes back as it is."""
     for earlier, now in _EARLIER.items():
         card = card.replace(earlier, now)
     return card

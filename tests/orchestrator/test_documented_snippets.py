@@ -33,10 +33,10 @@ SNIPPETS = [
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, ray_cluster):
-    """A folder with a finished dataset of one picture and one error row, OUTPUT."""
+    """A folder with a finished dataset of an error row, which comes first, and one picture, OUTPUT."""
     folder = tmp_path_factory.mktemp("snippets")
     (folder / "prompts.jsonl").write_text(
-        '{"prompt": "a red sphere", "category": "simple"}\n{"prompt": "", "category": "none"}\n'
+        '{"prompt": "", "category": "none"}\n{"prompt": "a red sphere", "category": "simple"}\n'
     )
     (folder / "job.yaml").write_text(JOB)
     done = CliRunner().invoke(main, ["submit", str(folder / "job.yaml"), "--output", str(folder / "OUTPUT")])
