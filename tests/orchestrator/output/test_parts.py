@@ -245,7 +245,7 @@ def test_the_lines_of_the_card_read_the_last_scale_of_a_pruning_map(write_job):
     shape, scales = (4, 8), [(1, 2), (2, 4), (4, 8)]
     flat = np.concatenate([np.full(h * w, number, np.uint8) for number, (h, w) in enumerate(scales)])
     flat[-1] = 9
-    space = {"images": [{"image": SimpleNamespace(height=64, width=128), "pruning_map": flat.tobytes()}]}
+    space = {"good": [{"image": SimpleNamespace(height=64, width=128), "pruning_map": flat.tobytes()}]}
     exec(code, space)
     assert space["layers"].shape == shape
     assert space["layers"].ravel().tolist() == [2] * 31 + [9]
