@@ -8,7 +8,7 @@ from toprovar_batch.orchestrator.console import echo, echo_json
 from toprovar_batch.orchestrator.job.checks import check_job, check_remote_files
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.spec import JobSpec
-from toprovar_batch.orchestrator.output.check import check_output, plan_in_output
+from toprovar_batch.orchestrator.output.check import as_in_output, check_output, plan_in_output
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
 from toprovar_batch.orchestrator.run.ray_probe import check_ray
 from toprovar_batch.worker.errors import UserError
@@ -28,7 +28,7 @@ _RAY_ANSWER_S = 10.0  # a run waits longer, for a head that is busy
 def validate_command(job_file: str, overrides: tuple[str, ...], output: str | None, as_json: bool) -> None:
     """Check the job file JOB, its prompts, model files, output folder and Ray cluster, without a GPU."""
     try:
-        job = load_job(job_file, overrides, output=output)
+        job = as_in_output(load_job(job_file, overrides, output=output))
         model_lines = check_job(job)
         plan = plan_in_output(job, plan_job(job))
         output_state = check_output(job, plan)

@@ -2,10 +2,10 @@
 
 import tempfile
 import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.storage import explain_storage, storage_errors
 
@@ -30,14 +30,12 @@ def refuse_read_only(output: str) -> None:
 
 
 def check_place(folder: "OutputFolder") -> None:
-    """Check that files can be made in an output folder, without leaving one.
+    """Check that files can be made in an output folder, without leaving one. A store that forbids to delete keeps one, which is told.
 
     Raises:
-        OutputFolderError: its storage is for reading only, its readers do not take its name, its bucket does not exist, or
-            it may not be written.
+        OutputFolderError: its readers do not take its name, its bucket does not exist, or it may not be written.
         OSError: and what else file systems raise that cannot be reached.
     """
-    refuse_read_only(folder.url)
     if "::" in folder.path:
         raise OutputFolderError(
             f"{folder.url}: holds ::, which datasets.load_dataset would take for several addresses; choose another name"
@@ -70,8 +68,11 @@ def _check_takes(folder: "OutputFolder") -> None:
         folder.filesystem.pipe_file(path, b"toprovar-batch: can this be written?")
     except storage_errors() as error:
         raise OutputFolderError(f"{folder.url}: cannot be written: {explain_storage(error)}") from error
-    with suppress(*storage_errors()):  # who may write need not be allowed to delete
+    try:
         folder.filesystem.rm_file(path)
+    except storage_errors() as error:  # who may write need not be allowed to delete
+        shown, reason = folder.shown(path), explain_storage(error)
+        echo(f"Warning: {shown}, a small object to try the output with, stays: {reason}", err=True)
 
 
 def _check_bucket(folder: "OutputFolder") -> None:

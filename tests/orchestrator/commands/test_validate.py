@@ -323,6 +323,23 @@ def test_validate_and_submit_refuse_an_address_in_the_same_sentence(validate, op
     assert (submitted.exit_code, submitted.stderr) == (2, result.stderr)
 
 
+@pytest.mark.parametrize("command", ["validate", "submit"])
+def test_an_output_for_reading_only_is_refused_once_and_first(validate, monkeypatch, command):
+    asked = []
+
+    def refuse(output):
+        asked.append(output)
+        raise OutputFolderError("no")
+
+    monkeypatch.setattr("toprovar_batch.orchestrator.output.check.refuse_read_only", asked.append)
+    validate()
+    assert len(asked) == 1
+    monkeypatch.setattr("toprovar_batch.orchestrator.output.check.refuse_read_only", refuse)
+    monkeypatch.setattr(OutputFolder, "read_job", None)
+    result = CliRunner().invoke(main, [command, "job.yaml"])
+    assert (result.exit_code, result.stderr) == (2, "Error: no\n")
+
+
 def test_an_output_that_lacks_a_package_names_the_extra(validate, monkeypatch):
     def no_s3fs(url):
         raise ImportError("Install s3fs to access S3")

@@ -52,6 +52,25 @@ def s3(monkeypatch, address):
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+def test_the_object_that_tries_an_output_goes_again_or_is_named(write_job, s3, monkeypatch):
+    job = write_job(output="s3://bucket/tried")
+    assert CliRunner().invoke(main, ["validate", job]).stderr == ""
+    assert s3.find("bucket/tried") == []
+
+    async def refuse(*_, **__):
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_rm_file", refuse)
+    s3fs.S3FileSystem.clear_instance_cache()  # those that are there have the method at hand
+    result = CliRunner().invoke(main, ["validate", job])
+    assert result.exit_code == 0
+    s3.invalidate_cache()
+    [left] = s3.find("bucket/tried")
+    assert result.stderr == (
+        f"Warning: s3://{left}, a small object to try the output with, stays: Access Denied\n"
+    )
+
+
 @pytest.mark.slow
 def test_a_job_drains_and_goes_on_in_object_storage(write_job, s3, start_driver):
     job = write_job([f"prompt {index}" for index in range(40)], output="s3://bucket/out")
