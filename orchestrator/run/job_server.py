@@ -12,6 +12,8 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from toprovar_batch.worker.errors import JobSpecError, RunFailedError
 
+from .ray_session import REFUSAL_MEND, send_token
+
 _OVERRIDING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 STOPPED = 143  # exit code of a job that Ray ended with SIGTERM
 
@@ -29,6 +31,7 @@ class JobServer:
     def __init__(self, address: str) -> None:
         self.address = address
         with self._told(), _without(_OVERRIDING):  # Ray would prefer these to an address that was named
+            send_token()
             self._client = JobSubmissionClient(address)
 
     def submit(self, entrypoint: str, environment: Mapping[str, Any], name: str) -> str:
@@ -110,6 +113,10 @@ class JobServer:
             ) from error
         except Exception as error:  # the client passes on what requests, aiohttp and pydantic raise
             text = " ".join(str(error).split())
+            if text.startswith(("Authentication required", "Authentication failed")):
+                raise JobSpecError(
+                    f"{self.address}: the Ray Jobs server refuses the token; {REFUSAL_MEND}"
+                ) from error
             if job_id is not None and ("404" in text or "does not exist" in text):
                 raise JobSpecError(f"{self.address}: there is no job {job_id}") from error
             raise JobSpecError(f"{self.address}: {text[:300] or type(error).__name__}") from error

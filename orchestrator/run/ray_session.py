@@ -26,6 +26,10 @@ _REFUSED_TOKEN: Any = getattr(ray.exceptions, "AuthenticationError", ())  # earl
 _LONGEST_FOLDER = 43
 _SHORT_FOLDER = "/tmp/ray"  # noqa: S108 (Ray's own default, readable as it makes it)
 
+REFUSAL_MEND = "set RAY_AUTH_TOKEN to its token, or RAY_AUTH_MODE=token to send that of ~/.ray/auth_token"
+"""What mends a token that a cluster refuses."""
+_TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+
 
 @contextlib.contextmanager
 def ray_session(runtime: RuntimeJobSpec) -> Iterator[None]:
@@ -94,13 +98,16 @@ def _start(settings: Mapping[str, Any], address: str | None) -> None:
             ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
     except _REFUSED_TOKEN as error:
         raise JobSpecError(
-            f"runtime.ray_address: the Ray cluster at {address or 'this machine'} refuses the token; set RAY_AUTH_TOKEN, or "
-            "RAY_AUTH_TOKEN_PATH to the file with its token"
+            f"runtime.ray_address: the Ray cluster at {address or 'this machine'} refuses the token; {REFUSAL_MEND}"
         ) from error
     except (ConnectionError, ValueError) as error:
         reason = str(error).split("\n", maxsplit=1)[0]
         if address is None:
             raise _cannot_start(reason) from error
+        if reason.startswith(
+            "Failed to connect to Ray cluster"
+        ):  # although something speaks its protocol there
+            reason += f"; if it asks for a token, {REFUSAL_MEND}"
         raise no_answer(address, reason) from error
     except OSError as error:
         if address is not None:
@@ -117,11 +124,31 @@ def _reachable(address: str) -> str:
     # Ray asks 20 times, for 40 seconds each where nobody answers, and hears of no signal meanwhile. Once is enough for
     # one that has just answered; "auto" may name one that is gone.
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
+    send_token(found_here=address == AUTO)
     found: str | None = services.canonicalize_bootstrap_address(address) if address == AUTO else address
     if found is None:
         raise ConnectionError("none runs on this machine")
     wait_for_ray(found)
     return found
+
+
+def send_token(*, found_here: bool = False) -> None:
+    """Let Ray send a token that the environment names; by itself it sends one only where RAY_AUTH_MODE is "token".
+
+    The token in the home folder goes to no address that somebody names, unless that variable says so: it is the key to
+    this machine's own clusters.
+
+    Args:
+        found_here: the cluster was found on this machine, which may have that one, too.
+    """
+    if not (found_here or os.environ.keys() & _TOKENS):
+        return
+    with contextlib.suppress(ImportError):  # earlier versions of Ray have no tokens
+        from ray._private.authentication import authentication_token_setup as setup  # noqa: PLC0415
+
+        enable = getattr(setup, "maybe_enable_token_auth_if_token_available", None)
+        if enable is not None:
+            enable(warn_if_disabled=False)
 
 
 @contextlib.contextmanager

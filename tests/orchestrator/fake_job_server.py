@@ -16,13 +16,14 @@ class FakeJobServer:
         ending: status, message and exit code of every job.
         ray_version: what it claims to run.
         refusal: status and text that a new job gets, or None.
+        token: that every request must have, or None.
     """
 
     def __init__(self):
         self.packages, self.requests = {}, []
         self.said = ["first\n", "last\n"]
         self.ending = {"status": "SUCCEEDED", "message": "", "driver_exit_code": 0}
-        self.ray_version, self.refusal, self.address = "2.60.0", None, ""
+        self.ray_version, self.refusal, self.address, self.token = "2.60.0", None, "", None
         self._started = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
@@ -39,7 +40,7 @@ class FakeJobServer:
 
     def _run(self):
         asyncio.set_event_loop(self._loop)
-        app = web.Application(client_max_size=1 << 30)
+        app = web.Application(client_max_size=1 << 30, middlewares=[self._guard])
         app.add_routes(
             [
                 web.get("/api/version", self._version),
@@ -60,6 +61,15 @@ class FakeJobServer:
         self._started.set()
         self._loop.run_forever()
         self._loop.run_until_complete(runner.cleanup())
+
+    @web.middleware
+    async def _guard(self, request, handler):
+        given = request.headers.get("Authorization")
+        if self.token is None or given == f"Bearer {self.token}":
+            return await handler(request)
+        if given is None:
+            return web.Response(status=401, text="Unauthorized: Missing authentication token")
+        return web.Response(status=403, text="Forbidden: Invalid authentication token")
 
     async def _version(self, _):
         return web.json_response({"version": "4", "ray_version": self.ray_version, "ray_commit": ""})

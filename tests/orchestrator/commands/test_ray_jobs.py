@@ -131,6 +131,23 @@ def test_logs_and_stop(server, job_file):
     assert call("stop", *there) == "raysubmit_1 is asked to stop\n"
 
 
+def test_the_token_of_the_environment_is_sent(server, job_file):
+    server.token = "0" * 64
+    line = [sys.executable, "-m", "toprovar_batch", "submit", str(job_file), "--address", server.address]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+
+    def sent(**more):
+        done = subprocess.run(line, env=variables | more, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = sent(RAY_AUTH_TOKEN=server.token)
+    assert (code, said.endswith("first\nlast\n")) == (0, True), said
+    for given in ({}, {"RAY_AUTH_TOKEN": "1" * 64}):
+        code, said = sent(**given)
+        refused = f"Error: {server.address}: the Ray Jobs server refuses the token; set RAY_AUTH_TOKEN to its token, or "
+        assert (code, said.startswith(refused), said.count("\n")) == (2, True, 1), said
+
+
 def test_a_log_obeys_no_terminal_and_shows_no_secret(server, job_file):
     call("submit", job_file, "--address", server.address, "--detach")
     server.said = ["\x1b[2Jred\r\n50%\r100%\n\tat https://u:S3c", "r3t@host/f?sig=S3cr3t failed\u202e\nrest"]

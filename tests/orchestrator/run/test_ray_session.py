@@ -18,6 +18,7 @@ def start(monkeypatch):
     monkeypatch.setattr("toprovar_batch.orchestrator.run.ray_session.ray.is_initialized", lambda: False)
     monkeypatch.setattr("toprovar_batch.orchestrator.run.ray_session.ray.shutdown", lambda: None)
     monkeypatch.setattr("toprovar_batch.orchestrator.run.ray_session.wait_for_ray", lambda _: None)
+    monkeypatch.setattr("toprovar_batch.orchestrator.run.ray_session.send_token", lambda **_: None)
     for name in (
         "RAY_ADDRESS",
         "RAY_TMPDIR",
@@ -79,6 +80,35 @@ def test_a_refused_token_is_told_as_such(start):
     error = ray_session.ray.exceptions.AuthenticationError("InvalidAuthToken")
     with pytest.raises(JobSpecError, match="the Ray cluster at head:1 refuses the token; set RAY_AUTH_TOKEN"):
         start(error, ray_address="head:1")
+    # So it says of a cluster that asks for a token and is given none.
+    error = ConnectionError("Failed to connect to Ray cluster at head:1")
+    with pytest.raises(JobSpecError, match="at head:1; if it asks for a token, set RAY_AUTH_TOKEN"):
+        start(error, ray_address="head:1")
+
+
+@pytest.mark.parametrize(
+    ("variables", "found_here", "is_sent"),
+    [
+        ({}, False, False),
+        ({}, True, True),
+        ({"RAY_AUTH_TOKEN": "0" * 64}, False, True),
+        ({"RAY_AUTH_TOKEN_PATH": "/some/file"}, False, True),
+    ],
+)
+def test_the_token_in_the_home_folder_goes_to_clusters_of_this_machine_alone(
+    monkeypatch, variables, found_here, is_sent
+):
+    asked = []
+    setup = (
+        "ray._private.authentication.authentication_token_setup.maybe_enable_token_auth_if_token_available"
+    )
+    monkeypatch.setattr(setup, lambda **options: asked.append(options))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    ray_session.send_token(found_here=found_here)
+    assert bool(asked) is is_sent
 
 
 @pytest.mark.parametrize(
