@@ -320,6 +320,10 @@ def _sentence(error: RayError) -> str:
             return str(cause)
         text = f"{type(cause).__name__}: {cause}" if isinstance(cause, BaseException) else str(error)
         return " ".join(text.split())[:500]
+    if "error raised in its creation task" in str(
+        error
+    ):  # a node lacks a package, for example: the last line says it
+        return str(error).strip().splitlines()[-1].strip()[:500]
     text = " ".join(str(error).split())
     if "connection error code 2" in text:  # all that Ray knows of a process that is suddenly not there
         return "its process died"

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from toprovar_batch.orchestrator.run import fleet as fleet_module
 from toprovar_batch.orchestrator.run.fleet import (
@@ -15,6 +16,7 @@ from toprovar_batch.orchestrator.run.fleet import (
     Starving,
     Waiting,
     Worker,
+    _sentence,
 )
 from toprovar_batch.worker.shard_events import Alive, AwaitingMemory, Committed, Fetching, Progress, Started
 from toprovar_batch.worker.shard_stats import ShardStats
@@ -346,3 +348,9 @@ def test_an_exception_is_held_against_its_own_shard_alone(crossing_fleet):
         (3, True, False),
         (4, False, True),
     ]
+
+
+def test_a_worker_that_cannot_be_made_on_its_node_says_why():
+    trace = "\x1b[36mray::GenerationWorker.__init__()\x1b[39m (pid=7)\n  ^^^\nModuleNotFoundError: No module named 'toprovar_batch'"
+    cause = RayTaskError("GenerationWorker.__init__", trace, ModuleNotFoundError("toprovar_batch"))
+    assert _sentence(ActorDiedError(cause)) == "ModuleNotFoundError: No module named 'toprovar_batch'"
