@@ -10,6 +10,7 @@ import torch
 from toprovar_batch.kernels.cuda_graphs import CudaGraphs
 from toprovar_batch.kernels.ops import Backend
 
+from .model_size import host_memory, refuse_too_large
 from .models import Model, build_model
 from .picture_decoder import PictureDecoder
 from .resolved import ResolvedModel
@@ -109,6 +110,7 @@ def load_model(model: ResolvedModel, runtime: RuntimeSpec) -> LoadedModel:
     start = time.perf_counter()
     device = resolve_device(runtime.device)
     dtype = resolve_dtype(model.dtype, device)
+    refuse_too_large_for(model, device, dtype)
     # Before the weights, so that a setting that cannot be is told at once.
     backend = resolve_kernels(runtime.backend, device, model.transformer.head_dim)
     parts, free_bytes, rows, independent, chunks = build_model(model, device, dtype), None, None, False, None
@@ -139,6 +141,19 @@ def load_model(model: ResolvedModel, runtime: RuntimeSpec) -> LoadedModel:
         chunks,
         workspace,
     )
+
+
+def refuse_too_large_for(model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse a model that the memory of a device cannot hold, before anything is built.
+
+    Raises:
+        ModelSpecError: it cannot; names the key.
+    """
+    if device.type == "cuda":
+        refuse_too_large(model, dtype.itemsize, torch.cuda.mem_get_info(device)[1], "the GPU")
+        refuse_too_large(model, 0, host_memory(), "this machine")
+    else:
+        refuse_too_large(model, dtype.itemsize, host_memory(), "this machine")
 
 
 def _workspace(model: Model, backend: Backend) -> Workspace | None:

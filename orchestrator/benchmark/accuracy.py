@@ -10,6 +10,7 @@ from toprovar_batch.kernels.ops import PYTORCH, Backend, fastest_attention
 from toprovar_batch.worker.batch_runner import BatchRunner
 from toprovar_batch.worker.infinity.schedule import largest_map
 from toprovar_batch.worker.infinity.transformer import Infinity
+from toprovar_batch.worker.loaded import refuse_too_large_for
 from toprovar_batch.worker.models import random_transformer
 from toprovar_batch.worker.resolved import ResolvedSpec
 
@@ -55,6 +56,7 @@ def measure_accuracy(
     Returns:
         One record per scale.
     """
+    refuse_too_large_for(spec.model, device, torch.float32)
     transformer, vae, settings = spec.model.transformer, spec.model.vae, spec.settings
     schedule = spec.schedule_of(spec.image.h_div_w)
     exact = random_transformer(transformer, seed, device, torch.float32)

@@ -16,7 +16,7 @@ from toprovar_batch import __version__
 from toprovar_batch.orchestrator.commands.finite_range import FiniteRange
 from toprovar_batch.orchestrator.commands.local_file import LocalFile
 from toprovar_batch.orchestrator.console import echo
-from toprovar_batch.orchestrator.job.checks import check_job
+from toprovar_batch.orchestrator.job.checks import check_job, check_memory
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.policy_file import PROVENANCE
 from toprovar_batch.orchestrator.job.spec import JobSpec
@@ -99,6 +99,7 @@ def calibrate_command(
     if not sample.num_rows:
         raise JobSpecError(f"{job_file}: the job has no usable prompt to calibrate with")
     check_job(job)
+    check_memory(job)
     from toprovar_batch.orchestrator.calibration.search import Calibration, Goal  # noqa: PLC0415 - imports torch
 
     goal = Goal(*wished)

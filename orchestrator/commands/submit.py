@@ -10,7 +10,7 @@ from functools import partial
 import click
 
 from toprovar_batch.orchestrator.console import echo
-from toprovar_batch.orchestrator.job.checks import check_job
+from toprovar_batch.orchestrator.job.checks import check_job, check_memory
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.check import as_in_output, is_begun, plan_in_output
@@ -112,6 +112,7 @@ def _check(job: JobSpec, engine_factory: EngineFactory | None) -> None:
     if not cluster_address(job.runtime):
         if engine_factory is None:
             check_job(job)
+            check_memory(job)
     elif not is_begun(job):
         refuse_dead_cluster(job.runtime)
 

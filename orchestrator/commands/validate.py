@@ -5,12 +5,12 @@ from typing import Any
 import click
 
 from toprovar_batch.orchestrator.console import echo, echo_json
-from toprovar_batch.orchestrator.job.checks import check_job, check_remote_files
+from toprovar_batch.orchestrator.job.checks import check_job, check_memory, check_remote_files
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.spec import JobSpec
 from toprovar_batch.orchestrator.output.check import as_in_output, check_output, plan_in_output
 from toprovar_batch.orchestrator.prompts.sample_plan import SamplePlan, plan_job
-from toprovar_batch.orchestrator.run.ray_probe import check_ray
+from toprovar_batch.orchestrator.run.ray_probe import check_ray, cluster_address
 from toprovar_batch.worker.errors import UserError
 from toprovar_batch.worker.words import counted
 
@@ -34,6 +34,7 @@ def validate_command(job_file: str, overrides: tuple[str, ...], output: str | No
         output_state = check_output(job, plan)
         warnings = [
             *plan.warnings,
+            *([] if cluster_address(job.runtime) else check_memory(job, elsewhere=True)),
             *check_remote_files(job.resolved.model.files),
             *check_ray(job.runtime, _RAY_ANSWER_S),
         ]

@@ -1,10 +1,12 @@
 """Checks across the fields of a job that need neither a GPU nor any weights."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from toprovar_batch.worker.errors import ModelSpecError
 from toprovar_batch.worker.fetch import is_packaged
 from toprovar_batch.worker.model_files import check_model_files
+from toprovar_batch.worker.model_size import LARGEST_GPU, count_parameters, host_memory, refuse_too_large
 from toprovar_batch.worker.pruning.policies.fit import check_policy
 from toprovar_batch.worker.resolved import ModelFiles
 from toprovar_batch.worker.storage import locate, storage_errors, what_happened
@@ -28,6 +30,36 @@ def check_job(job: JobSpec) -> list[str]:
     _check_protocols(spec.model.files)
     check_policy(spec.policy, spec.num_scales, spec.model.transformer.depth)
     return check_model_files(spec.model)
+
+
+def check_memory(job: JobSpec, *, elsewhere: bool = False) -> list[str]:
+    """Check that this machine can hold the model of a job; where it has a GPU, who loads the model asks that.
+
+    Args:
+        job: to run here.
+        elsewhere: the job may still be sent to another machine, so only what no GPU holds either is refused.
+
+    Returns:
+        What a run on this machine would refuse.
+
+    Raises:
+        ModelSpecError: the model is too large; names the key.
+    """
+    model = job.resolved.model
+    try:
+        itemsize = 2 if model.dtype in {"bfloat16", "float16"} else 4
+        refuse_too_large(model, itemsize, host_memory(), "this machine")
+    except ModelSpecError as error:
+        on_cpu = job.runtime.device == "cpu" or not _has_gpu()
+        if (on_cpu and not elsewhere) or 2 * count_parameters(model) > LARGEST_GPU:
+            raise
+        return [str(error)] if on_cpu else []
+    return []
+
+
+def _has_gpu() -> bool:
+    """Whether the machine has a GPU, as far as that shows without PyTorch."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
 def _check_protocols(files: ModelFiles) -> None:

@@ -340,6 +340,30 @@ def test_an_output_for_reading_only_is_refused_once_and_first(validate, monkeypa
     assert (result.exit_code, result.stderr) == (2, "Error: no\n")
 
 
+def test_a_model_that_this_machine_cannot_hold_is_told_and_one_that_none_holds_is_refused(
+    validate, monkeypatch
+):
+    module = "toprovar_batch.orchestrator.job.checks"
+    monkeypatch.setattr(f"{module}._has_gpu", lambda: False)
+    monkeypatch.setattr(f"{module}.host_memory", lambda: 10**6)
+    here = validate()
+    assert (here.exit_code, here.stderr) == (0, "")
+    [line] = [line for line in here.stdout.splitlines() if line.startswith("warning  ")]
+    sentence = line.removeprefix("warning  ")
+    assert sentence.startswith("model.")
+    assert "this machine has 0.0 GB of memory for it" in sentence
+    for command in (["submit", "job.yaml"], ["calibrate", "job.yaml", "--file", "policy.yaml"]):
+        result = CliRunner().invoke(main, [*command, "--set", "output=nowhere"])
+        assert (result.exit_code, result.stderr) == (2, f"Error: {sentence}\n")
+    assert not Path("nowhere").exists()
+    for has_gpu in (False, True):
+        monkeypatch.setattr(f"{module}._has_gpu", lambda has_gpu=has_gpu: has_gpu)
+        absurd = validate("--set", "model.architecture.depth=9999999")
+        assert absurd.exit_code == 2
+        assert absurd.stderr.startswith("Error: model.architecture.depth: with 9999999 the model has ")
+    assert validate().stdout.count("warning") == 0  # its GPU is asked when the model is loaded
+
+
 def test_an_output_that_lacks_a_package_names_the_extra(validate, monkeypatch):
     def no_s3fs(url):
         raise ImportError("Install s3fs to access S3")
