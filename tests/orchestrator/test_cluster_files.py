@@ -89,12 +89,15 @@ def directives(text):
     return dict(found)
 
 
-def run_sbatch(tmp_path, driver, *arguments):
+RUN_COMMAND = 'while [ "$1" != -- ]; do shift; done; shift; "$@"'
+
+
+def run_sbatch(tmp_path, driver, *arguments, start=RUN_COMMAND):
     """Run the script with doubles of Slurm's commands, of Ray's and of ours; gives its end and what they were called with."""
     doubles = {
         "scontrol": 'echo "scontrol $@" >> "$CALLS"; [ "$1" = show ] && printf "node1\\nnode2\\n"; true',
         "srun": 'while [ "$1" != ray ]; do shift; done; exec "$@"',
-        "ray": 'echo "ray $@" >> "$CALLS"; while [ "$1" != -- ]; do shift; done; shift; "$@"',
+        "ray": f'echo "ray $@" >> "$CALLS"; echo "token $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> "$CALLS"; {start}',
         "toprovar-batch": f'printf "%s\\n" "$*" >> "$CALLS"; {driver}',
     }
     for name, body in doubles.items():
@@ -140,6 +143,22 @@ def test_a_run_under_slurm_passes_its_arguments_and_its_exit_code_on(tmp_path):
     assert f"my job.yaml --set name=a b --address node1:{port}" in calls
     assert "requeue" not in calls
     assert not Path(f"/tmp/tpv-{os.getpid()}").exists()
+
+
+def test_ray_of_each_slurm_job_has_a_token_of_its_own(tmp_path):
+    driver = 'echo "token $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> "$CALLS"'
+    tokens = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        _, calls = run_sbatch(tmp_path / name, driver, "job.yaml")
+        of_ray, of_driver = re.findall(r"^token token ([0-9a-f]{64})$", calls, re.MULTILINE)
+        assert of_ray == of_driver
+        tokens.append(of_ray)
+    assert len(set(tokens)) == 2
+
+
+def test_a_ray_that_does_not_start_under_slurm_is_no_success(tmp_path):
+    assert run_sbatch(tmp_path, "exit 0", "job.yaml", start="exit 0")[0] == 1
 
 
 def test_near_the_limit_the_driver_gets_the_signal_and_the_job_is_queued_again(tmp_path):
