@@ -35,8 +35,10 @@ from .fleet_events import (
     Worker,
     follow,
 )
+from .ray_probe import answers
 
 _RESOURCES_EVERY_S = 1.0
+_HEAD_S = 0.5  # most seconds to wait for a sign of the cluster's head
 _PATIENCE_S = 20.0  # a worker that finds no node for longer is worth a word to the user
 _PAUSE_S = (
     10.0  # a driver that has not listened for longer was itself stopped: a suspended process, a closed lid
@@ -76,8 +78,9 @@ class Fleet:
         self._cpus = cpus_per_worker
         self._stall_timeout_s = stall_timeout_s
         self._load_timeout_s = load_timeout_s
-        self._room, self._room_known = 0, float("-inf")
+        self._room, self._room_known = 1, float("-inf")
         self._draining_known = float("-inf")
+        self._head_answers, self._head_asked = True, float("-inf")
         self._listened = time.monotonic()
         # Attempts are counted by the ledger, so Ray must not restart or retry anything on its own.
         self._actor_class = ray.remote(GenerationWorker).options(
@@ -91,7 +94,7 @@ class Fleet:
         """
         if self._num_workers is not None:
             return self._num_workers
-        if time.monotonic() - self._room_known > _RESOURCES_EVERY_S:
+        if time.monotonic() - self._room_known > _RESOURCES_EVERY_S and self._may_ask():
             total = ray.cluster_resources()
             on_cpus = min(_CPU_WORKERS, int(total.get("CPU", 0)) // self._cpus)
             self._room = max(1, int(total.get("GPU", 0)) if self._on_gpus else on_cpus)
@@ -110,7 +113,7 @@ class Fleet:
             The workers of such nodes that were not known before.
         """
         found = []
-        if time.monotonic() - self._draining_known > _RESOURCES_EVERY_S:
+        if time.monotonic() - self._draining_known > _RESOURCES_EVERY_S and self._may_ask():
             self._draining_known = time.monotonic()
             draining = _draining_nodes()
             found = [worker for worker in self.workers if worker.node in draining and not worker.leaving]
@@ -132,8 +135,20 @@ class Fleet:
 
     def _has_room(self) -> bool:
         """Whether the nodes that live could hold a worker if nothing else ran on them."""
+        if not self._may_ask():
+            return True  # nobody knows
         total = ray.cluster_resources()
         return total.get("CPU", 0) >= self._cpus and total.get("GPU", 0) >= int(self._on_gpus)
+
+    def _may_ask(self) -> bool:
+        """Whether the cluster's head answers; without one, Ray holds who asks it for a minute and then ends the process.
+
+        Workers need no head for what they have, and a head that comes back goes on where it was.
+        """
+        if time.monotonic() - self._head_asked > _RESOURCES_EVERY_S:
+            self._head_asked = time.monotonic()
+            self._head_answers = answers(ray.get_runtime_context().gcs_address, _HEAD_S)
+        return self._head_answers
 
     def in_phase(self, *phases: str) -> list[Worker]:
         """The workers that are in one of the phases."""

@@ -119,6 +119,15 @@ def wait_for_ray(address: str, limit_s: float = ANSWER_S, refusals_s: float = _R
         time.sleep(pause)
 
 
+def answers(address: str, limit_s: float) -> bool:
+    """Whether something that speaks Ray's protocol answers at an address; `limit_s` as of `wait_for_ray`."""
+    try:
+        wait_for_ray(address, limit_s, 0)
+    except ConnectionError:
+        return False
+    return True
+
+
 def _ask(host: str, port: int, timeout_s: float) -> None:
     """Open a connection and read the server's first frame.
 

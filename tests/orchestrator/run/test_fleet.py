@@ -33,6 +33,9 @@ def silent_fleet(monkeypatch):
     )
     monkeypatch.setattr(fleet_module.ray, "wait", lambda sources, **_: ([], sources))
     monkeypatch.setattr(fleet_module.ray, "kill", lambda _actor: None)
+    monkeypatch.setattr(fleet_module, "answers", lambda _address, _limit_s: True)
+    context = SimpleNamespace(gcs_address="127.0.0.1:6379")
+    monkeypatch.setattr(fleet_module.ray, "get_runtime_context", lambda: context)
 
     def make(phase, silent_s, *, may_grow=True):
         fleet = Fleet(
@@ -110,6 +113,35 @@ def test_workers_of_a_node_that_ray_drains_end_once_they_have_no_shard(
     worker.phase = "idle"
     fleet.leave_nodes()
     assert fleet.workers == [other]
+
+
+def test_a_head_that_does_not_answer_is_not_asked_and_costs_no_worker(silent_fleet, monkeypatch):
+    def hang(*_):
+        raise AssertionError("Ray would hold the run for a minute, and then end its process")
+
+    fleet = silent_fleet("idle", 0, may_grow=False)
+    fleet._num_workers = None
+    monkeypatch.setattr(fleet_module, "answers", lambda _address, _limit_s: False)
+    monkeypatch.setattr(fleet_module, "_draining_nodes", hang)
+    monkeypatch.setattr(fleet_module.ray, "cluster_resources", hang)
+    assert (fleet.leave_nodes(), fleet.room(), len(fleet.workers)) == ([], 1, 1)
+    assert not silent_fleet("placing", 25, may_grow=False).starving().for_good
+
+
+def test_a_head_that_answers_again_tells_of_its_nodes(silent_fleet, monkeypatch):
+    now = [NOW]
+    monkeypatch.setattr(fleet_module.time, "monotonic", lambda: now[0])
+    answering = iter([True, False, True])
+    monkeypatch.setattr(fleet_module, "answers", lambda _address, _limit_s: next(answering))
+    cpus = iter([2.0, 3.0])
+    monkeypatch.setattr(fleet_module.ray, "cluster_resources", lambda: {"CPU": next(cpus)})
+    fleet = silent_fleet("idle", 0)
+    fleet._num_workers = None
+    rooms = []
+    for _ in range(3):
+        rooms.append(fleet.room())
+        now[0] += 2
+    assert rooms == [2, 2, 3]
 
 
 def test_workers_that_are_dismissed_are_told_of_once_even_where_none_is_left(silent_fleet):

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from toprovar_batch.orchestrator.job.spec import RuntimeJobSpec
-from toprovar_batch.orchestrator.run.ray_probe import wait_for_ray
+from toprovar_batch.orchestrator.run.ray_probe import answers, wait_for_ray
 from toprovar_batch.orchestrator.run.ray_session import ray_session
 from toprovar_batch.worker.errors import JobSpecError
 
@@ -58,6 +58,12 @@ def test_another_server_and_a_port_without_any_are_told(serve):
         wait_for_ray(serve(b"HTTP/1.1 400 Bad Request\r\n\r\n"), 30, 0)
     with pytest.raises(ConnectionError, match="refused"):
         wait_for_ray(closed_port(), 30, 0)
+
+
+def test_whether_a_head_answers_is_told_without_an_error(serve):
+    assert answers(serve(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])), 30)
+    assert not answers(serve(None), 0.2)
+    assert not answers(closed_port(), 30)
 
 
 @pytest.mark.parametrize("address", ["auto", "local"])
