@@ -11,7 +11,7 @@ import click
 
 from toprovar_batch import __version__
 from toprovar_batch.orchestrator.console import echo, printable
-from toprovar_batch.orchestrator.forgiving_stream import forgiving_stderr
+from toprovar_batch.orchestrator.forgiving_stream import forgiving
 from toprovar_batch.orchestrator.run.stop_signals import signal_of, sigterm_raises
 from toprovar_batch.worker.errors import ToprovarError
 
@@ -113,7 +113,7 @@ class LazyGroup(click.Group):
 
         A signal that stops it gives 128 and its number, as shells have it.
         """
-        with forgiving_stderr(), sigterm_raises():
+        with forgiving("stderr"), sigterm_raises():
             return self._invoke(ctx)
 
     def _invoke(self, ctx: click.Context) -> Any:

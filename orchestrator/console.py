@@ -2,11 +2,13 @@
 
 import json
 import re
+import sys
 from typing import Any
 
 import click
 
 from toprovar_batch.worker.credentials import redact, redacted
+from toprovar_batch.worker.errors import RunFailedError
 
 # C0 and C1 controls, line and paragraph separators, marks that turn the direction of text, lone surrogates.
 _UNPRINTABLE = re.compile(
@@ -26,7 +28,7 @@ def echo(line: str, *, err: bool = False) -> None:
         line: may hold anything that users wrote, and no end of line of ours.
         err: to stderr.
     """
-    click.echo(printable(line), err=err)
+    _write(printable(line), err=err)
 
 
 def echo_json(record: Any, *, allow_nan: bool = True, indent: int | None = 2) -> None:
@@ -37,6 +39,15 @@ def echo_json(record: Any, *, allow_nan: bool = True, indent: int | None = 2) ->
     """
     text = json.dumps(redacted(record), indent=indent, ensure_ascii=False, allow_nan=allow_nan)
     # Within JSON only the ends of our own lines are left of the controls below U+0020.
-    click.echo(
-        _UNPRINTABLE.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
-    )
+    _write(_UNPRINTABLE.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text))
+
+
+def _write(text: str, *, err: bool = False) -> None:
+    try:
+        click.echo(text, err=err)
+    except OSError as error:
+        if err or isinstance(error, BrokenPipeError):  # whoever reads has read enough: click ends quietly
+            raise
+        # What the stream still holds would fail again when the interpreter ends, with a traceback.
+        sys.stdout = None
+        raise RunFailedError(f"the output of this command cannot be written: {error.strerror}") from error

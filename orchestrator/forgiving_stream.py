@@ -1,4 +1,4 @@
-"""A stderr that may be closed or full without ending the run that reports on it."""
+"""Streams that may be closed or full without ending the run that reports on them."""
 
 import contextlib
 import io
@@ -43,14 +43,14 @@ class ForgivingStream:
 
 
 @contextlib.contextmanager
-def forgiving_stderr() -> Iterator[None]:
-    """Make stderr forgiving for the length of the block; also where the process has none."""
-    former = sys.stderr
+def forgiving(name: str) -> Iterator[None]:
+    """Make "stderr" or "stdout" forgiving for the length of the block; also where the process has none."""
+    former = getattr(sys, name)
     if former is None:
-        # It takes the descriptor of stderr, so that no file of the run gets it, and with it what others write there.
+        # It takes the descriptor of the stream, so that no file of the run gets it, and with it what others write there.
         former = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - it stays for the process
-    sys.stderr = ForgivingStream(former)
+    setattr(sys, name, ForgivingStream(former))
     try:
         yield
     finally:
-        sys.stderr = former
+        setattr(sys, name, former)

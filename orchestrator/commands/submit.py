@@ -10,6 +10,7 @@ from functools import partial
 import click
 
 from toprovar_batch.orchestrator.console import echo
+from toprovar_batch.orchestrator.forgiving_stream import forgiving
 from toprovar_batch.orchestrator.job.checks import check_job, check_memory
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.job.spec import JobSpec
@@ -175,6 +176,7 @@ def _summarise(
 )
 @click.option("--detach", is_flag=True, help="With Ray Jobs: do not wait for the end.")
 @click.option("--no-install", is_flag=True, help="With Ray Jobs: nodes have all packages already.")
+@forgiving("stdout")  # a dataset is whole, whether or not anybody reads so
 def submit_command(
     job: str,
     output: str | None,

@@ -4,12 +4,15 @@ import signal
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from toprovar_batch.orchestrator import cli
+from toprovar_batch.orchestrator.commands import submit
+from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.worker.errors import PromptSourceError, RunFailedError
 
 
@@ -141,6 +144,45 @@ def test_a_stderr_that_is_full_closed_or_unread_ends_nothing(stderr):
     command = ["bash", "-c", f'"$0" -c "$1" {stderr}', sys.executable, SAY_TWICE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+PRINT_TWICE = """
+import click, sys
+from toprovar_batch.orchestrator import cli
+from toprovar_batch.orchestrator.console import echo, echo_json
+from toprovar_batch.orchestrator.forgiving_stream import forgiving
+
+def told():
+    echo("a line")
+    echo_json({})
+    print("done", file=sys.stderr)
+
+commands = {"plain": click.command()(told), "forgiving": click.command()(forgiving("stdout")(told))}
+cli.LazyGroup.get_command = lambda _, __, name: commands[name]
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("stdout", [">/dev/full", ">&-", "> >(exec true)"])
+def test_a_stdout_that_is_full_closed_or_unread_ends_no_run(stdout):
+    command = ["bash", "-c", f'"$0" -c "$1" forgiving {stdout}', sys.executable, PRINT_TWICE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "done\n")
+
+
+def test_what_a_full_stdout_does_not_take_is_one_sentence():
+    command = ["bash", "-c", '"$0" -c "$1" plain > /dev/full', sys.executable, PRINT_TWICE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    sentence = "Error: the output of this command cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, sentence)
+
+
+def test_a_run_whose_summary_nobody_takes_ends_as_it_did(monkeypatch):
+    monkeypatch.setattr(submit, "submit", lambda *_, **__: None)
+    monkeypatch.setattr(submit, "finish", lambda *_: echo("a line"))
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        submit.submit_command.callback("job.yaml", None, (), False, None, False, False)
 
 
 BASE = "prompts: {source: p.txt}\noutput: out\nmodel: {random_weights: true}\n"
