@@ -12,10 +12,11 @@ from typing import Any
 _MASK = "***"
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.\-]+:/{1,2}"
 _END = r"\s\"'<>`"  # what ends an address within a text
-_URL = re.compile(rf"({_SCHEME})([^{_END}]+)")
+# A user whose colon no port follows: what is between it and the last @ is a password, whatever it holds.
+_WITH_PASSWORD = rf"[^/?#@:\[{_END}]*:(?!\d+(?:[/?#{_END}]|$))\S*@"
+_URL = re.compile(rf"({_SCHEME})((?:{_WITH_PASSWORD})?[^{_END}]+)")
 _QUERY_ITEM = re.compile(rf"([?&])([\w.\-%]+)=([^&{_END}]+)")
-# A colon that no port follows begins a password, which may hold slashes.
-_USER = re.compile(r"(?:[^/?#]*|[^/?#@]*:(?!\d+(?:[/?#]|$))[^?#]*)@")
+_USER = re.compile(rf"(?:{_WITH_PASSWORD}|[^/?#]*@)")
 _TRAILING = re.compile(r"[:;,.)\]}]*$")  # of the sentence around an address, not of the address
 _WITH_CONTAINERS = ("abfs", "abfss", "wasb", "wasbs", "az", "adl")  # abfs://container@account/path
 _PLAIN = {

@@ -8,6 +8,8 @@ SECRET = "S3cr3t%2Fvalue"
 ADDRESSES = [
     f"https://user:{SECRET}@host/prompts.txt",
     f"https://{SECRET}@host/prompts.txt",
+    f"https://user:a\"'<`{SECRET}@host/prompts.txt",
+    f"https://user:{SECRET}?#@{SECRET}@host/prompts.txt",
     f"s3://key:{SECRET}@bucket/prompts.txt",
     f"ftp://user:{SECRET}@host/folder/",
     f"https://bucket/p.txt?X-Amz-Credential={SECRET}&X-Amz-Signature={SECRET}",
@@ -38,6 +40,9 @@ def test_no_text_shows_a_secret(address, text):
     "text",
     [
         "s3://bucket/prompts-??.parquet",
+        '{"a":"http://host","b":"me@home"}',
+        "'http://host:80','me@home'",
+        "http://[::1]:8080/a@b",
         "https://host:8080/a@b/c.txt?download=true&versionId=3",
         "abfs://container@account.dfs.core.windows.net/out",
         "a@b = c? #1",
