@@ -23,7 +23,7 @@ from .attempts import Attempts, Rows
 from .breaker import Breaker, Quarantine
 from .engine_watch import EngineWatch
 from .fleet import Fleet
-from .fleet_events import FleetEvent, Loaded, LoadFailed, Lost, Reported, Waiting, Worker
+from .fleet_events import FleetEvent, HeadLost, Loaded, LoadFailed, Lost, Reported, Waiting, Worker
 from .hiring import Hiring
 from .ledger import Assignment, ShardLedger, Trouble
 from .load_guard import LoadGuard
@@ -94,8 +94,8 @@ class Dispatcher:
 
         Raises:
             UserError: no worker can load the model or reach the output, for a reason that the user can mend.
-            RunFailedError: no worker can load the model, for any other reason, or be placed, or none makes an image; or the output
-                does not take a part. The shards under way have been finished then.
+            RunFailedError: no worker can load the model, for any other reason, or be placed, or none makes an image; Ray's head is
+                lost; or the output does not take a part: then the shards under way have been finished.
         """
         self.outcome.begun = True
         with StopSignals() as signals:
@@ -187,9 +187,8 @@ class Dispatcher:
             case Loaded(worker, description):
                 self._loaded(worker, description)
             case Waiting(_, state):
-                self._say_once(
-                    "memory", f"a worker waits for memory of its GPU, for two minutes at most: {state.reason}"
-                )
+                wait = f"a worker waits for memory of its GPU, for two minutes at most: {state.reason}"
+                self._say_once("memory", wait)
             case LoadFailed(_, reason, mistake):
                 self._load_failed(reason, mistake)
             case Reported() | Lost() if not self._attempts.runs(event.worker, event.shard_id):
@@ -200,6 +199,8 @@ class Dispatcher:
                 self._misplaced(event, mistake)
             case Lost():
                 self._lost(event)
+            case HeadLost(reason):
+                raise RunFailedError(reason)
 
     def _reported(self, worker: Worker, shard_id: int, event: ShardEvent) -> None:
         match event:
@@ -337,8 +338,7 @@ class Dispatcher:
             self._refused = reason
             return
         self._observer.restarted(shard_id, reason)
-        found = self._breaker.failed(worker, shard_id, in_flight, kind, reason)
-        if found is not None:
+        if found := self._breaker.failed(worker, shard_id, in_flight, kind, reason):
             self._quarantine(found)
 
     def _record(self, kind: str, shard_id: int | None, reason: str, **more: Any) -> None:

@@ -21,10 +21,12 @@ from toprovar_batch.worker.shard_events import (
 from toprovar_batch.worker.words import counted
 from toprovar_batch.worker.worker_errors import OutputRefusedError, WorkerError
 
+from .cluster_head import ClusterHead
 from .fleet_events import (
     Arriving,
     Dismissed,
     FleetEvent,
+    HeadLost,
     Loaded,
     LoadFailed,
     Lost,
@@ -35,10 +37,8 @@ from .fleet_events import (
     Worker,
     follow,
 )
-from .ray_probe import answers
 
 _RESOURCES_EVERY_S = 1.0
-_HEAD_S = 0.5  # most seconds to wait for a sign of the cluster's head
 _PATIENCE_S = 20.0  # a worker that finds no node for longer is worth a word to the user
 _PAUSE_S = (
     10.0  # a driver that has not listened for longer was itself stopped: a suspended process, a closed lid
@@ -80,7 +80,7 @@ class Fleet:
         self._load_timeout_s = load_timeout_s
         self._room, self._room_known = 1, float("-inf")
         self._draining_known = float("-inf")
-        self._head_answers, self._head_asked = True, float("-inf")
+        self._head = ClusterHead(lambda: ray.get_runtime_context().gcs_address)
         self._listened = time.monotonic()
         # Attempts are counted by the ledger, so Ray must not restart or retry anything on its own.
         self._actor_class = ray.remote(GenerationWorker).options(
@@ -94,7 +94,7 @@ class Fleet:
         """
         if self._num_workers is not None:
             return self._num_workers
-        if time.monotonic() - self._room_known > _RESOURCES_EVERY_S and self._may_ask():
+        if time.monotonic() - self._room_known > _RESOURCES_EVERY_S and self._head.answers():
             total = ray.cluster_resources()
             on_cpus = min(_CPU_WORKERS, int(total.get("CPU", 0)) // self._cpus)
             self._room = max(1, int(total.get("GPU", 0)) if self._on_gpus else on_cpus)
@@ -113,7 +113,7 @@ class Fleet:
             The workers of such nodes that were not known before.
         """
         found = []
-        if time.monotonic() - self._draining_known > _RESOURCES_EVERY_S and self._may_ask():
+        if time.monotonic() - self._draining_known > _RESOURCES_EVERY_S and self._head.answers():
             self._draining_known = time.monotonic()
             draining = _draining_nodes()
             found = [worker for worker in self.workers if worker.node in draining and not worker.leaving]
@@ -135,20 +135,10 @@ class Fleet:
 
     def _has_room(self) -> bool:
         """Whether the nodes that live could hold a worker if nothing else ran on them."""
-        if not self._may_ask():
+        if not self._head.answers():
             return True  # nobody knows
         total = ray.cluster_resources()
         return total.get("CPU", 0) >= self._cpus and total.get("GPU", 0) >= int(self._on_gpus)
-
-    def _may_ask(self) -> bool:
-        """Whether the cluster's head answers; without one, Ray holds who asks it for a minute and then ends the process.
-
-        Workers need no head for what they have, and a head that comes back goes on where it was.
-        """
-        if time.monotonic() - self._head_asked > _RESOURCES_EVERY_S:
-            self._head_asked = time.monotonic()
-            self._head_answers = answers(ray.get_runtime_context().gcs_address, _HEAD_S)
-        return self._head_answers
 
     def in_phase(self, *phases: str) -> list[Worker]:
         """The workers that are in one of the phases."""
@@ -189,6 +179,8 @@ class Fleet:
         self._forgive_pause()
         dismissed, self._dismissed = self._dismissed, []
         yield from map(Dismissed, dismissed)
+        if reason := self._head.why_lost():
+            yield HeadLost(reason)
         waiting = sorted(self.workers, key=lambda worker: worker.last_sign)  # who was heard longest ago first
         sources = {worker.source: worker for worker in waiting if worker.source is not None}
         if not sources:

@@ -139,7 +139,14 @@ class Dismissed:
     worker: Worker
 
 
-FleetEvent = Placed | Arriving | Waiting | Loaded | LoadFailed | Reported | Lost | Dismissed
+@dataclass(frozen=True, slots=True)
+class HeadLost:
+    """The cluster's head is not there, and Ray is about to end this process."""
+
+    reason: str
+
+
+FleetEvent = Placed | Arriving | Waiting | Loaded | LoadFailed | Reported | Lost | Dismissed | HeadLost
 
 
 def follow(worker: Worker, shard_id: int, event: ShardEvent) -> None:

@@ -7,6 +7,7 @@ from toprovar_batch.orchestrator.run.attempts import Attempts
 from toprovar_batch.orchestrator.run.dispatch import Dispatcher
 from toprovar_batch.orchestrator.run.engine_watch import EngineWatch
 from toprovar_batch.orchestrator.run.fleet_events import (
+    HeadLost,
     Loaded,
     LoadFailed,
     Lost,
@@ -621,6 +622,15 @@ def test_workers_that_make_another_image_after_they_raised_leave_the_samples_gui
     outcome = dispatcher.run()
     assert not any("made no image" in line for line in observer)
     assert sorted(outcome.committed) == [0, 1, 2, 3]
+
+
+def test_a_head_that_is_lost_ends_the_run_and_what_the_output_has_counts():
+    fleet = ScriptedFleet(script={2: lambda _fleet: [HeadLost("the head has gone")]})
+    dispatcher, _ = make_dispatcher(fleet, storage=Storage(parts=[0]))
+    with pytest.raises(RunFailedError, match="the head has gone"):
+        dispatcher.run()
+    assert list(dispatcher.outcome.committed) == [0]
+    assert fleet.workers == []
 
 
 def test_a_run_in_which_nobody_succeeds_ends_and_names_the_exception():

@@ -10,6 +10,7 @@ from toprovar_batch.orchestrator.run.fleet import (
     Arriving,
     Dismissed,
     Fleet,
+    HeadLost,
     Loaded,
     LoadFailed,
     Lost,
@@ -33,9 +34,6 @@ def silent_fleet(monkeypatch):
     )
     monkeypatch.setattr(fleet_module.ray, "wait", lambda sources, **_: ([], sources))
     monkeypatch.setattr(fleet_module.ray, "kill", lambda _actor: None)
-    monkeypatch.setattr(fleet_module, "answers", lambda _address, _limit_s: True)
-    context = SimpleNamespace(gcs_address="127.0.0.1:6379")
-    monkeypatch.setattr(fleet_module.ray, "get_runtime_context", lambda: context)
 
     def make(phase, silent_s, *, may_grow=True):
         fleet = Fleet(
@@ -47,6 +45,7 @@ def silent_fleet(monkeypatch):
             load_timeout_s=1000,
             may_grow=may_grow,
         )
+        fleet._head = SimpleNamespace(answers=lambda: True, why_lost=lambda: None)
         since = NOW - silent_s
         fleet.workers.append(
             Worker(None, "source", phase, open={3: ()}, last_sign=since, loading_since=since)
@@ -120,28 +119,34 @@ def test_a_head_that_does_not_answer_is_not_asked_and_costs_no_worker(silent_fle
         raise AssertionError("Ray would hold the run for a minute, and then end its process")
 
     fleet = silent_fleet("idle", 0, may_grow=False)
-    fleet._num_workers = None
-    monkeypatch.setattr(fleet_module, "answers", lambda _address, _limit_s: False)
+    fleet._num_workers, fleet._head.answers = None, lambda: False
     monkeypatch.setattr(fleet_module, "_draining_nodes", hang)
     monkeypatch.setattr(fleet_module.ray, "cluster_resources", hang)
     assert (fleet.leave_nodes(), fleet.room(), len(fleet.workers)) == ([], 1, 1)
-    assert not silent_fleet("placing", 25, may_grow=False).starving().for_good
+    starving = silent_fleet("placing", 25, may_grow=False)
+    starving._head.answers = lambda: False
+    assert not starving.starving().for_good
 
 
 def test_a_head_that_answers_again_tells_of_its_nodes(silent_fleet, monkeypatch):
     now = [NOW]
     monkeypatch.setattr(fleet_module.time, "monotonic", lambda: now[0])
-    answering = iter([True, False, True])
-    monkeypatch.setattr(fleet_module, "answers", lambda _address, _limit_s: next(answering))
     cpus = iter([2.0, 3.0])
     monkeypatch.setattr(fleet_module.ray, "cluster_resources", lambda: {"CPU": next(cpus)})
     fleet = silent_fleet("idle", 0)
     fleet._num_workers = None
     rooms = []
-    for _ in range(3):
+    for answers in (True, False, True):
+        fleet._head.answers = lambda answers=answers: answers
         rooms.append(fleet.room())
         now[0] += 2
     assert rooms == [2, 2, 3]
+
+
+def test_a_head_that_is_lost_is_told(silent_fleet):
+    fleet = silent_fleet("busy", 0)
+    fleet._head.why_lost = lambda: "the head has gone"
+    assert list(fleet.wait(0)) == [HeadLost("the head has gone")]
 
 
 def test_workers_that_are_dismissed_are_told_of_once_even_where_none_is_left(silent_fleet):
