@@ -6,6 +6,7 @@ import os
 import socket
 import tempfile
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -94,7 +95,17 @@ def sweep_orphans(folder: Path, prefix: str = _PREFIX) -> None:
     """
     for path in folder.glob(f"{prefix}*{_SUFFIX}"):
         with suppress(OSError):  # in use, or just removed by another process, or not ours to open
-            _remove_orphan(path)
+            _visit_orphan(path, Path.unlink)
+
+
+def orphans(folder: Path, prefix: str = _PREFIX) -> list[Path]:
+    """This user's files aside whose process is gone, as `sweep_orphans` would remove them."""
+    found = []
+    for path in sorted(folder.glob(f"{prefix}*{_SUFFIX}")):
+        with suppress(OSError):
+            if _visit_orphan(path):
+                found.append(path)
+    return found
 
 
 def _machine() -> str:
@@ -102,11 +113,18 @@ def _machine() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
-def _remove_orphan(path: Path) -> None:
+def _visit_orphan(path: Path, visit: Callable[[Path], None] = lambda _: None) -> bool:
+    """Do something with a file aside while it is ours, if it is this user's and its process is gone; whether it was.
+
+    Raises:
+        OSError: it is in use, gone, or not ours to open.
+    """
     # Neither a link nor a pipe of that name may lead or hold us anywhere.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        if os.fstat(descriptor).st_uid == os.getuid() and lock_file(descriptor):
-            path.unlink()
+        is_orphan = os.fstat(descriptor).st_uid == os.getuid() and lock_file(descriptor)
+        if is_orphan:
+            visit(path)
+        return is_orphan
     finally:
         os.close(descriptor)

@@ -1,6 +1,7 @@
 """What is wrong in an output folder, and setting it right: what is damaged goes aside, and the next run makes it again."""
 
 import posixpath
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from toprovar_batch.worker.errors import OutputFolderError
+from toprovar_batch.worker.file_aside import orphans
 from toprovar_batch.worker.part_reader import DAMAGE, UnreachableError, first_words, open_parquet
 from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.storage import explain_storage, storage_errors
@@ -21,12 +23,13 @@ from toprovar_batch.worker.words import counted
 from .folder import OutputFolder, locate_output
 from .names import JOB_FILE, JOB_FOLDER, LOCK_FILE, SAMPLES_FILE
 from .parts import planned_schema, read_footers, read_parts, verify_parts
-from .place import refuse_read_only
+from .place import is_read_only, refuse_read_only
 from .run_lock import RunLock
 
 REMOVED_FOLDER = (JOB_FOLDER, "removed")
 _ASIDE = "fsck --repair moves it to _job/removed"
 _AGAIN = f"{_ASIDE}, and the next submit makes its shard again"
+_KILLED = "its process was killed before it was done"
 _LATER = "leave it, and look again later"
 
 
@@ -140,9 +143,12 @@ class _Inspector:
         if sweep and folder.scratch is not None:
             for leftover in sorted(Path(folder.scratch).glob("*.tmp")):
                 mend = "fsck --repair deletes it, and so does the next submit"
-                self._found(
-                    "stale", str(leftover), "its process was killed before it was done", mend, self._delete
-                )
+                self._found("stale", str(leftover), _KILLED, mend, self._delete)
+        # Unfinished files of a remote output are on the machines of its workers, of which this may be one.
+        if not folder.is_local and not is_read_only(folder.url):
+            for path in map(str, orphans(Path(tempfile.gettempdir()))):
+                mend = "fsck --repair deletes it, and so does the next part on this machine"
+                self._found("stale", path, _KILLED, mend, self._delete, shown=path)
         there = set(folder.finished(num_shards))
         return Examination(
             job=self._job,
@@ -215,10 +221,16 @@ class _Inspector:
         )
 
     def _found(
-        self, kind: str, path: str, reason: str, repair: str, mend: Callable[[str], str] | None = None
+        self,
+        kind: str,
+        path: str,
+        reason: str,
+        repair: str,
+        mend: Callable[[str], str] | None = None,
+        shown: str | None = None,
     ) -> None:
-        """Note something, and set it right where that is wanted and `mend` can."""
-        finding = Finding(kind, self._folder.shown(path), reason, repair)
+        """Note something, and set it right where that is wanted and `mend` can; `shown` is of a file elsewhere."""
+        finding = Finding(kind, shown or self._folder.shown(path), reason, repair)
         if self._repair and mend is not None:
             try:
                 finding = replace(finding, repair=mend(path), is_done=True)

@@ -16,14 +16,19 @@ _READ_ONLY = {"http", "https", "data", "zip", "tar", "libarchive", "jar", "githu
 _WITH_BUCKETS = {"s3", "s3a", "gs", "gcs"}
 
 
+def is_read_only(output: str) -> bool:
+    """Whether nothing can be written through an address: a web server, an archive."""
+    return "://" in output and output.partition("://")[0] in _READ_ONLY
+
+
 def refuse_read_only(output: str) -> None:
     """Refuse an address through which nothing can be written, before its server or archive is asked for.
 
     Raises:
         OutputFolderError: it is one.
     """
-    protocol = output.partition("://")[0]
-    if "://" in output and protocol in _READ_ONLY:
+    if is_read_only(output):
+        protocol = output.partition("://")[0]
         raise OutputFolderError(
             f"{output}: nothing can be written through {protocol}://; use a folder, or a URL such as s3://"
         )

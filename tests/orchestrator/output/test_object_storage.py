@@ -21,6 +21,7 @@ from toprovar_batch.orchestrator.output.fsck import examine
 from toprovar_batch.orchestrator.output.reading import reading_call
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import OutputFolderError
+from toprovar_batch.worker.file_aside import FileAside
 from toprovar_batch.worker.part_file import dataset_schema
 
 
@@ -234,7 +235,8 @@ def test_datasets_reads_an_output_in_object_storage_as_it_is_now(s3, tmp_path):
     assert read() == ["s0", "s1"]
 
 
-def test_a_foreign_and_a_damaged_object_are_moved_away(write_job, s3):
+def test_a_foreign_and_a_damaged_object_are_moved_away(write_job, s3, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # of this test alone: fsck looks there, too
     job = load_job(write_job(output="s3://bucket/mixed"))
     plan = plan_job(job)
     with open_output(job, plan, dataset_schema([])):
@@ -246,3 +248,25 @@ def test_a_foreign_and_a_damaged_object_are_moved_away(write_job, s3):
     assert s3.cat_file(f"{removed}/part-00000-of-00002.parquet.removed") == b"cut"
     assert s3.cat_file(f"{removed}/part-[0]*.parquet.removed") == b"foreign"
     assert examine(job.output).findings == []
+
+
+def test_fsck_finds_the_unfinished_parts_of_dead_processes_on_this_machine(
+    write_job, s3, tmp_path, monkeypatch
+):
+    """The workers of a remote output have them in the temporary folder, where others may be living."""
+    folder = tmp_path / "system"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    job = load_job(write_job(output="s3://bucket/stale"))
+    plan = plan_job(job)
+    with open_output(job, plan, dataset_schema([])):
+        pass
+    dead = folder / "toprovar-batch-part-00000-of-00002.parquet.0123.tmp"
+    with FileAside("part-00001-of-00002.parquet", None) as living:
+        dead.write_bytes(b"half")
+        assert [(found.kind, found.path) for found in examine(job.output).findings] == [("stale", str(dead))]
+        assert dead.exists()
+        (found,) = examine(job.output, repair=True).findings
+        assert found.is_done
+        assert list(folder.iterdir()) == [living]
+        assert examine(job.output).findings == []
