@@ -56,6 +56,8 @@ def fsck_command(output: str, repair: bool, as_json: bool) -> None:
 def _lines(examination: Examination) -> Iterator[str]:
     job, totals = examination.job, total(examination.good.values())
     yield f"{job['name']}: {len(examination.good):,} of {counted(job['num_shards'], 'shard')} good"
+    if not examination.findings:
+        yield "nothing is wrong with what is there"
     for finding in examination.findings:
         yield f"{finding.kind}: {finding.path}: {finding.reason}; {finding.repair}"
     if examination.missing:

@@ -56,7 +56,7 @@ def refuse_other_job(folder: "OutputFolder", record: dict[str, Any], identity: d
     differences = shown_differences(record["identity"], identity)
     if differences:
         raise OutputFolderError(
-            f"{folder.url}: belongs to another job, which differs in {differences}; choose another output"
+            f"{folder.url}: belongs to another job, which differs in {differences}; choose another output (--output DIR)"
         )
 
 

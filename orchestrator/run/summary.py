@@ -136,6 +136,8 @@ class RunSummary:
             yield from time_lines(run)
         elif troubles or run.rows:
             yield f"this run: no images in {self.wall_s:.0f} s{''.join(troubles)}"
+        elif self.is_complete:
+            yield "this run: nothing was left to do"
 
     @property
     def overall_speed(self) -> float:

@@ -120,6 +120,8 @@ def test_a_second_run_generates_nothing(write_job, tmp_path, make_engine_factory
     assert set(before.values()) == {1}
     assert (first.this_run.generated, second.this_run.generated) == (8, 0)
     assert (second.dataset.ok, second.is_complete) == (8, True)
+    idle = "this run: nothing was left to do"
+    assert [idle in summary.lines("again") for summary in (first, second)] == [False, True]
     assert len(list((tmp_path / "out/_job/runs").glob("*.json"))) == 1
 
 

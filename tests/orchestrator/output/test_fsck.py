@@ -88,6 +88,7 @@ def test_a_whole_dataset_has_nothing_wrong_and_stays_as_it_is(output):
     assert record["error_kinds"]["it failed"]["count"] == 1
     assert files(output) == before  # the lock's word on the last run, too
     assert "failed: 1 row" in run(output).output
+    assert run(output).output.splitlines()[1] == "nothing is wrong with what is there"
 
 
 def _emptied(path):
