@@ -178,6 +178,7 @@ class Scene:
             code in codes, f"exit code {code}, not {' or '.join(map(str, codes))}: {driver.said[-300:]}"
         )
         self.expect("Traceback" not in driver.said, f"a traceback: {driver.said[-600:]}")
+        self.expect("will terminate" not in driver.said, f"Ray ended the run: {driver.said[-600:]}")
         return code
 
     def complete(self):
