@@ -9,6 +9,8 @@ from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.storage import explain_storage, storage_errors
 
+from .names import JOB_FOLDER
+
 if TYPE_CHECKING:
     from .folder import OutputFolder
 
@@ -54,16 +56,18 @@ def check_place(folder: "OutputFolder") -> None:
 
 
 def _check_writable(folder: "OutputFolder") -> None:
-    """Try the nearest folder that exists: a run must be able to make files in it."""
+    """Try the nearest folder that exists, and those within that a run writes to: it must be able to make files there."""
     path = Path(folder.path)
     nearest = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not nearest.is_dir():
-        raise OutputFolderError(f"{folder.url}: {nearest} is a file, not a folder")
-    try:
-        # A file without a name: permissions alone do not tell of read-only or special file systems.
-        tempfile.TemporaryFile(dir=nearest).close()
-    except OSError as error:
-        raise OutputFolderError(f"{folder.url}: {nearest} cannot be written: {error.strerror}") from error
+    within = (Path(folder.inside(name)) for name in ("data", JOB_FOLDER))
+    for place in (nearest, *(each for each in within if each.exists())):
+        if not place.is_dir():
+            raise OutputFolderError(f"{folder.url}: {place} is a file, not a folder")
+        try:
+            # A file without a name: permissions alone do not tell of read-only or special file systems.
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            raise OutputFolderError(f"{folder.url}: {place} cannot be written: {error.strerror}") from error
 
 
 def _check_takes(folder: "OutputFolder") -> None:

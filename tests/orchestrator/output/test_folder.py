@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from toprovar_batch.orchestrator.job.load import load_job
+from toprovar_batch.orchestrator.output.check import check_output
 from toprovar_batch.orchestrator.output.folder import PLAN_COLUMNS, OutputFolder, locate_output, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.worker.errors import OutputFolderError
@@ -244,6 +246,36 @@ def test_an_address_that_can_hold_no_output_is_refused(url):
 def test_an_output_that_cannot_be_written_is_named(write_job, tmp_path, output):
     output = output.format(tmp=tmp_path)
     with pytest.raises(OutputFolderError, match=output), opened(write_job(output=output)):
+        pass
+
+
+@pytest.mark.parametrize("name", ["data", "_job"])
+def test_a_folder_within_that_takes_no_file_is_named_before_an_image_is_made(
+    write_job, tmp_path, monkeypatch, name
+):
+    path = write_job()
+    with opened(path):
+        (tmp_path / "out/data").mkdir()
+    make = tempfile.TemporaryFile
+
+    def refuse(**options):
+        if options["dir"] == tmp_path / "out" / name:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return make(**options)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(OutputFolderError, match=f"out/{name} cannot be written: Permission"), opened(path):
+        pass
+    job = load_job(path)
+    with pytest.raises(OutputFolderError, match=f"out/{name} cannot be written: Permission"):
+        check_output(job, plan_job(job))
+
+
+def test_a_file_in_the_place_of_the_parts_is_named(write_job, tmp_path):
+    path = write_job()
+    with opened(path):
+        (tmp_path / "out/data").write_text("x")
+    with pytest.raises(OutputFolderError, match="out/data is a file, not a folder"), opened(path):
         pass
 
 
