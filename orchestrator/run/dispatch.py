@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from toprovar_batch.worker.errors import OutputFolderError, RunFailedError, UserError
 from toprovar_batch.worker.shard_events import (
@@ -16,7 +16,6 @@ from toprovar_batch.worker.shard_events import (
     ShardEvent,
     ShardTask,
 )
-from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.words import counted
 
 from .attempts import Attempts, Rows
@@ -24,26 +23,16 @@ from .breaker import Breaker, Quarantine
 from .engine_watch import EngineWatch
 from .fleet import Fleet
 from .fleet_events import FleetEvent, HeadLost, Loaded, LoadFailed, Lost, Reported, Waiting, Worker
+from .handing_out import HandingOut
 from .hiring import Hiring
 from .ledger import Assignment, ShardLedger, Trouble
 from .load_guard import LoadGuard
 from .observer import Observer
 from .outcome import Outcome
+from .published import Published
 from .stop_signals import StopSignals
 
 _POLL_S = 0.5
-_ROWS_TOGETHER = 16  # a worker is given smaller shards several at a time, since each time costs
-_SHARES = 4  # a worker is given at most this part of what would be left for it, so that all end together
-
-
-class Published(Protocol):
-    """What the output says; `published.py` has the real one."""
-
-    def find(self, shard_ids: Collection[int]) -> Mapping[int, ShardStats]:
-        """Look which of some shards have a whole part that was published in this run."""
-
-    def is_ours(self) -> bool:
-        """Whether the output still belongs to the job."""
 
 
 class Dispatcher:
@@ -76,14 +65,14 @@ class Dispatcher:
         attempts: Attempts | None = None,
     ) -> None:
         self._ledger, self._fleet, self._guard = ledger, fleet, guard
-        self._make_task, self._observer, self._watch = make_task, observer, watch
-        self._published, self._together = published, together
+        self._observer, self._watch, self._published = observer, watch, published
         self._attempts = attempts or Attempts()
         self._breaker = Breaker()
         self._told: set[str] = set()
         self._refusing: set[int] = set()  # shards that the output does not take just now
         self._refused: str | None = None  # why it took one not at all
         self.outcome = outcome or Outcome()
+        self._handing_out = HandingOut(ledger, fleet, make_task, observer, self._attempts, together)
         self._hiring = Hiring(ledger, fleet, guard, self.outcome, self._say_once)
 
     def run(self) -> Outcome:
@@ -106,8 +95,8 @@ class Dispatcher:
                             break
                     elif not self._refusing:
                         self._hiring.hire()
-                        self._hand_out()
-                        self._help_stragglers()
+                        self._handing_out.hand_out()
+                        self._handing_out.help_stragglers()
                     self._observer.tick()
                     for event in self._fleet.wait(_POLL_S):
                         self._handle(event)
@@ -145,41 +134,6 @@ class Dispatcher:
         if topic not in self._told:
             self._told.add(topic)
             self._observer.say(sentence)
-
-    def _hand_out(self) -> None:
-        """Give idle workers a shard, and busy ones the shard after before they have nothing to do."""
-        for workers, fresh in ((self._fleet.in_phase("idle"), False), (self._fleet.ready_for_more(), True)):
-            for worker in workers:
-                assignments = self._take(fresh=fresh)
-                if assignments:
-                    self._fleet.start_shards(worker, [self._make_task(each) for each in assignments])
-                for assignment in assignments:
-                    plain = assignment.attempt == 1
-                    self._attempts.begin(worker, assignment.shard_id, plain=plain)
-                    self._observer.handed_out(worker.name, assignment)
-
-    def _help_stragglers(self) -> None:
-        """Let workers without work try a shard that takes all too long elsewhere; the part that is first counts."""
-        for worker in self._fleet.in_phase("idle") if not self._ledger.num_waiting else ():
-            shard_id = self._attempts.straggler()
-            if shard_id is None:
-                return
-            assignment = self._ledger.take_again(shard_id)
-            self._fleet.start_shards(worker, [self._make_task(assignment)])
-            self._attempts.begin(worker, shard_id, plain=False)
-            self._observer.handed_out(worker.name, assignment)
-            self._observer.say(
-                f"shard {shard_id} takes far longer than the others, so worker {worker.name} tries it, too; the first part counts"
-            )
-
-    def _take(self, *, fresh: bool) -> list[Assignment]:
-        """Take the next shard, with those behind it as long as enough are left for all workers."""
-        first = self._ledger.take(fresh=fresh)
-        if first is None or first.attempt > 1:
-            return [first] if first else []
-        share = self._ledger.num_waiting // (_SHARES * max(1, self._fleet.room()))
-        more = (self._ledger.take(fresh=True) for _ in range(min(self._together - 1, share)))
-        return [first, *(assignment for assignment in more if assignment is not None)]
 
     def _handle(self, event: FleetEvent) -> None:
         self._observer.heard(event)
@@ -343,8 +297,3 @@ class Dispatcher:
 
     def _record(self, kind: str, shard_id: int | None, reason: str, **more: Any) -> None:
         self.outcome.incidents.append({"kind": kind, "shard_id": shard_id, "reason": reason, **more})
-
-
-def shards_together(shard_size: int) -> int:
-    """Most shards of so many samples that a worker is given at a time."""
-    return max(1, _ROWS_TOGETHER // shard_size)

@@ -15,9 +15,10 @@ from toprovar_batch.worker.shard_events import ShardTask
 from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.words import counted
 
-from .dispatch import Dispatcher, shards_together
+from .dispatch import Dispatcher
 from .engine_watch import EngineWatch
 from .fleet import Fleet
+from .handing_out import shards_together
 from .journal import Journal
 from .ledger import Assignment, ShardLedger
 from .load_guard import LoadGuard

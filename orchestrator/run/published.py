@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -10,6 +11,16 @@ from toprovar_batch.orchestrator.output.parts import read_footers
 from toprovar_batch.worker.part_identity import recorded_job
 from toprovar_batch.worker.shard_stats import ShardStats
 from toprovar_batch.worker.storage import storage_errors
+
+
+class Published(Protocol):
+    """What a run asks of its output; `PublishedParts` answers."""
+
+    def find(self, shard_ids: Collection[int]) -> Mapping[int, ShardStats]:
+        """Look which of some shards have a whole part that was published in this run."""
+
+    def is_ours(self) -> bool:
+        """Whether the output still belongs to the job."""
 
 
 @dataclass(frozen=True)
