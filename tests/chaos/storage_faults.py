@@ -45,7 +45,7 @@ def disk_full_for_good(scene):
     return scene.verdict()
 
 
-# The dataset with room to spare: 48 drawn images take 0.1 MB, and those of the model 8 MB.
+# Room for the dataset and more: 48 images of the model take 7 MB.
 DISK_MEGABYTES = {"drawn": 2, "model": 32}
 
 
