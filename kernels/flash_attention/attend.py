@@ -44,15 +44,17 @@ def attend(
     if backend.name == "torch":
         return out, attention_entropy(inputs, entropy_rows)
     # The kernel's own output would differ in rounding, and watching a prompt must not change its picture. It need not
-    # see the rows behind the last watched one: conditional rows come first, so these are mostly half of all.
+    # see the rows behind the last watched one.
     return out, _attend_by_kernel(inputs.first_rows(max(entropy_rows) + 1), entropy_rows)[1]
 
 
 def _attend_by_kernel(inputs: AttentionInputs, entropy_rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-    """By the Triton kernel, with the entropy of all rows or of none: a launch for each kind of row takes longer."""
+    """By the Triton kernel, in one launch: one for each kind of row takes longer."""
     from .launch import flash_attention  # noqa: PLC0415 - imports Triton
 
-    out, entropy = flash_attention(inputs, with_entropy=bool(entropy_rows))
+    # Conditional rows come first, so those behind the last watched one are mostly half of all.
+    watched = max(entropy_rows, default=-1) + 1
+    out, entropy = flash_attention(inputs, with_entropy=watched > 0, watched_rows=watched)
     return out, None if entropy is None else inputs.layout.of_rows(entropy, entropy_rows)
 
 

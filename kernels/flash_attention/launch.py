@@ -27,6 +27,7 @@ def flash_attention(
     inputs: AttentionInputs,
     *,
     with_entropy: bool,
+    watched_rows: int | None = None,
     average_heads: bool = True,
     config: KernelConfig | None = None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -39,6 +40,8 @@ def flash_attention(
         inputs: in bfloat16, float16 or float32, with heads of at most 256 channels. Keys and values may have any strides
             but a last one of 1, and a row with queries sees at least one key. Scores must stay below 2**27 in magnitude.
         with_entropy: also measure the entropy.
+        watched_rows: whose entropy is wanted, the first ones; all where left out. What is returned for the queries of
+            others is not defined.
         average_heads: whether the entropy is the mean over heads.
         config: how the kernel is built; what was measured best where left out.
 
@@ -56,7 +59,8 @@ def flash_attention(
     out = q.new_empty(q.shape)
     by_head = q.new_empty((heads, tokens) if with_entropy else (1,), dtype=torch.float32)
     if tokens:
-        work = _Work(inputs, out, by_head, with_entropy=with_entropy)
+        watched = inputs.layout.num_rows if watched_rows is None else watched_rows
+        work = _Work(inputs, out, by_head, watched if with_entropy else 0)
         if config.kernel == "hopper" and work.can_describe_keys:
             work.launch_hopper(config)
         else:
@@ -79,12 +83,12 @@ def mean_over_heads(by_head: Tensor) -> Tensor:
 class _Work:
     """The arguments of one call, as both kernels take them."""
 
-    def __init__(self, inputs: AttentionInputs, out: Tensor, by_head: Tensor, *, with_entropy: bool) -> None:
+    def __init__(self, inputs: AttentionInputs, out: Tensor, by_head: Tensor, watched_rows: int) -> None:
         self.inputs = inputs
         self.q, self.keys, self.values, _, self.key_lengths, softmax_scale = inputs
         self.out, self.by_head = out, by_head
         self.scale = softmax_scale * math.log2(math.e)
-        self.with_entropy = with_entropy
+        self.watched_rows = watched_rows
         self.is_ragged = not inputs.is_uniform
         self.can_describe_keys = _is_describable(self.keys) and _is_describable(self.values)
 
@@ -126,7 +130,7 @@ class _Work:
             *self._row, per_row, num_blocks, tokens, self.scale,
             *q.stride()[:2], *keys.stride()[:3], *values.stride()[:3], *out.stride()[:2],
             HEAD_DIM=head_dim, BLOCK_D=block_d, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
-            ENTROPY=self.with_entropy, RAGGED=self.is_ragged, DESCRIPTORS=descriptors,
+            ENTROPY=self.watched_rows > 0, RAGGED=self.is_ragged, DESCRIPTORS=descriptors,
             PRODUCTS=_products(q),
             num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True,
         )  # fmt: skip
@@ -147,12 +151,12 @@ class _Work:
             describe(*_flat(self.keys), config.block_n),
             describe(*_flat(self.values), config.block_n),
             self.out, self.by_head, blocks,
-            *self._row, per_row, num_blocks, tiles, tokens, self.scale,
+            *self._row, per_row, num_blocks, tiles, tokens, self.watched_rows, self.scale,
             *(stride // self.keys.stride(2) for stride in self.keys.stride()[:2]),
             *(stride // self.values.stride(2) for stride in self.values.stride()[:2]),
             *self.out.stride()[:2],
             HEAD_DIM=head_dim, BLOCK_N=config.block_n, STAGES=config.num_stages, RAGGED=self.is_ragged,
-            ENTROPY=self.with_entropy, COMPUTE_REGISTERS=_COMPUTE_REGISTERS, LOAD_REGISTERS=_LOAD_REGISTERS,
+            ENTROPY=self.watched_rows > 0, COMPUTE_REGISTERS=_COMPUTE_REGISTERS, LOAD_REGISTERS=_LOAD_REGISTERS,
             num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
 

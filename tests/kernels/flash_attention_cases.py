@@ -205,6 +205,16 @@ def test_measuring_the_entropy_changes_no_bit_of_the_output(keys):
     assert torch.equal(_run(*inputs)[0], without)
 
 
+@pytest.mark.parametrize("queries", [(65, 30, 129), (64, 64, 64)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_that_are_not_watched_change_no_bit_of_what_is_given(queries, dtype):
+    inputs = (*_inputs(2, 128, queries, queries, dtype), 0.1)
+    out, entropy = _run(*inputs)
+    few_out, few = _run(*inputs, watched_rows=1)
+    assert torch.equal(few_out, out)
+    assert torch.equal(few[: queries[0]], entropy[: queries[0]])
+
+
 @pytest.mark.parametrize("rows", [(0,), (2, 0)])
 @pytest.mark.parametrize("queries", [(9, 9, 9), (9, 8, 9), *([(1100, 1100, 1100)] if ON_GPU else [])])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -205,6 +205,7 @@ class Emulator:
 
     def _language(self):
         def where(condition, yes, no):
+            yes = torch.as_tensor(yes)
             return torch.where(condition, yes, torch.as_tensor(no, dtype=yes.dtype))
 
         def load(pointer):

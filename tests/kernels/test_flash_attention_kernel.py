@@ -89,11 +89,11 @@ def test_attend_gives_the_entropy_of_some_rows_on_either_backend(monkeypatch, qu
     ("queries", "keys", "entropy_rows", "expected"),
     [
         ((3, 3), (7, 7), (), []),
-        ((3, 3), (7, 7), (0,), [(3, True)]),
-        ((3, 3), (7, 7), (1, 0), [(6, True)]),
-        ((3, 3), (7, 6), (), [(6, False)]),
-        ((3, 2), (7, 7), (), [(5, False)]),
-        ((3, 2), (7, 7), (0,), [(5, True)]),
+        ((3, 3), (7, 7), (0,), [(3, 1)]),
+        ((3, 3), (7, 7), (1, 0), [(6, 2)]),
+        ((3, 3), (7, 6), (), [(6, 0)]),
+        ((3, 2), (7, 7), (), [(5, 0)]),
+        ((3, 2), (7, 7), (0,), [(5, 1)]),
     ],
 )
 def test_the_kernel_takes_rows_that_differ_and_of_others_those_that_are_watched(
@@ -102,8 +102,9 @@ def test_the_kernel_takes_rows_that_differ_and_of_others_those_that_are_watched(
     launch = pytest.importorskip("toprovar_batch.kernels.flash_attention.launch")
     calls = []
 
-    def kernel(inputs, *, with_entropy):
-        calls.append((len(inputs.q), with_entropy))
+    def kernel(inputs, *, with_entropy, watched_rows):
+        assert with_entropy == (watched_rows > 0)
+        calls.append((len(inputs.q), watched_rows))
         return inputs.q, torch.zeros(len(inputs.q)) if with_entropy else None
 
     monkeypatch.setattr(launch, "flash_attention", kernel)

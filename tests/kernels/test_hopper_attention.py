@@ -34,7 +34,7 @@ def _inputs(queries, keys):
     return q, *cache[:, :, :, : max(keys)]
 
 
-def _launch(q, k, v, queries, keys, *, stages, block_n, programs, schedule, with_entropy=True):
+def _launch(q, k, v, queries, keys, *, stages, block_n, programs, schedule, watched_rows=2**20):
     """What `launch.flash_attention` hands to the kernel, on the emulator: output, entropy, the order of events."""
     ragged = len(set(queries)) > 1 or len(set(keys)) > 1
     out, entropy = torch.full_like(q, math.nan), torch.full((HEADS, len(q)), math.nan)
@@ -53,9 +53,9 @@ def _launch(q, k, v, queries, keys, *, stages, block_n, programs, schedule, with
         Descriptor(k, flat, [HEAD_DIM, 1], [block_n, HEAD_DIM]),
         Descriptor(v, flat, [HEAD_DIM, 1], [block_n, HEAD_DIM]),
         Pointer(out), Pointer(entropy), Pointer(blocks),
-        queries[0], keys[0], per_row, num_blocks, tiles, len(q), HEAD_DIM**-0.5 * math.log2(math.e),
+        queries[0], keys[0], per_row, num_blocks, tiles, len(q), watched_rows, HEAD_DIM**-0.5 * math.log2(math.e),
         *(stride // HEAD_DIM for stride in (*k.stride()[:2], *v.stride()[:2])), *out.stride()[:2],
-        HEAD_DIM=HEAD_DIM, BLOCK_N=block_n, STAGES=stages, RAGGED=ragged, ENTROPY=with_entropy,
+        HEAD_DIM=HEAD_DIM, BLOCK_N=block_n, STAGES=stages, RAGGED=ragged, ENTROPY=watched_rows > 0,
         COMPUTE_REGISTERS=240, LOAD_REGISTERS=24,
     )  # fmt: skip
     return out, entropy, emulator.trace
@@ -98,9 +98,21 @@ def test_measuring_the_entropy_changes_no_bit_of_the_output():
     options = {"stages": 2, "block_n": 32, "programs": 2, "schedule": Schedule(0)}
     inputs = _inputs(queries, keys)
     out, _, _ = _launch(*inputs, queries, keys, **options)
-    without, entropy, _ = _launch(*inputs, queries, keys, **options, with_entropy=False)
+    without, entropy, _ = _launch(*inputs, queries, keys, **options, watched_rows=0)
     assert torch.equal(out, without)
     assert entropy.isnan().all()
+
+
+def test_only_rows_that_are_watched_are_measured():
+    queries, keys = (63, 0, 200, 64), (111, 5, 97, 64)
+    inputs = _inputs(queries, keys)
+    for stages, programs, schedule in [(2, 1, Schedule(0)), (3, 3, Schedule(1)), (2, 2, SCHEDULES[7])]:
+        options = {"stages": stages, "block_n": 32, "programs": programs, "schedule": schedule}
+        out, entropy, _ = _launch(*inputs, queries, keys, **options)
+        others_out, measured, _ = _launch(*inputs, queries, keys, **options, watched_rows=3)
+        assert torch.equal(out, others_out)
+        assert torch.equal(measured[:, :263], entropy[:, :263])
+        assert measured[:, 263:].isnan().all()
 
 
 def test_the_same_schedule_gives_the_same_order_of_events():
@@ -124,9 +136,9 @@ FAULTS = {
     ),
     "values waited for after they are read": (
         """mbarrier.wait(v_ready.index(value_stage), value_phase)
-            acc = warpgroup_mma(p, v_smem.index(value_stage), acc, is_async=True)""",
+        acc = warpgroup_mma(p, v_smem.index(value_stage), acc, is_async=True)""",
         """acc = warpgroup_mma(p, v_smem.index(value_stage), acc, is_async=True)
-            mbarrier.wait(v_ready.index(value_stage), value_phase)""",
+        mbarrier.wait(v_ready.index(value_stage), value_phase)""",
     ),
     "the loading warp waits for ever": (
         "mbarrier.arrive(v_free.index(value_stage), count=1)",
@@ -134,16 +146,16 @@ FAULTS = {
     ),
     "values freed while they are read": (
         """acc, p = warpgroup_mma_wait(0, deps=(acc, p))
-            mbarrier.arrive(v_free.index(value_stage), count=1)""",
+        mbarrier.arrive(v_free.index(value_stage), count=1)""",
         """mbarrier.arrive(v_free.index(value_stage), count=1)
-            acc, p = warpgroup_mma_wait(0, deps=(acc, p))""",
+        acc, p = warpgroup_mma_wait(0, deps=(acc, p))""",
     ),
     "values freed by one group for both": (
         "mbarrier.init(v_free.index(index), count=2)",
         "mbarrier.init(v_free.index(index), count=1)",
     ),
     "a product used while it runs": ("warpgroup_mma_wait(1, deps", "warpgroup_mma_wait(2, deps"),
-    "zeros that the tensor cores do not see": ("            fence_async_shared()", "            pass"),
+    "zeros that the tensor cores do not see": ("        fence_async_shared()", "        pass"),
     "0 * NaN": ("gl.where(real, v, gl.zeros_like(v))", "v"),
 }
 
