@@ -16,6 +16,7 @@ from toprovar_batch.worker.resolved import ResolvedSpec
 _MATMUL_SIZE = 8192  # rows, columns and depth of the product that is timed
 _COPY_BYTES = 1 << 30
 _CALLS = 10  # timed, after as many that are not
+_STEADY_S = 2.0  # how long a card works until its power limit has its say; as long again is timed
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,12 @@ class Ceilings:
 
     Attributes:
         matmul_flops: operations a second of a large matrix product in the compute dtype.
+        steady_flops: the same where such products follow each other for seconds. A card at its power limit slows down.
         copy_bytes: bytes a second that a large copy on the device reads and writes, both counted.
     """
 
     matmul_flops: float
+    steady_flops: float
     copy_bytes: float
 
 
@@ -151,19 +154,27 @@ def weight_bytes(transformer: nn.Module) -> WeightBytes:
 def measure_ceilings(dtype: torch.dtype, device: torch.device) -> Ceilings:
     """Time a large matrix product of random numbers and a large copy; the fastest call of each counts.
 
+    The steady rate of the product takes some seconds.
+
     Args:
         dtype: of the product.
         device: a GPU with 3 GB free.
     """
-    ceilings = Ceilings(_matmul_flops(dtype, device), _copy_bytes(device))
+    ceilings = Ceilings(*_matmul_flops(dtype, device), _copy_bytes(device))
     torch.cuda.empty_cache()
     return ceilings
 
 
-def _matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
+def _matmul_flops(dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
+    """At best, and steadily."""
     shape = (_MATMUL_SIZE, _MATMUL_SIZE)
     left, right, product = (torch.randn(shape, device=device).to(dtype) for _ in range(3))
-    return 2 * _MATMUL_SIZE**3 / _fastest(lambda: torch.mm(left, right, out=product))
+
+    def call() -> None:
+        torch.mm(left, right, out=product)
+
+    seconds = _fastest(call)
+    return 2 * _MATMUL_SIZE**3 / seconds, 2 * _MATMUL_SIZE**3 / _steady(call, seconds)
 
 
 def _copy_bytes(device: torch.device) -> float:
@@ -183,3 +194,17 @@ def _fastest(call: Callable[[], object]) -> float:
         mark.record()
     torch.cuda.synchronize()
     return min(first.elapsed_time(second) for first, second in pairwise(marks)) / 1e3
+
+
+def _steady(call: Callable[[], object], seconds: float) -> float:
+    """Seconds of a call of about `seconds` among many that follow each other on the GPU."""
+    count = max(1, round(_STEADY_S / seconds))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for _ in range(count):
+        call()
+    start.record()
+    for _ in range(count):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / count

@@ -33,7 +33,8 @@ def describe_timings(found: Compared, commit: str | None, price_per_hour: float 
         )
     for dtype, ceilings in found.ceilings.items():
         yield (
-            f"measured ceilings: {ceilings.matmul_flops / 1e12:.0f} TFLOP/s in {dtype}, "
+            f"measured ceilings: {ceilings.matmul_flops / 1e12:.0f} TFLOP/s in {dtype} "
+            f"({ceilings.steady_flops / 1e12:.0f} for seconds on end), "
             f"{ceilings.copy_bytes / 1e9:.0f} GB/s"
         )
     timed = [(number, each) for number, each in enumerate(found.timings, 1) if not each.error]

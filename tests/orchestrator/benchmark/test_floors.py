@@ -59,18 +59,19 @@ def test_a_pruned_image_keeps_its_sum_and_a_skipped_scale_takes_nothing():
     found = scale_flops(SPEC, SCHEDULE, image)
     assert sum(found) == pytest.approx(image.flops - DECODING)
     assert found[-1] == 0
-    floors = batch_floors(SPEC, [image], WeightBytes(4000, 1000), Ceilings(1e12, 1e6))
+    floors = batch_floors(SPEC, [image], WeightBytes(4000, 1000), Ceilings(1e12, 1e12, 1e6))
     assert floors.scales[-1] == 0
     assert floors.scales[-2] == pytest.approx(2.0)  # one layer of four, and both ends: 2,000 bytes
 
 
 def test_a_batch_takes_its_operations_and_reads_the_weights_once():
-    floors = batch_floors(SPEC, [DENSE] * 3, NO_WEIGHTS, Ceilings(1e9, 1.0))
+    floors = batch_floors(SPEC, [DENSE] * 3, NO_WEIGHTS, Ceilings(1e9, 1e9, 1.0))
     assert floors.transformer == pytest.approx(3e-6 * (DENSE.flops - DECODING))
     assert floors.decode == pytest.approx(3e-6 * DECODING)
     assert floors.transformer == sum(floors.scales)
     one, three = (
-        batch_floors(SPEC, [DENSE] * count, WeightBytes(4000, 1000), Ceilings(1e18, 1e6)) for count in (1, 3)
+        batch_floors(SPEC, [DENSE] * count, WeightBytes(4000, 1000), Ceilings(1e18, 1e18, 1e6))
+        for count in (1, 3)
     )
     assert one.scales == three.scales == pytest.approx([5.0] * len(TOKENS))
 
