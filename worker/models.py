@@ -23,7 +23,7 @@ from .infinity.checkpoint import (
 )
 from .infinity.config import TransformerArchitecture, VaeArchitecture
 from .infinity.encoder_weights import weight_files
-from .infinity.initialize import initialize_randomly
+from .infinity.initialize import initialize_randomly, take_storage
 from .infinity.text import TextEncoder
 from .infinity.transformer import Infinity
 from .infinity.vae import Vae
@@ -112,7 +112,7 @@ def random_transformer(
     dtype_of = transformer_dtype(dtype)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(dtype_of(name))
-    model.to_empty(device=device)
+    take_storage(model, device)
     initialize_randomly(model, seed)
     return model.eval().requires_grad_(False)
 
@@ -121,7 +121,7 @@ def random_vae(sizes: VaeArchitecture, seed: int, device: torch.device, dtype: t
     """A VAE decoder of the given sizes with seeded random weights."""
     with torch.device("meta"):
         vae = Vae(sizes).to(dtype)
-    vae.to_empty(device=device)
+    take_storage(vae, device)
     initialize_randomly(vae, seed)
     return vae.eval().requires_grad_(False)
 

@@ -28,7 +28,7 @@ def read_config(name: str) -> dict[str, Any]:
         OSError: there is none to be had.
         ValueError: it is no JSON object.
     """
-    config = json.loads(_file_of(name, "config.json").read_text(encoding="utf-8"))
+    config = json.loads(file_of(name, "config.json").read_text(encoding="utf-8"))
     if not isinstance(config, dict):
         raise ValueError("config.json holds no object")  # noqa: TRY004 - of the file, not of an argument
     return config
@@ -77,33 +77,35 @@ def _read(name: str) -> StateDict:
     return state
 
 
-def weight_files(name: str, file_of: Callable[[str, str], Path] | None = None) -> list[Path]:
+def weight_files(name: str, get_file: Callable[[str, str], Path] | None = None) -> list[Path]:
     """The files that hold an encoder's weights; of shards those that hold some of them.
 
     Args:
         name: folder or Hugging Face id.
-        file_of: gives a file of that by its name; None takes it from the folder, or through the hub's cache.
+        get_file: gives a file of that by its name; None takes it from the folder, or through the hub's cache.
 
     Raises:
         OSError: there are no such files, or they cannot be had.
     """
-    file_of = file_of or _file_of
+    get_file = get_file or file_of
     for file in _WEIGHT_FILES[:-1]:
         try:
-            found = file_of(name, file)
+            found = get_file(name, file)
             break
         except OSError:
             continue
     else:
-        found = file_of(name, _WEIGHT_FILES[-1])
+        found = get_file(name, _WEIGHT_FILES[-1])
     if found.suffix != ".json":
         return [found]
     shards = json.loads(found.read_text(encoding="utf-8"))["weight_map"]
     ours = ("shared.", "encoder.", _WRAPPER)
-    return [file_of(name, shard) for shard in sorted({shards[key] for key in shards if key.startswith(ours)})]
+    return [
+        get_file(name, shard) for shard in sorted({shards[key] for key in shards if key.startswith(ours)})
+    ]
 
 
-def _file_of(name: str, file: str) -> Path:
+def file_of(name: str, file: str) -> Path:
     """A file of a folder, or of a repository through the hub's cache.
 
     Raises:
@@ -114,6 +116,11 @@ def _file_of(name: str, file: str) -> Path:
         if not (folder / file).is_file():
             raise OSError(f"no file {file} in {name}")
         return folder / file
-    from transformers.utils import cached_file  # noqa: PLC0415 (slow to import)
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415 (slow to import)
 
-    return Path(cached_file(name, file))
+    try:
+        return Path(hf_hub_download(name, file))
+    except OSError:
+        raise
+    except Exception as error:  # of the hub, of its HTTP library, or of a name that none can have
+        raise OSError(str(error)) from error

@@ -16,6 +16,22 @@ def empty_embedding(rows: int, width: int) -> nn.Embedding:
     return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
 
 
+def take_storage(module: nn.Module, device: torch.device) -> None:
+    """Give the parameters of a module on the meta device room on another, with nothing in it yet.
+
+    `Module.to_empty` does so too, but imports PyTorch's compiler and its algebra for it, which takes seconds.
+
+    Args:
+        module: changed in place; it must have no buffers, as theirs would need values.
+        device: of the parameters.
+    """
+    assert not list(module.buffers())
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            room = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+            setattr(part, name, nn.Parameter(room, parameter.requires_grad))
+
+
 def initialize_randomly(module: nn.Module, seed: int) -> None:
     """Fill every parameter so that signals keep their size through the network.
 

@@ -1,9 +1,9 @@
-"""The T5 text encoder with its tokenizer, which is that of transformers."""
+"""The T5 text encoder with its tokenizer."""
 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -16,9 +16,10 @@ from .checkpoint import check_finite
 from .config import MAX_TEXT_TOKENS, T5Architecture
 from .encoder_folder import MODEL_TYPES, refuse_unless, refuse_without_tokenizer
 from .encoder_weights import load_encoder, read_config
-from .initialize import initialize_randomly
+from .initialize import initialize_randomly, take_storage
 from .t5 import T5Encoder, T5Settings
 from .text_shapes import CHUNK_ROWS, chunks
+from .tokenizer import TextTokenizer, byte_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from toprovar_batch.kernels.cuda_graphs import Replay
@@ -42,7 +43,7 @@ class EncodedText:
 class TextEncoder:
     """Tokenizer and T5 encoder together."""
 
-    def __init__(self, tokenizer: Any, model: T5Encoder, device: torch.device) -> None:
+    def __init__(self, tokenizer: TextTokenizer, model: T5Encoder, device: torch.device) -> None:
         self._tokenizer = tokenizer
         self._model = model.to(device).eval().requires_grad_(False)
         self._device = device
@@ -63,10 +64,6 @@ class TextEncoder:
             ModelSpecError: not a T5 encoder with its tokenizer, or not to be had; names it.
             CheckpointError: a weight is no finite number; names the tensor.
         """
-        from transformers import AutoTokenizer  # noqa: PLC0415 (slow to import)
-        from transformers.utils import logging  # noqa: PLC0415
-
-        logging.disable_progress_bar()
         kind = "folder" if Path(name).exists() else "folder or Hugging Face id"
         try:
             config = read_config(name)
@@ -75,7 +72,7 @@ class TextEncoder:
             )
             if Path(name).is_dir():
                 refuse_without_tokenizer(Path(name))
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = load_tokenizer(name)
             model, lacking = load_encoder(name, config, device, dtype)
         except (
             CheckpointError,
@@ -92,9 +89,8 @@ class TextEncoder:
                 f"{name!r} is no {kind} with a T5 encoder and its tokenizer ({reason})"
             ) from error
         refuse_unless(not lacking, name, f"its weights do not fit its config: {', '.join(lacking[:1])}")
-        unknown = tokenizer.unk_token_id
         refuse_unless(
-            unknown is None or unknown not in tokenizer(_PROBE)["input_ids"],
+            tokenizer.unknown_id is None or tokenizer.unknown_id not in tokenizer.ids([_PROBE])[0],
             name,
             "its tokenizer does not know plain words; is tokenizer.json or spiece.model missing?",
         )
@@ -107,13 +103,11 @@ class TextEncoder:
         cls, sizes: T5Architecture, seed: int, device: torch.device, dtype: torch.dtype
     ) -> "TextEncoder":
         """A T5 encoder of the given sizes with seeded random weights, reading bytes as ByT5 does."""
-        from transformers import ByT5Tokenizer  # noqa: PLC0415 (slow to import)
-
         with torch.device("meta"):
             model = T5Encoder(T5Settings(sizes)).to(dtype)
-        model.to_empty(device=device)
+        take_storage(model, device)
         initialize_randomly(model, seed)
-        return cls(ByT5Tokenizer(), model, device)
+        return cls(byte_tokenizer(), model, device)
 
     def encode(self, prompts: list[str]) -> list[EncodedText]:
         """Encode prompts together; each gets the features of its own tokens only.
@@ -125,12 +119,12 @@ class TextEncoder:
             One EncodedText a prompt, on the encoder's device.
         """
         cut = [prompt[:_MAX_CHARACTERS] for prompt in prompts]
-        tokens = self._tokenizer(cut, truncation=False, verbose=False)["input_ids"]
+        tokens = self._tokenizer.ids(cut)
         truncated = [
             len(ids) > MAX_TEXT_TOKENS or len(prompt) > _MAX_CHARACTERS
             for ids, prompt in zip(tokens, prompts, strict=True)
         ]
-        found = self._tokenizer(cut, truncation=True, max_length=MAX_TEXT_TOKENS, verbose=False)["input_ids"]
+        found = self._tokenizer.ids(cut, MAX_TEXT_TOKENS)
         together = self._device.type != "cuda"
         groups = [(max(map(len, found)), list(range(len(found))))] if together else chunks([*map(len, found)])
         features: dict[int, Tensor] = {}
@@ -144,7 +138,7 @@ class TextEncoder:
 
     def _run(self, texts: list[list[int]], width: int, rows: int) -> Tensor:
         """[rows, width, Ct5] features of padded token ids; on a GPU they hold until the next of this shape."""
-        ids = torch.full((rows, width), self._tokenizer.pad_token_id)
+        ids = torch.full((rows, width), self._tokenizer.pad_id)
         own = torch.zeros((rows, width), dtype=torch.int64)
         own[:, 0] = 1  # a row without a text
         for row, text in enumerate(texts):

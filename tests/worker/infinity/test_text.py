@@ -23,6 +23,7 @@ from toprovar_batch.worker.infinity.config import T5Architecture
 from toprovar_batch.worker.infinity.encoder_folder import check_local_encoder
 from toprovar_batch.worker.infinity.encoder_weights import load_encoder, read_config
 from toprovar_batch.worker.infinity.text import TextEncoder
+from toprovar_batch.worker.infinity.tokenizer import TransformersTokenizer
 
 CPU = torch.device("cpu")
 
@@ -99,7 +100,7 @@ def test_the_features_are_those_of_transformers_to_the_bit(tmp_path, kind, proje
     theirs = _save(tmp_path, kind, projection, dtype)
     ours, lacking = load_encoder(str(tmp_path), read_config(str(tmp_path)), CPU, dtype)
     assert lacking == []
-    found = TextEncoder(ByT5Tokenizer(), ours, CPU).encode(prompts)
+    found = TextEncoder(TransformersTokenizer(ByT5Tokenizer()), ours, CPU).encode(prompts)
     batch = ByT5Tokenizer()(prompts, padding=True, return_tensors="pt")
     with torch.inference_mode():
         hidden = theirs(**batch).last_hidden_state.float()
