@@ -15,10 +15,10 @@ from .graphed_states import GraphedStates
 from .guidance import guide_states
 from .head_tokens import HeadTokens, head_tokens
 from .infinity.bsq import ResidualSum, code_size, tokens_to_bit_maps
+from .infinity.config import MAX_TEXT_TOKENS
 from .infinity.kv_cache import KVCache
 from .infinity.schedule import ScaleSchedule
 from .infinity.text_context import TextContext
-from .infinity.text_shapes import text_capacity
 from .infinity.transformer import Infinity
 from .pruning.history import BatchHistory, count_layers
 from .pruning.packing import LayerTokens, PackedScale
@@ -120,8 +120,10 @@ class BatchRunner:
             self.text, storage = text, None
             self.finite = torch.ones(self.batch, dtype=torch.bool, device=model.device)
         else:
-            room = text_capacity(max(text.text_lengths.lengths))
-            shape = BatchShape(schedule, self.num_rows, room, codebook_dim, size, self.batch, packs)
+            # Room for the longest text: a batch with longer texts than the one before needs no other graphs.
+            shape = BatchShape(
+                schedule, self.num_rows, MAX_TEXT_TOKENS, codebook_dim, size, self.batch, packs
+            )
             self._static = workspace.batch(shape)
             self._static.start(text)
             self.cache, self.text = self._static.cache, self._static.text

@@ -17,6 +17,9 @@ from .infinity.text_context import BlockContext, TextContext
 from .infinity.transformer import Infinity
 from .static_tables import TABLES, StaticTables, most_blocks, table_sizes
 
+# PyTorch multiplies what lies behind a text by 0, which must not be NaN. Later it is what other texts left there.
+FINITE_BEHIND_TEXTS = ("text_keys", "text_values")
+
 
 class BatchShape(NamedTuple):
     """What the tensors' sizes follow from.

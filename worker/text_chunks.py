@@ -10,6 +10,7 @@ from toprovar_batch.kernels.cuda_graphs import Replay
 from toprovar_batch.kernels.host_values import to_device
 from toprovar_batch.kernels.layout import KeyLengths
 
+from .infinity.config import MAX_TEXT_TOKENS
 from .infinity.text_context import BlockContext, TextContext
 from .infinity.text_shapes import CHUNK_ROWS, chunks
 from .infinity.transformer import Infinity
@@ -27,7 +28,7 @@ class TextChunks:
         """
         self._model, self._replay = model, replay
         self._inputs: dict[int, tuple[Tensor, Tensor]] = {}  # by capacity: features and mask
-        self._made: _Stacked | None = None  # of a chunk, with room for the longest text so far
+        self._made: _Stacked | None = None  # of a chunk, with room for the longest texts
 
     def context(self, features: Sequence[Tensor]) -> TextContext:
         """Precompute all that depends on the text alone, see `Infinity.encode_text`.
@@ -99,13 +100,8 @@ class TextChunks:
 
     def _room(self, capacity: int) -> "_Stacked":
         """Where chunks of a capacity are made, all in the same memory."""
-        if self._made is None or self._made.keys.shape[3] < capacity:
-            if self._made is not None and self._replay is not None:
-                if self._model.device.type == "cuda":
-                    torch.cuda.synchronize(self._model.device)  # a batch that is queued still replays it
-                self._replay.clear()
-            self._made = None  # before the new one asks for memory
-            self._made = self._empty(CHUNK_ROWS, capacity)
+        if self._made is None:
+            self._made = self._empty(CHUNK_ROWS, MAX_TEXT_TOKENS)
         return self._made.first_tokens(capacity)
 
 

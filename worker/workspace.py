@@ -12,7 +12,7 @@ from toprovar_batch.kernels.ops import Backend
 from .batch_memory import decoder_bytes, layer_bytes
 from .infinity.config import VaeArchitecture
 from .infinity.transformer import Infinity
-from .static_batch import BatchShape, StaticBatch, sizes_of
+from .static_batch import FINITE_BEHIND_TEXTS, BatchShape, StaticBatch, sizes_of
 
 
 class Workspace:
@@ -75,7 +75,8 @@ class Workspace:
             self._flat.pop(name, None)
         for name in small:
             size, dtype = wanted[name]
-            self._flat[name] = torch.empty(size, dtype=dtype, device=self._model.device)
+            make = torch.zeros if name in FINITE_BEHIND_TEXTS else torch.empty
+            self._flat[name] = make(size, dtype=dtype, device=self._model.device)
 
     def release(self) -> None:
         """Give all memory back, as after a batch that did not fit."""

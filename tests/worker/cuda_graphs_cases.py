@@ -172,3 +172,16 @@ def test_a_batch_keeps_the_rotations_that_its_graphs_read():
     again = [batch.rotation(scale_index, (64, 64)) for scale_index in range(len(SCHEDULE))]
     assert all(one is other for one, other in zip(kept, again, strict=True))
     assert not torch.equal(batch.rotation(1, (64, 64)), batch.rotation(1, (128, 128)))
+
+
+def test_longer_texts_need_no_other_graphs():
+    model, settings, workspace = _model_in_place()
+
+    def captured():
+        return workspace.usage()["graphs"] if IS_GPU else list(workspace.graphs._bodies)
+
+    for prompts in ((0, 1, 2), (2, 1, 0)):
+        _codes(model, DenseSpec(), prompts, settings, workspace)
+    before = captured()
+    _codes(model, DenseSpec(), (1, 3, 5), settings, workspace)  # one of 70 tokens
+    assert captured() == before
