@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .folder import OutputFolder
 
 _MOST_ROW_GROUPS, _FEW_ROW_GROUPS = 10_000, 1_000  # of the plan: a shard each; else many shards each
-_VERSIONED = ("toprovar-batch", "torch", "ray", "pyarrow", "transformers")
+_VERSIONED = ("toprovar-batch", "torch", "ray", "pyarrow", "tokenizers", "transformers")
 _ASKED_PARTS = 100  # others of another job are found when their footers are read
 
 
