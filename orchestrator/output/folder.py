@@ -24,6 +24,7 @@ from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import publish_bytes
 from toprovar_batch.worker.part_identity import identity_hash
 from toprovar_batch.worker.storage import explain_storage, locate, storage_errors
+from toprovar_batch.worker.words import counted
 
 from .beginning import Beginning
 from .card import dataset_card, mended_card
@@ -55,7 +56,7 @@ class JobRecord(BaseModel):
         size = self.identity.get("shard_size")  # earlier versions lack it
         if isinstance(size, int) and size > 0 and -(-self.num_samples // size) != self.num_shards:
             raise ValueError(
-                f"{self.num_samples} samples in shards of {size} are not {self.num_shards} shards"
+                f"{counted(self.num_samples, 'sample')} in shards of {size} are not {counted(self.num_shards, 'shard')}"
             )
         return self
 
