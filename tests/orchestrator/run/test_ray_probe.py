@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -14,28 +15,33 @@ from toprovar_batch.worker.errors import JobSpecError
 @pytest.fixture
 def serve():
     """Gives the address of a server that answers every connection with the same bytes, and keeps it open."""
-    listening = []
+    listening, connections, threads = [], [], []
 
     def start(answer):
         server = socket.create_server(("127.0.0.1", 0))
         listening.append(server)
 
         def loop():
-            connections = []
             while True:
                 try:
-                    connections.append(server.accept()[0])
+                    connection = server.accept()[0]
                 except OSError:
                     return
-                if answer is not None:
-                    connections[-1].sendall(answer)
+                connections.append(connection)
+                with suppress(OSError):  # who has seen enough of the answer is gone
+                    connection.sendall(answer or b"")
 
-        threading.Thread(target=loop, daemon=True).start()
+        threads.append(threading.Thread(target=loop, daemon=True))
+        threads[-1].start()
         return f"127.0.0.1:{server.getsockname()[1]}"
 
     yield start
     for server in listening:
-        server.close()
+        server.shutdown(socket.SHUT_RDWR)  # ends its thread's wait, which closing does not
+    for thread in threads:
+        thread.join()
+    for each in (*connections, *listening):
+        each.close()
 
 
 def closed_port():
