@@ -44,18 +44,18 @@ class TextTokenizer(Protocol):
 class FileTokenizer:
     """A tokenizer as its file describes it."""
 
-    def __init__(self, tokenizer: Tokenizer, pad: str = "<pad>", unknown: str | None = "<unk>") -> None:
+    def __init__(self, tokenizer: Tokenizer, pad: str = "<pad>", unknown: str = "<unk>") -> None:
         """Wrap a tokenizer that no one else uses.
 
         Args:
             tokenizer: what it says of padding and length is left out.
             pad: the token that stands behind a text; id 0, as of T5, where it has none such.
-            unknown: the token for what the vocabulary lacks, if there is one.
+            unknown: the token for what the vocabulary lacks, which it need not have.
         """
         self._tokenizer = tokenizer
         tokenizer.no_padding()
         self.pad_id = tokenizer.token_to_id(pad) or 0
-        self.unknown_id = None if unknown is None else tokenizer.token_to_id(unknown)
+        self.unknown_id: int | None = tokenizer.token_to_id(unknown)
 
     def ids(self, texts: Sequence[str], most: int | None = None) -> list[list[int]]:
         """See `TextTokenizer`."""
@@ -90,8 +90,8 @@ def load_tokenizer(name: str) -> TextTokenizer:
     """
     settings = _settings(name)
     if settings.get("tokenizer_class") in _READ_BY_TOKENIZERS and (file := _optional(name, "tokenizer.json")):
-        unknown = _token(settings, "unk_token")
-        return FileTokenizer(_read(file), _token(settings, "pad_token") or "<pad>", unknown)
+        words = (_token(settings, "pad_token") or "<pad>", _token(settings, "unk_token") or "<unk>")
+        return FileTokenizer(_read(file), *words)
     from transformers import AutoTokenizer  # noqa: PLC0415 (slow to import)
     from transformers.utils import logging  # noqa: PLC0415
 
