@@ -13,6 +13,7 @@ from toprovar_batch import __version__
 from toprovar_batch.orchestrator.console import echo, printable
 from toprovar_batch.orchestrator.forgiving_stream import forgiving
 from toprovar_batch.orchestrator.run.stop_signals import signal_of, sigterm_raises
+from toprovar_batch.worker.arrow_alone import leave_pandas_out
 from toprovar_batch.worker.errors import ToprovarError
 
 # name: (module under toprovar_batch and the command in it, line of help)
@@ -88,6 +89,7 @@ class LazyGroup(click.Group):
         """Import the command called `cmd_name`, or return None when there is none."""
         if cmd_name not in COMMANDS:
             return None
+        leave_pandas_out()
         module, attribute = COMMANDS[cmd_name][0].split(":")
         command: click.Command = getattr(importlib.import_module(f"toprovar_batch.{module}"), attribute)
         return command

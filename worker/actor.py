@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from toprovar_batch.worker.arrivals import ByteCount, arrivals
+from toprovar_batch.worker.arrow_alone import leave_pandas_out
 from toprovar_batch.worker.errors import UserError
 from toprovar_batch.worker.kept_part import DamagedPartError
 from toprovar_batch.worker.pipeline import Beginning, Finished, PendingResults, Pipeline
@@ -116,6 +117,7 @@ class GenerationWorker:
         Raises:
             UserError, WorkerError: as `setup`, or a file cannot be had.
         """
+        leave_pandas_out()
         with as_one_line():
             self._unloaded = self._engine_factory()
             yield from arrivals(self._unloaded.fetch)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import node, ray_constants, services
 
 from toprovar_batch.orchestrator.console import echo
 from toprovar_batch.orchestrator.job.spec import RuntimeJobSpec
@@ -24,6 +24,8 @@ _OBJECT_STORE_BYTES = 256 << 20  # events and prompts only: images never pass th
 _REFUSED_TOKEN: Any = getattr(ray.exceptions, "AuthenticationError", ())  # earlier versions have no tokens
 # A socket's path has at most 107 bytes, of which Ray adds 64: the session, a time and a process.
 _LONGEST_FOLDER = 43
+# What serves the dashboard, sees a cluster grow, and prints workers' output at the driver: none is there for one run.
+_FOR_OTHERS = ("start_api_server", "start_monitor", "start_log_monitor")
 _SHORT_FOLDER = "/tmp/ray"  # noqa: S108 (Ray's own default, readable as it makes it)
 
 REFUSAL_MEND = "set RAY_AUTH_TOKEN to its token, or RAY_AUTH_MODE=token to send that of ~/.ray/auth_token"
@@ -94,7 +96,7 @@ def _start(settings: Mapping[str, Any], address: str | None) -> None:
         if address:
             refuse_address(address)
             settings = {**settings, "address": _reachable(address)}
-        with undisturbed_start(), contextlib.nullcontext() if address else _loopback_alone():
+        with undisturbed_start(), contextlib.nullcontext() if address else _for_one_run():
             ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
     except _REFUSED_TOKEN as error:
         raise JobSpecError(
@@ -149,6 +151,29 @@ def send_token(*, found_here: bool = False) -> None:
         enable = getattr(setup, "maybe_enable_token_auth_if_token_available", None)
         if enable is not None:
             enable(warn_if_disabled=False)
+
+
+@contextlib.contextmanager
+def _for_one_run() -> Iterator[None]:
+    """Let a Ray that starts in the block be small and quick, and listen on loopback."""
+    with _loopback_alone(), _without(*_FOR_OTHERS):
+        yield
+
+
+@contextlib.contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Let a Ray that starts in the block leave out processes, named by the methods of its node that start them.
+
+    `ray.init` has a switch for none of them, and waits for the first: a second or two.
+    """
+    former = {name: start for name, start in vars(node.Node).items() if name in names}
+    for name in former:
+        setattr(node.Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, start in former.items():
+            setattr(node.Node, name, start)
 
 
 @contextlib.contextmanager

@@ -170,7 +170,15 @@ def sockets(pid):
             continue
     return found
 
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(bytes(1))
+    except FileNotFoundError:  # ended by now
+        return []
+
 with ray_session(RuntimeJobSpec(device="cpu", num_workers=1)):
+    for pid in family(os.getpid()):
+        print("runs", *(Path(os.fsdecode(word)).name for word in runs(pid)[:3]), file=sys.__stdout__)
     assert ray.get(ray.remote(num_cpus=1)(lambda: 5).remote()) == 5
     ours = set().union(*(sockets(pid) for pid in family(os.getpid())))
     for table in ("tcp", "tcp6"):
@@ -182,10 +190,13 @@ with ray_session(RuntimeJobSpec(device="cpu", num_workers=1)):
 
 
 @pytest.mark.slow
-def test_a_ray_of_ones_own_listens_on_loopback_alone(tmp_path):
+def test_a_ray_of_ones_own_listens_on_loopback_alone_and_serves_nobody_else(tmp_path):
     script = tmp_path / "listeners.py"
     script.write_text(LISTENERS)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    running = " ".join(line for line in done.stdout.splitlines() if line.startswith("runs"))
+    assert "gcs_server" in running
+    assert not {"dashboard.py", "monitor.py", "log_monitor.py"} & set(running.split())
     found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("listens")]
     assert len(found) >= 4  # GCS, node, driver, worker
     loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
