@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+from .compile_ahead import is_noting
+
 MOST_GRAPHS = 8192
 
 
@@ -87,6 +89,8 @@ class CudaGraphs:
 
     def run(self, key: Hashable, body: Callable[[], Any]) -> Any:
         """See `Replay`."""
+        if is_noting():  # a graph of this would lack the kernels
+            return body()
         found = self._graphs.get(key)
         if found is None and key in self._seen and len(self._graphs) < MOST_GRAPHS and self._problem is None:
             found = self._capture(key, body)

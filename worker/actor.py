@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from toprovar_batch.worker.arrivals import ByteCount, arrivals
 from toprovar_batch.worker.arrow_alone import leave_pandas_out
 from toprovar_batch.worker.errors import UserError
+from toprovar_batch.worker.gpu_start import begin_gpu_start
 from toprovar_batch.worker.kept_part import DamagedPartError
 from toprovar_batch.worker.pipeline import Beginning, Finished, PendingResults, Pipeline
 from toprovar_batch.worker.request import GenerationRequest
@@ -78,6 +79,8 @@ def build_engine(spec: "ResolvedSpec", runtime: "RuntimeSpec", num_threads: int)
     Raises:
         ModelSpecError: a GPU is requested and there is none.
     """
+    if runtime.device == "cuda":
+        begin_gpu_start()
     # The driver imports this module and must stay light.
     from toprovar_batch.worker.engine import Engine  # noqa: PLC0415
     from toprovar_batch.worker.generator import Generator  # noqa: PLC0415

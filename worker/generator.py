@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from toprovar_batch.kernels.compile_ahead import compile_ahead
 from toprovar_batch.kernels.host_values import copy_to_host, queue_copy_to_host, to_device
 from toprovar_batch.kernels.ops import fastest_attention
 
@@ -17,6 +18,7 @@ from .batching import choose_batch_size, common_h_div_w, plan_batches
 from .generated import GeneratedBatch
 from .guidance import text_rows
 from .image_statistics import ImageStatistics
+from .infinity.bsq import code_size
 from .infinity.flops import decoder_flops, transformer_flops
 from .infinity.schedule import ScaleSchedule, largest_map
 from .infinity.text import EncodedText
@@ -61,13 +63,27 @@ class Generator:
         self._loaded: LoadedModel | None = None
 
     def setup(self) -> None:
-        """Load the model, and see how much memory it leaves.
+        """Load the model, see how much memory it leaves, and compile its kernels where this machine has not.
 
         Raises:
             ModelSpecError: no such device, kernels that cannot run on it, or a model that cannot be built.
             CheckpointError: a weight file that cannot be had or does not fit.
         """
         self._loaded = load_model(self._spec.model, self._runtime)
+        if self._loaded.backend.name == "triton" and self.device.type == "cuda":
+            self._compile_ahead()
+
+    def _compile_ahead(self) -> None:
+        """Compile what a batch of the job launches, on a machine that has not done so."""
+        h_div_w, vae = self._spec.image.h_div_w, self.model.vae.sizes
+        batch = [GenerationRequest("probe", "a ball", None, 0, h_div_w)] * self.batch_size
+        size = code_size(self._spec.schedule_of(h_div_w)[-1], vae.spatial_patchify)
+        codes = torch.zeros(1, vae.codebook_dim, *size, device=self.device)
+        queue = partial(self._queue, batch, PhaseClock(self.device), None)
+        steps = queue, partial(self._ready.decoder.decode, codes)
+        with torch.inference_mode(), fastest_attention(self.device):
+            compile_ahead(f"{self._spec!r} {self.batch_size}", self.device, steps)
+        self.release()
 
     def with_policy(self, policy: PolicySpec) -> "Generator":
         """A generator of the same loaded model that prunes by another rule.
@@ -176,9 +192,9 @@ class Generator:
     ) -> QueuedImages:
         clock.mark(None)
         sampled = self._sample(batch, self._policy_factory, clock, on_scale, self._ready.workspace)
-        pixels, decoded = self._ready.decoder.decode(sampled.runner.codes.summed_codes)
-        clock.mark("decode")
         runner = sampled.runner
+        pixels, decoded = self._ready.decoder.decode(runner.codes.summed_codes)
+        clock.mark("decode")
         with_maps = self._spec.policy.pruning_map
         maps = queue_copy_to_host(runner.history.pruning_maps()) if with_maps else None
         pixels = queue_copy_to_host(pixels)
