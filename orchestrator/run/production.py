@@ -28,7 +28,7 @@ from .outcome import Outcome
 from .progress import ProgressBar
 from .published import PublishedParts
 from .ray_probe import cluster_address
-from .ray_session import ray_session, uses_gpus
+from .ray_session import is_joined, ray_session, uses_gpus
 from .summary import total
 
 EngineFactory = Callable[[], GenerationEngine]
@@ -89,7 +89,8 @@ def make_shards(
     address = cluster_address(runtime)
     begin = f"job {job.name}: {counted(len(todo), 'shard')} to do of {plan.num_shards}"
     with closing(ProgressBar(plan.num_samples, done, kept.errors - errors_again)) as bar:
-        bar.starts(f"joining Ray at {address}" if address else "starting Ray")
+        if not is_joined():
+            bar.starts(f"joining Ray at {address}" if address else "starting Ray")
         with ray_session(runtime):
             on_gpus = uses_gpus(runtime)
             fleet = Fleet(

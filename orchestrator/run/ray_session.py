@@ -61,6 +61,11 @@ def ray_session(runtime: RuntimeJobSpec) -> Iterator[None]:
             ray.shutdown()
 
 
+def is_joined() -> bool:
+    """Whether this process has a connection to Ray."""
+    return bool(ray.is_initialized())
+
+
 def uses_gpus(runtime: RuntimeJobSpec) -> bool:
     """Decide between GPU and CPU workers, once Ray is there.
 

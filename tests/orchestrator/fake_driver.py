@@ -12,9 +12,10 @@ import ray
 sys.path.insert(0, str(Path(__file__).parent))
 import fake_engine
 
-from toprovar_batch.orchestrator.commands.submit import finish, resume_command, submit
+from toprovar_batch.orchestrator.commands.submit import finish, resume_command
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.run.production import engine_of
+from toprovar_batch.orchestrator.run.submission import submit
 from toprovar_batch.worker.errors import ToprovarError
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import click
 import pyarrow as pa
 import ray
 
-from toprovar_batch.orchestrator.commands.submit import submit
+from toprovar_batch.orchestrator.run.submission import submit
 from toprovar_batch.worker.part_file import PartWriter, dataset_schema, result_rows
 from toprovar_batch.worker.request import GenerationResult
 from toprovar_batch.worker.shard_stats import ShardStats

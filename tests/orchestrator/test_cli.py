@@ -178,7 +178,8 @@ def test_what_a_full_stdout_does_not_take_is_one_sentence():
 
 
 def test_a_run_whose_summary_nobody_takes_ends_as_it_did(monkeypatch):
-    monkeypatch.setattr(submit, "submit", lambda *_, **__: None)
+    monkeypatch.setattr(submit, "load_job", lambda *_, **__: None)
+    monkeypatch.setattr(submit, "_submit", lambda *_: None)
     monkeypatch.setattr(submit, "finish", lambda *_: echo("a line"))
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stdout", full)

@@ -7,12 +7,12 @@ import ray
 from click.testing import CliRunner
 
 from toprovar_batch.orchestrator.cli import main
-from toprovar_batch.orchestrator.commands.submit import submit
 from toprovar_batch.orchestrator.console import echo, echo_json, printable
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.card import _in_markdown
 from toprovar_batch.orchestrator.output.folder import open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
+from toprovar_batch.orchestrator.run.submission import submit
 from toprovar_batch.worker.part_file import dataset_schema
 
 EVIL = "a\x1b[2Jb\nc\x9bd\u202ee\ud800"

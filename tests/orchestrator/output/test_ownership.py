@@ -11,13 +11,14 @@ from click.testing import CliRunner
 from toprovar_batch.orchestrator.cli import main
 from toprovar_batch.orchestrator.commands.sheet import make_sheet
 from toprovar_batch.orchestrator.commands.status import read_status
-from toprovar_batch.orchestrator.commands.submit import show, submit
+from toprovar_batch.orchestrator.commands.submit import show
 from toprovar_batch.orchestrator.evaluation.data import EvaluationData
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.folder import PLAN_COLUMNS, open_output
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.orchestrator.run.outcome import Outcome
 from toprovar_batch.orchestrator.run.record import RunLog
+from toprovar_batch.orchestrator.run.submission import submit
 from toprovar_batch.orchestrator.run.summary import RunSummary
 from toprovar_batch.worker.errors import OutputFolderError
 from toprovar_batch.worker.part_file import (

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from toprovar_batch.orchestrator.commands.submit import submit
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.orchestrator.run import attempts, fleet
+from toprovar_batch.orchestrator.run.submission import submit
 
 NUM_PROMPTS = 200
 

@@ -6,7 +6,6 @@ import pytest
 from click.testing import CliRunner
 
 from toprovar_batch.orchestrator.cli import main
-from toprovar_batch.orchestrator.commands.submit import submit
 from toprovar_batch.orchestrator.output.folder import OutputFolder, locate_output
 from toprovar_batch.orchestrator.output.names import RUNS_FOLDER
 from toprovar_batch.orchestrator.run import log_pages
@@ -14,6 +13,7 @@ from toprovar_batch.orchestrator.run.fleet_events import Dismissed, Lost, Report
 from toprovar_batch.orchestrator.run.journal import Journal
 from toprovar_batch.orchestrator.run.ledger import Assignment
 from toprovar_batch.orchestrator.run.log_pages import LogPages, newest_pages
+from toprovar_batch.orchestrator.run.submission import submit
 from toprovar_batch.worker.shard_events import Progress, Started
 
 STEM = "20261129T210000Z-7"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from toprovar_batch.orchestrator.commands.submit import submit
 from toprovar_batch.orchestrator.run.fleet_events import Dismissed, Loaded, Lost, Reported, Worker
 from toprovar_batch.orchestrator.run.metrics import EXPORT_PREFIX, METRICS, RunMetrics
+from toprovar_batch.orchestrator.run.submission import submit
 from toprovar_batch.worker.shard_events import Committed, Progress
 from toprovar_batch.worker.shard_stats import ShardStats
 

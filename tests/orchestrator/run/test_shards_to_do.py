@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from toprovar_batch.orchestrator.commands.submit import submit
 from toprovar_batch.orchestrator.job.load import load_job
 from toprovar_batch.orchestrator.output.folder import PLAN_COLUMNS, open_output
 from toprovar_batch.orchestrator.output.parts import Findings
 from toprovar_batch.orchestrator.prompts.sample_plan import plan_job
 from toprovar_batch.orchestrator.run.shards_to_do import hopeless_shards, shards_to_do
+from toprovar_batch.orchestrator.run.submission import submit
 from toprovar_batch.worker.part_file import PartWriter, dataset_schema, result_rows
 from toprovar_batch.worker.shard_stats import ShardStats
 
