@@ -2,7 +2,7 @@
 
 A batch of the 2B model takes 34 of them, and Triton half a second for most. Run once without launching any, it tells which.
 Then threads compile and load them all. They share Python, which reads a kernel; the compilers behind it do without. Measured in
-docs/benchmarks.md, "The whole job".
+docs/benchmarks.md, "A worker's pipeline".
 """
 
 import hashlib
