@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,20 +74,23 @@ def compile_ahead(work: str, device: torch.device, steps: Sequence[Callable[[], 
         steps: the work, of which none is done; those that refuse what they see end early.
     """
     mark = _mark(work, device)
-    if mark.exists():
-        return
+    with suppress(OSError):  # nobody may look there, so it was not left there
+        if mark.exists():
+            return
     with noting_kernels() as noted:
         for step in steps:
             with suppress(Exception):
                 step()
 
+    own_device = torch.cuda.current_device()
+
     def attempt(compile_one: Callable[[], Any]) -> None:
         with suppress(Exception):
+            torch.cuda.set_device(own_device)  # a thread begins without one
             compile_one()
 
     num_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
-    own = partial(torch.cuda.set_device, torch.cuda.current_device())  # a thread begins without one
-    with ThreadPoolExecutor(num_threads, "compile", own) as threads:
+    with ThreadPoolExecutor(num_threads, "compile") as threads:
         list(threads.map(attempt, noted.values()))
     with suppress(OSError):  # a cache that cannot be written is compiled anew each time
         mark.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +106,6 @@ def _mark(work: str, device: torch.device) -> Path:
     sources = sorted(Path(__file__).parent.rglob("*.py"))
     for part in (*(part.encode() for part in parts), *(path.read_bytes() for path in sources)):
         digest.update(len(part).to_bytes(8, "little") + part)
-    folder = os.environ.get("TRITON_CACHE_DIR") or Path(
-        os.environ.get("TRITON_HOME") or Path.home(), ".triton/cache"
-    )
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")  # noqa: PTH111 - as Triton does: a user may have none
+    folder = os.environ.get("TRITON_CACHE_DIR") or Path(home, ".triton/cache")
     return Path(folder) / f"toprovar-batch-{digest.hexdigest()}"

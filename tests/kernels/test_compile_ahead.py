@@ -122,6 +122,26 @@ def test_a_cache_that_cannot_be_written_is_no_fault(triton):
     assert triton.happened() == [("compile", "one", "a")]
 
 
+def test_a_user_without_a_home_is_no_fault(triton, monkeypatch, tmp_path):
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.chdir(tmp_path)
+    kernel = triton.kernel("one")
+    compile_ahead("work", torch.device("cuda"), [lambda: kernel.launch("a")])
+    assert triton.happened() == [("compile", "one", "a")]
+
+
+def test_a_cache_that_nobody_may_look_into_is_no_fault(triton, monkeypatch):
+    def refuse(_path):
+        raise PermissionError("cache")
+
+    monkeypatch.setattr("pathlib.Path.exists", refuse)
+    kernel = triton.kernel("one")
+    compile_ahead("work", torch.device("cuda"), [lambda: kernel.launch("a")])
+    assert triton.happened() == [("compile", "one", "a")]
+
+
 def test_who_had_asked_to_hear_of_compilations_still_does(triton):
     heard = []
     triton.runtime.jit_cache_hook = former = lambda *, key, **_: heard.append(key)

@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime import interpreter
 
 from toprovar_batch.kernels import host_values
 from toprovar_batch.kernels.ops import Backend, fastest_attention
@@ -54,6 +56,7 @@ POLICIES = {
     "fastvar": FastvarSpec(skipped_scales=0, first_layer=1, last_layer=2),
     "skipvar": SkipvarSpec(skip_below=0.0, conditional_below=0.9),
 }
+ALL_POLICIES = POLICIES
 if not IS_GPU:  # the interpreter takes half a minute for a policy
     POLICIES = {name: POLICIES[name] for name in ("dense", "detail skips", "toprovar late", "fastvar")}
 BATCHES = ((0, 1, 2), (3, 4, 5), (1, 3), (2, 0, 4), (4, 1), (5, 2, 1), (0, 1), (0, 1, 2))[
@@ -160,6 +163,42 @@ def test_a_batch_of_which_some_prompts_are_guided_copies_nothing_within_its_grap
         mine, _ = _codes(model, DenseSpec(), prompts, settings, workspace, GuidesTheFirst)
         own, _ = _codes(model, DenseSpec(), prompts, settings, None, GuidesTheFirst)
         assert torch.equal(mine, own)
+    assert workspace.usage().get("problem") is None
+
+
+class Rubbish(TorchDispatchMode):
+    """Fills new tensors that nobody has written, with a number, or with random ones where it is None."""
+
+    def __init__(self, number):
+        super().__init__()
+        self._number = number
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if "empty" in func.name():
+            if made.is_floating_point():
+                made.copy_(torch.randn(made.shape) * 1e3) if self._number is None else made.fill_(
+                    self._number
+                )
+            else:
+                low, high = (0, 2) if made.dtype == torch.bool else (-100, 100)
+                made.random_(low, high)
+        return made
+
+
+@pytest.mark.skipif(IS_GPU, reason="a wrong index ends the process there")
+@pytest.mark.parametrize("number", [float("nan"), 1e30, None])
+@pytest.mark.parametrize("spec", ALL_POLICIES.values(), ids=ALL_POLICIES)
+def test_what_no_kernel_has_written_is_no_index(spec, number, monkeypatch):
+    """So runs the pass that notes kernels: a policy may refuse what it sees, but must read and write where it may."""
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", lambda *_, **__: None)
+    model, settings, workspace = _model_in_place()
+    with Rubbish(number):
+        for prompts in ((0, 1, 2), (1, 3)):
+            try:
+                _codes(model, spec, prompts, settings, workspace)
+            except (ValueError, ArithmeticError):
+                continue  # refused on the host
     assert workspace.usage().get("problem") is None
 
 
