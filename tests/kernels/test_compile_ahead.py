@@ -1,5 +1,6 @@
 """Kernels that a body of work would launch are noted, compiled together, and found compiled by who launches them."""
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
