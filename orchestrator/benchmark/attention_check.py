@@ -49,8 +49,8 @@ def find_fault(
     """What a kernel does wrong on a ragged batch, or None.
 
     Its errors against float64 must be at most twice those of PyTorch in the same dtype. A row alone must give the
-    same bits. The output must not depend on whether entropy is measured. The entropy of one key must be 0, and that
-    of n equal scores log n.
+    same bits. The output must not depend on whether entropy is measured, of all rows or of some. The entropy of one
+    key must be 0, and that of n equal scores log n.
     """
     inputs = make_inputs(3, head_dim, _QUERIES, _KEYS, dtype, device)
     out, entropy = _run(inputs, config)
@@ -67,6 +67,12 @@ def find_fault(
     without, _ = flash_attention(inputs, with_entropy=False, config=config)
     if not torch.equal(without, out):
         return "other bits of the output without entropy"
+    for rows in (1, 3):
+        own = slice(0, sum(_QUERIES[:rows]))
+        seen, some = flash_attention(inputs, with_entropy=True, watched_rows=rows, config=config)
+        assert some is not None
+        if not (torch.equal(seen, out) and torch.equal(some[own], entropy[own])):
+            return f"other bits where {rows} of {len(_QUERIES)} rows are watched"
     inputs.q.zero_()
     _, entropy = _run(inputs, config)
     expected = (

@@ -16,18 +16,24 @@ check = pytest.importorskip("toprovar_batch.orchestrator.benchmark.attention_che
 timing = pytest.importorskip("toprovar_batch.orchestrator.benchmark.attention_timing")
 
 
-def _twin(inputs, *, with_entropy, config=None):
-    """Answers as the kernel gives them, by PyTorch, row by row."""
+def _twin(inputs, *, with_entropy, watched_rows=None, config=None):
+    """Answers as the kernel gives them, by PyTorch, row by row; NaN as the entropy of rows that nobody watches."""
     del config
     out, entropy = torch.empty_like(inputs.q), torch.empty(len(inputs.q))
     for row, part in enumerate(inputs.layout.row_slices):
         out[part], entropy[part] = attention(inputs.row(row)), attention_entropy(inputs.row(row))
+        if watched_rows is not None and row >= watched_rows:
+            entropy[part] = math.nan
     return out, entropy if with_entropy else None
 
 
 def _entropy_off(call, amount):
     out, entropy = call
     return out, None if entropy is None else entropy + amount
+
+
+def _is_partly_watched(call):
+    return call[1] is not None and bool(call[1].isnan().any())
 
 
 @pytest.mark.parametrize(
@@ -42,6 +48,14 @@ def _entropy_off(call, amount):
             "other bits alone than in a batch",
         ),
         (lambda call, _layout: (call[0] + 1e-7 * (call[1] is None), call[1]), "without entropy"),
+        (
+            lambda call, _layout: (call[0] + 1e-7 * _is_partly_watched(call), call[1]),
+            "where 1 of 6 rows are watched",
+        ),
+        (
+            lambda call, _layout: _entropy_off(call, 1e-7 * _is_partly_watched(call)),
+            "where 1 of 6 rows are watched",
+        ),
     ],
 )
 def test_a_fault_is_found_and_named(monkeypatch, answer, fault):
